@@ -1,0 +1,11 @@
+//! ocifs mounts any container image now and fetches its bytes when they are read.
+
+pub mod codec;
+pub mod index;
+pub mod limits;
+pub mod oci;
+pub mod registry;
+pub mod source;
+pub mod store;
+pub mod tar;
+pub mod tree;

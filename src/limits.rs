@@ -1,0 +1,23 @@
+//! Every bound on bytes that come from outside, each with its reason.
+//!
+//! A registry, a layer or a cache directory may be hostile or damaged. Nothing read from them sizes an allocation, a
+//! loop or a recursion without first being compared with a constant of this module; passing one of these bounds is an
+//! error that names the object. The modules below take the constants by name, so that a limit is found and argued
+//! about in one place.
+
+/// Longest manifest or image index accepted, in bytes.
+///
+/// Registries must accept pushes of 4 MiB (distribution-spec, "Pushing manifests"); clients accept 4 to 8 MiB (B-058).
+pub const MANIFEST_BYTES: u64 = 8 << 20;
+
+/// Longest image configuration accepted, in bytes (B-058).
+pub const CONFIG_BYTES: u64 = 8 << 20;
+
+/// Deepest nesting of image indexes followed before giving up (B-046): two is common, ten is absurd.
+pub const INDEX_DEPTH: usize = 8;
+
+/// Most layers in one image. Docker stops at 127; overlayfs at 500.
+pub const LAYERS: usize = 1024;
+
+/// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
+pub const BLOB_BYTES: u64 = 1 << 53;

@@ -1,0 +1,3 @@
+//! The `ocifs` program.
+
+fn main() {}
