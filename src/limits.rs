@@ -21,3 +21,13 @@ pub const LAYERS: usize = 1024;
 
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
+
+/// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
+/// short enough that the pieces held while waiting for the first one stay few MiB.
+pub const READ_CHUNK: u64 = 1 << 20;
+
+/// Ranged reads of one layer that run ahead at once during a first contact.
+pub const PARALLEL_READS: usize = 4;
+
+/// Layers of one image that are streamed at once.
+pub const PARALLEL_LAYERS: usize = 4;
