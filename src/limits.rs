@@ -58,3 +58,20 @@ pub const XATTR_VALUE_BYTES: usize = 1 << 16;
 
 /// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
 pub const XATTR_LIST_BYTES: usize = 1 << 16;
+/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
+pub const JSON_DEPTH: usize = 32;
+
+/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
+pub const JSON_KEYS: usize = 10_000;
+
+/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
+pub const INDEX_ENTRIES: usize = 10_000;
+
+/// Most members scanned of an archive; an image of [`LAYERS`] layers needs three each, and archives hold several images.
+pub const ARCHIVE_MEMBERS: usize = 100_000;
+
+/// Longest member name of an archive, in bytes: `PATH_MAX`.
+pub const ARCHIVE_NAME_BYTES: usize = 4096;
+
+/// Longest `oci-layout` file, in bytes; it holds one version number.
+pub const LAYOUT_MARKER_BYTES: u64 = 4096;
