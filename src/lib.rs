@@ -1,6 +1,9 @@
 //! ocifs mounts any container image now and fetches its bytes when they are read.
 
 pub mod codec;
+pub mod fetch;
+pub mod fs;
+pub mod fuse;
 pub mod index;
 pub mod limits;
 pub mod oci;

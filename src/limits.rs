@@ -50,3 +50,56 @@ pub const NAME_BYTES: usize = 255;
 
 /// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
 pub const RESOLVE_LINKS: usize = 40;
+/// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
+/// short enough that the pieces held while waiting for the first one stay few MiB.
+pub const READ_CHUNK: u64 = 1 << 20;
+
+/// Ranged reads of one layer that run ahead at once during a first contact.
+pub const PARALLEL_READS: usize = 4;
+
+/// Layers of one image that are streamed at once.
+pub const PARALLEL_LAYERS: usize = 4;
+// Tar streams.
+
+/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
+///
+/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
+pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
+
+/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
+///
+/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
+/// pieces stays below.
+pub const SPARSE_REGIONS: usize = 1 << 17;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
+pub const SYMLINK_BYTES: usize = 4095;
+
+/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
+pub const XATTR_NAME_BYTES: usize = 255;
+
+/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
+pub const XATTR_VALUE_BYTES: usize = 1 << 16;
+
+/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
+pub const XATTR_LIST_BYTES: usize = 1 << 16;
+/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
+pub const JSON_DEPTH: usize = 32;
+
+/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
+pub const JSON_KEYS: usize = 10_000;
+
+/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
+pub const INDEX_ENTRIES: usize = 10_000;
+
+/// Most members scanned of an archive; an image of [`LAYERS`] layers needs three each, and archives hold several images.
+pub const ARCHIVE_MEMBERS: usize = 100_000;
+
+/// Longest member name of an archive, in bytes: `PATH_MAX`.
+pub const ARCHIVE_NAME_BYTES: usize = 4096;
+
+/// Longest `oci-layout` file, in bytes; it holds one version number.
+pub const LAYOUT_MARKER_BYTES: u64 = 4096;

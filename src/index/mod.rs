@@ -113,6 +113,11 @@ impl LayerIndex {
         std::iter::empty()
     }
 
+    /// All spans in order.
+    pub fn span_ids(&self) -> impl Iterator<Item = SpanId> + use<> {
+        std::iter::empty()
+    }
+
     /// The bytes of the blob that decoding `span` needs. Neighbours may share one byte (gzip blocks end within bytes).
     pub fn compressed(&self, span: SpanId) -> Range<u64> {
         let _ = span;

@@ -1,0 +1,338 @@
+//! From spans to verified bytes: the only way layer data reaches anything that serves it.
+//!
+//! Three difficulties meet here. *Many readers, one download*: a span asked for by sixty processes must be fetched and
+//! decoded once ([`OnceMap`]). *Nothing unverified*: bytes may come from a disk that rots or a server that lies, so a span
+//! counts only after its decoded form matched the index ([`Fetcher::span`]), and only then are its bytes recorded in the
+//! blob store. *Never in the way*: decoding runs on a bounded number of threads, decoded spans live in a byte-bounded
+//! cache ([`spans::SpanCache`]), and background work yields to readers ([`Demand`]).
+//!
+//! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
+//! verifies the whole of it.
+
+mod demand;
+mod fill;
+mod first_contact;
+mod once_map;
+mod spans;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+
+pub use demand::Demand;
+pub use fill::{Urgency, fill};
+pub use first_contact::{Progress, first_contact};
+pub use once_map::OnceMap;
+
+use crate::index::{LayerIndex, SpanId};
+use crate::oci::Digest;
+use crate::source::{self, BlobReader};
+use crate::store::{self, Blob};
+
+/// Why bytes could not be had. Cheap to clone: every waiter of a shared fetch gets its own.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// The bytes are not in the cache and the source may not be asked.
+    #[error("bytes {start}-{end} of layer {layer} are not in the cache and the mount is offline")]
+    Offline {
+        /// The layer.
+        layer: Digest,
+        /// First byte missing.
+        start: u64,
+        /// End of what is missing.
+        end: u64,
+    },
+    /// The source's bytes do not decode to what the index says, also when fetched again.
+    #[error("layer {layer}: the bytes {start}-{end} from {source_name} are wrong")]
+    Corrupt {
+        /// The layer.
+        layer: Digest,
+        /// First byte of the span.
+        start: u64,
+        /// End of the span.
+        end: u64,
+        /// Where they came from.
+        source_name: String,
+    },
+    /// The layer is not what its manifest promises, or cannot be read as a layer.
+    #[error("layer {layer} is rejected")]
+    Rejected {
+        /// The layer.
+        layer: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<crate::index::Rejected>,
+    },
+    /// The cache directory failed in a way that cannot be worked around.
+    #[error("the cache failed")]
+    Store(#[source] Arc<store::Error>),
+    /// A task ended without an answer: the daemon is stopping.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// One layer of a mounted image: its index, its bytes on disk and where the others come from.
+#[derive(Debug)]
+pub struct Layer {
+    /// What the layer holds.
+    pub index: LayerIndex,
+    /// Its compressed bytes, as far as they are here.
+    pub blob: Arc<Blob>,
+    /// Where missing bytes come from; none when offline.
+    pub reader: Option<Arc<dyn BlobReader>>,
+    /// How errors name that place.
+    pub source_name: String,
+    /// What was moved for this layer.
+    pub traffic: Traffic,
+}
+
+/// Counters of what came over the network.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    bytes: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes received.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Ranged reads asked of the source.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn received(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Sizes of the fetcher's pools and caches.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Decoded spans kept in memory, in bytes.
+    pub memory: u64,
+    /// Spans decoded at once.
+    pub decoders: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory: 64 << 20, decoders: std::thread::available_parallelism().map_or(2, usize::from) }
+    }
+}
+
+/// Turns spans into verified bytes, once each, for all mounts of the daemon. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cache: spans::SpanCache,
+    flights: OnceMap<spans::Key, Result<Bytes, Error>>,
+    decoders: Semaphore,
+    demand: Demand,
+}
+
+impl Fetcher {
+    /// A fetcher with empty caches.
+    pub fn new(options: Options) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                cache: spans::SpanCache::new(options.memory),
+                flights: OnceMap::default(),
+                decoders: Semaphore::new(options.decoders.max(1)),
+                demand: Demand::default(),
+            }),
+        }
+    }
+
+    /// Who is waiting for bytes right now; background work asks this before it takes the wire.
+    pub fn demand(&self) -> &Demand {
+        &self.inner.demand
+    }
+
+    /// The decoded span if it is in memory. Never blocks beyond a short lock.
+    pub fn cached(&self, layer: &Layer, span: SpanId) -> Option<Bytes> {
+        self.inner.cache.get(&spans::Key::new(layer, span))
+    }
+
+    /// Bytes of decoded spans held in memory.
+    pub fn memory_used(&self) -> u64 {
+        self.inner.cache.used()
+    }
+
+    /// The decoded bytes of `span`, from memory, from the blob store or from the source, verified against the index.
+    ///
+    /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others.
+    pub async fn span(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        let key = spans::Key::new(layer, span);
+        if let Some(bytes) = self.inner.cache.get(&key) {
+            return Ok(bytes);
+        }
+        let inner = Arc::clone(&self.inner);
+        let layer = Arc::clone(layer);
+        let flight = self.inner.flights.join(key, || async move {
+            let bytes = inner.obtain(&layer, span).await?;
+            inner.cache.put(key, bytes.clone());
+            Ok(bytes)
+        });
+        flight.await.unwrap_or(Err(Error::Interrupted))
+    }
+}
+
+impl Inner {
+    /// Assembles the compressed bytes of a span, decodes and verifies them, and records what was fetched.
+    ///
+    /// A span that does not verify is fetched once more in full: the disk's copy may have rotted, or one answer may have
+    /// been damaged on the way. Wrong twice means the source holds something else.
+    async fn obtain(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        let range = layer.index.compressed(span);
+        for attempt in 0..2 {
+            let (compressed, missing) = layer.compressed(&range).await?;
+            let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
+            let task = Arc::clone(layer);
+            let start = range.start;
+            let decoded = tokio::task::spawn_blocking(move || {
+                let decoded = task.index.decode(span, &compressed);
+                if decoded.is_ok() {
+                    task.keep(start, &compressed, &missing);
+                }
+                decoded
+            })
+            .await
+            .map_err(|_| Error::Interrupted)?;
+            drop(permit);
+            match decoded {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => {
+                    tracing::warn!(
+                        layer = %layer.index.layer(), start = range.start, end = range.end, attempt,
+                        error = %error, "span does not verify, fetching it again"
+                    );
+                    layer.blob.discard(range.clone())?;
+                }
+            }
+        }
+        Err(Error::Corrupt {
+            layer: layer.index.layer(),
+            start: range.start,
+            end: range.end,
+            source_name: layer.source_name.clone(),
+        })
+    }
+}
+
+impl Layer {
+    /// The bytes of `range`, from the blob store where it has them and from the source where not, and which parts the
+    /// source gave.
+    async fn compressed(
+        self: &Arc<Self>,
+        range: &std::ops::Range<u64>,
+    ) -> Result<(Bytes, Vec<std::ops::Range<u64>>), Error> {
+        let missing = self.blob.missing(range.clone());
+        if missing.is_empty() {
+            let layer = Arc::clone(self);
+            let wanted = range.clone();
+            let local = tokio::task::spawn_blocking(move || layer.blob.read(wanted)).await;
+            match local.map_err(|_| Error::Interrupted)? {
+                Ok(Some(bytes)) => return Ok((bytes, missing)),
+                // Forgotten between the two looks, or unreadable: the source has it all.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(layer = %self.index.layer(), %error, "cached blob is unreadable"),
+            }
+            return Ok((self.fetch(range.clone()).await?, vec![range.clone()]));
+        }
+        if missing == [range.clone()] {
+            return Ok((self.fetch(range.clone()).await?, missing));
+        }
+        let mut whole = BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or(0));
+        let mut at = range.start;
+        for gap in &missing {
+            self.append_local(&mut whole, at..gap.start).await?;
+            whole.extend_from_slice(&self.fetch(gap.clone()).await?);
+            at = gap.end;
+        }
+        self.append_local(&mut whole, at..range.end).await?;
+        Ok((whole.freeze(), missing))
+    }
+
+    async fn append_local(self: &Arc<Self>, whole: &mut BytesMut, range: std::ops::Range<u64>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let layer = Arc::clone(self);
+        let wanted = range.clone();
+        let local = tokio::task::spawn_blocking(move || layer.blob.read(wanted)).await;
+        match local.map_err(|_| Error::Interrupted)? {
+            Ok(Some(bytes)) => whole.extend_from_slice(&bytes),
+            _ => whole.extend_from_slice(&self.fetch(range).await?),
+        }
+        Ok(())
+    }
+
+    /// One ranged read at the source.
+    async fn fetch(&self, range: std::ops::Range<u64>) -> Result<Bytes, Error> {
+        let Some(reader) = &self.reader else {
+            return Err(Error::Offline { layer: self.index.layer(), start: range.start, end: range.end });
+        };
+        read_range(reader.as_ref(), range, &self.traffic).await
+    }
+
+    /// Records verified bytes in the blob store. A full or failing disk costs a later fetch, never this read.
+    fn keep(&self, start: u64, compressed: &[u8], fetched: &[std::ops::Range<u64>]) {
+        for gap in fetched {
+            let within = |offset: u64| usize::try_from(offset - start).ok();
+            let Some(bytes) = within(gap.start).zip(within(gap.end)).and_then(|(from, to)| compressed.get(from..to))
+            else {
+                continue;
+            };
+            if let Err(error) = self.blob.write(gap.start, bytes) {
+                tracing::debug!(layer = %self.index.layer(), %error, "verified bytes are not kept");
+            }
+        }
+    }
+}
+
+/// Collects one ranged read, counting it.
+async fn read_range(reader: &dyn BlobReader, range: std::ops::Range<u64>, traffic: &Traffic) -> Result<Bytes, Error> {
+    if range.is_empty() {
+        return Ok(Bytes::new());
+    }
+    traffic.request();
+    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    let mut stream = reader.read(range).await?;
+    let mut whole = BytesMut::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        traffic.received(piece.len());
+        if whole.is_empty() {
+            if piece.len() == length {
+                return Ok(piece);
+            }
+            whole.reserve(length);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole.freeze())
+}

@@ -1,0 +1,173 @@
+//! Single flight: work that several callers want at once is done once.
+//!
+//! The work runs as a task of its own, so a caller that gives up does not take it from the others. It ends early only
+//! when nobody waits for it any more.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// Work in progress by key. The result is handed to everyone who joined and is not kept.
+#[derive(Debug)]
+pub struct OnceMap<K, V> {
+    /// Protects the table of flights only; taken for look-ups and changes of the table, never across an await.
+    flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
+}
+
+#[derive(Debug)]
+struct Flight<V> {
+    result: watch::Receiver<Option<V>>,
+    /// Held by every waiter; the last one to give up aborts the work.
+    interest: std::sync::Weak<Interest>,
+}
+
+#[derive(Debug, Default)]
+struct Interest(Mutex<Option<AbortHandle>>);
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.0).take() {
+            // A finished task is not affected.
+            task.abort();
+        }
+    }
+}
+
+impl<K, V> Default for OnceMap<K, V> {
+    fn default() -> Self {
+        Self { flights: Arc::default() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K, V> OnceMap<K, V>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Waits for the result of the work under `key`, starting it with `work` if nobody has. Joining happens in the call
+    /// itself, not at the first poll. `None` if the work ended without a result (it panicked, or the runtime stops).
+    pub fn join<W, F>(&self, key: K, work: W) -> impl Future<Output = Option<V>> + Send + use<K, V, W, F>
+    where
+        W: FnOnce() -> F,
+        F: Future<Output = V> + Send + 'static,
+    {
+        let (mut result, interest) = self.enter(key, work);
+        async move {
+            let value = match result.wait_for(Option::is_some).await {
+                Ok(value) => value.clone(),
+                Err(_) => None,
+            };
+            drop(interest);
+            value
+        }
+    }
+
+    fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, Arc<Interest>)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.get(&key)
+            && let Some(interest) = flight.interest.upgrade()
+        {
+            return (flight.result.clone(), interest);
+        }
+        let (sender, receiver) = watch::channel(None);
+        let interest = Arc::new(Interest::default());
+        let flight = Flight { result: receiver.clone(), interest: Arc::downgrade(&interest) };
+        flights.insert(key.clone(), flight);
+        let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
+        let work = work();
+        let task = tokio::spawn(async move {
+            let value = work.await;
+            drop(landing);
+            sender.send_replace(Some(value));
+        });
+        *lock(&interest.0) = Some(task.abort_handle());
+        (receiver, interest)
+    }
+}
+
+/// Takes a flight out of the table when its work ends, however it ends.
+struct Landing<K: Eq + Hash, V> {
+    flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    key: K,
+    interest: std::sync::Weak<Interest>,
+}
+
+impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        let mut flights = lock(&self.flights);
+        // An abandoned flight may have been replaced by a new one under the same key, which must stay.
+        if flights.get(&self.key).is_some_and(|flight| flight.interest.ptr_eq(&self.interest)) {
+            flights.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn callers_at_once_share_one_run() {
+        let map = OnceMap::<u8, usize>::default();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let waiters: Vec<_> = (0..64)
+            .map(|_| {
+                let runs = Arc::clone(&runs);
+                map.join(1, || async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    runs.fetch_add(1, Ordering::SeqCst) + 1
+                })
+            })
+            .collect();
+        for waiter in waiters {
+            assert_eq!(waiter.await, Some(1));
+        }
+        assert_eq!(map.join(1, || async { 7 }).await, Some(7), "a finished result is not kept");
+    }
+
+    #[tokio::test]
+    async fn one_caller_giving_up_does_not_end_the_work_of_the_others() {
+        let map = OnceMap::<u8, u8>::default();
+        let first = map.join(1, || async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            9
+        });
+        let second = map.join(1, || async { 0 });
+        drop(first);
+        assert_eq!(second.await, Some(9));
+    }
+
+    #[tokio::test]
+    async fn work_nobody_waits_for_ends_and_can_begin_anew() {
+        let map = OnceMap::<u8, u8>::default();
+        let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
+        drop(map.join(1, || async move {
+            let _held = done;
+            std::future::pending::<()>().await;
+            1
+        }));
+        let ended = tokio::time::timeout(Duration::from_secs(5), &mut ended).await;
+        assert!(ended.expect("the abandoned work ends").is_err(), "its future was dropped");
+        assert_eq!(map.join(1, || async { 2 }).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_gives_none_and_is_forgotten() {
+        let map = OnceMap::<u8, u8>::default();
+        assert_eq!(map.join(1, || async { panic!("on purpose") }).await, None);
+        assert_eq!(map.join(1, || async { 3 }).await, Some(3));
+    }
+}

@@ -1,0 +1,73 @@
+//! Decoded spans in memory, bounded by their bytes.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use super::Layer;
+use crate::index::SpanId;
+use crate::oci::Digest;
+
+/// Names a span across all layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    layer: Digest,
+    span: SpanId,
+}
+
+impl Key {
+    pub(super) fn new(layer: &Layer, span: SpanId) -> Self {
+        Self { layer: layer.index.layer(), span }
+    }
+}
+
+/// The most recently used decoded spans.
+#[derive(Debug)]
+pub(super) struct SpanCache {
+    limit: u64,
+    /// Protects the cache; held for look-ups and insertions only.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    spans: LruCache<Key, Bytes>,
+    used: u64,
+}
+
+impl SpanCache {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, state: Mutex::new(State { spans: LruCache::unbounded(), used: 0 }) }
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<Bytes> {
+        self.lock().spans.get(key).cloned()
+    }
+
+    /// Keeps `bytes`, dropping the least recently used until the limit holds. A span larger than half the limit is not
+    /// kept: it would push out everything else for one reader.
+    pub(super) fn put(&self, key: Key, bytes: Bytes) {
+        let size = bytes.len() as u64;
+        if size > self.limit / 2 {
+            return;
+        }
+        let mut state = self.lock();
+        if let Some(old) = state.spans.put(key, bytes) {
+            state.used -= old.len() as u64;
+        }
+        state.used += size;
+        while state.used > self.limit {
+            let Some((_, dropped)) = state.spans.pop_lru() else { break };
+            state.used -= dropped.len() as u64;
+        }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.lock().used
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

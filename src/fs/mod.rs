@@ -1,0 +1,81 @@
+//! The file system without FUSE: what each operation answers, in plain types.
+//!
+//! A [`FileSystem`] joins a [`Tree`] with the [`fetch::Layer`]s its extents point into. Metadata is answered from the
+//! mapped tree without a lock. A read is answered at once when its bytes are in a decoded file or in memory, and is
+//! otherwise handed back as a future ([`Read::Later`]), so that no thread of the kernel adapter ever waits for a disk
+//! full of work or for the network.
+//!
+//! Handles carry no state. What is remembered per inode while it is open is only the decoded file that serves it.
+
+mod attr;
+mod directory;
+mod error;
+mod open;
+mod publish;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::fetch::{Fetcher, Layer};
+use crate::store::Store;
+use crate::tree::{NodeId, Tree};
+
+pub use attr::{Attr, FileType, StatFs};
+pub use directory::{DirEntry, Directory};
+pub use error::{Chain, Errno, Error};
+pub use read::{Pending, Read};
+
+/// An inode number as the kernel sees it: the node's number plus one, so that the root is 1 (FUSE_ROOT_ID).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ino(pub u64);
+
+impl From<NodeId> for Ino {
+    fn from(node: NodeId) -> Self {
+        Self(u64::from(node.get()) + 1)
+    }
+}
+
+/// One image's tree, ready to be served. Immutable but for the table of open files.
+#[derive(Debug)]
+pub struct FileSystem {
+    tree: Tree,
+    layers: Vec<Arc<Layer>>,
+    fetcher: Fetcher,
+    store: Arc<Store>,
+    open: open::OpenFiles,
+    publisher: publish::Publisher,
+}
+
+impl FileSystem {
+    /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
+    pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
+        let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&store), tree.clone(), layers.clone());
+        Self { tree, layers, fetcher, store, open: open::OpenFiles::default(), publisher }
+    }
+
+    /// The tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The layers from the bottom.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// Number of open file handles.
+    pub fn open_files(&self) -> u64 {
+        self.open.handles()
+    }
+
+    fn node_id(&self, ino: Ino) -> Result<NodeId, Error> {
+        // An inode number that the tree never gave out can only come from a kernel that kept it across a change of tree.
+        ino.0
+            .checked_sub(1)
+            .and_then(|number| u32::try_from(number).ok())
+            .and_then(|number| self.tree.id(number))
+            .ok_or(Error::Stale(ino))
+    }
+}

@@ -1,0 +1,157 @@
+//! System calls around a mount: making it, finding it in the mount table, tuning it, ending it.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+/// Read-ahead of a mount in KiB. The kernel offers 128 by default; a span decodes to about 512 KiB anyway.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// A mount as the kernel's table lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Device number, `major:minor`.
+    pub device: String,
+    /// The type, `fuse.ocifs` for ours.
+    pub file_system: String,
+}
+
+/// True if this machine has a FUSE device that this user may open; the error otherwise.
+pub fn is_available() -> io::Result<()> {
+    open_device().map(drop)
+}
+
+pub(super) fn open_device() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/fuse")
+}
+
+/// Calls mount(2) for a FUSE connection. Only for callers with CAP_SYS_ADMIN.
+pub(super) fn mount(device: &File, dir: &Path, source: &str, everyone: bool) -> io::Result<()> {
+    let user = rustix::process::getuid().as_raw();
+    let group = rustix::process::getgid().as_raw();
+    let access = if everyone { ",allow_other" } else { "" };
+    let options =
+        format!("fd={},rootmode=40000,user_id={user},group_id={group},default_permissions{access}", device.as_raw_fd());
+    let options = CString::new(options).map_err(io::Error::other)?;
+    // Set-user-ID programs must work in a container's root file system; device nodes come from the runtime.
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOATIME;
+    rustix::mount::mount(source, dir, "fuse.ocifs", flags, options.as_c_str())?;
+    Ok(())
+}
+
+/// Calls umount2(2). `lazy` detaches a busy mount at once and lets it end with its last user.
+pub(super) fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    rustix::mount::unmount(dir, flags | UnmountFlags::NOFOLLOW)?;
+    Ok(())
+}
+
+/// The mount on top at `dir`, if one is mounted there. Reads the kernel's table and so never touches the mount.
+pub(super) fn find(dir: &Path) -> io::Result<Option<MountPoint>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_line).rfind(|mount| mount.path == dir))
+}
+
+/// One line of mountinfo: `id parent major:minor root point options [optional…] - type source options` (proc(5)).
+fn parse_line(line: &[u8]) -> Option<MountPoint> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = fields.nth(2)?;
+    let path = fields.nth(1)?;
+    let file_system = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(MountPoint {
+        path: PathBuf::from(OsString::from_vec(unescape(path))),
+        device: String::from_utf8_lossy(device).into_owned(),
+        file_system: String::from_utf8_lossy(file_system).into_owned(),
+    })
+}
+
+/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        match digits {
+            Some(digits) if byte == b'\\' => {
+                plain.push(digits.iter().fold(0_u8, |value, digit| value << 3 | (digit - b'0')));
+                rest = &tail[3..];
+            }
+            _ => {
+                plain.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+/// Raises the kernel's read-ahead for a mount. Needs root; without it reads only become smaller.
+pub(super) fn raise_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "read-ahead stays at the default");
+    }
+}
+
+/// Names of processes that hold files below `dir`: working directory, root, program, open file or mapping.
+///
+/// Reads link texts only, so it never touches the mount; processes that may not be looked into are left out.
+pub(super) fn holders(dir: &Path) -> Vec<(u32, String)> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let mut found: Vec<_> = processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| holds(*pid, dir))
+        .map(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            (pid, name.trim_end().to_owned())
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+fn holds(pid: u32, dir: &Path) -> bool {
+    let base = PathBuf::from(format!("/proc/{pid}"));
+    let is_below = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+    if ["cwd", "root", "exe"].iter().any(|name| is_below(&base.join(name))) {
+        return true;
+    }
+    let descriptors = std::fs::read_dir(base.join("fd")).into_iter().flatten();
+    if descriptors.flatten().any(|entry| is_below(&entry.path())) {
+        return true;
+    }
+    let maps = std::fs::read(base.join("maps")).unwrap_or_default();
+    maps.split(|byte| *byte == b'\n').any(|line| {
+        let path = line.iter().position(|byte| *byte == b'/').map_or(&[][..], |start| &line[start..]);
+        Path::new(std::ffi::OsStr::from_bytes(path)).starts_with(dir)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_parse_with_escapes_and_optional_fields() {
+        let line = b"36 35 0:45 / /mnt/a\\040b ro,nodev shared:1 master:2 - fuse.ocifs ocifs ro,user_id=0";
+        let mount = parse_line(line).expect("a valid line");
+        assert_eq!(mount.path, Path::new("/mnt/a b"));
+        assert_eq!((mount.device.as_str(), mount.file_system.as_str()), ("0:45", "fuse.ocifs"));
+        assert_eq!(parse_line(b""), None);
+        assert_eq!(parse_line(b"36 35 0:45 / /mnt"), None);
+    }
+
+    #[test]
+    fn this_process_holds_its_own_program() {
+        let program = std::env::current_exe().expect("a program");
+        let holders = holders(program.parent().expect("a directory"));
+        assert!(holders.iter().any(|(pid, _)| *pid == std::process::id()), "{holders:?}");
+    }
+}

@@ -1,0 +1,16 @@
+//! The kernel's side: mounts a [`FileSystem`](crate::fs::FileSystem) and answers its requests.
+//!
+//! The only module that names the FUSE crate. [`Adapter`](adapter) turns requests into calls of the file system and its
+//! answers into replies; [`Mount`] owns the connection.
+//!
+//! Caching is total, because the tree never changes: look-ups, attributes and negative look-ups are valid for ever,
+//! directories, symbolic links and file data stay cached across opens. Permission checks are the kernel's
+//! (`default_permissions`), and so is every refusal to write: the mount itself is read-only, so that the kernel answers
+//! EROFS without asking.
+
+mod adapter;
+mod kernel;
+mod session;
+
+pub use kernel::{MountPoint, is_available};
+pub use session::{Access, Mount, MountError, UnmountError, holders};

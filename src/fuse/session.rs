@@ -1,0 +1,228 @@
+//! One mount from its first request to its last.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::adapter::Adapter;
+use super::kernel::{self, MountPoint};
+use crate::fs::FileSystem;
+
+/// Threads that take requests of one mount. Each answers from memory or hands the request on, so few are enough.
+const THREADS: usize = 4;
+
+/// Who may look into a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Every user, subject to the image's permissions (`allow_other`); for root.
+    Everyone,
+    /// Only the user who mounted.
+    Owner,
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Mount {
+    point: MountPoint,
+    ended: watch::Receiver<bool>,
+}
+
+/// Why a directory could not be mounted on.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no usable FUSE device.
+    #[error("cannot open /dev/fuse")]
+    NoDevice(#[source] io::Error),
+    /// The kernel or fusermount3 refused.
+    #[error("cannot mount on {path}")]
+    Refused {
+        /// The mount point.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// The kernel ended the connection before it began.
+    #[error("the kernel did not complete the mount on {path}")]
+    Handshake {
+        /// The mount point.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+}
+
+/// Why a mount could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// Processes still use it.
+    #[error("{path} is in use by {}", describe(holders))]
+    Busy {
+        /// The mount point.
+        path: PathBuf,
+        /// Process number and name of those found.
+        holders: Vec<(u32, String)>,
+    },
+    /// The kernel or fusermount3 refused.
+    #[error("cannot unmount {path}")]
+    Refused {
+        /// The mount point.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+}
+
+fn describe(holders: &[(u32, String)]) -> String {
+    if holders.is_empty() {
+        return "a process that cannot be seen from here, or another mount below it".to_owned();
+    }
+    holders.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect::<Vec<_>>().join(", ")
+}
+
+/// The processes that hold something below `dir`, by number and name.
+pub fn holders(dir: &Path) -> Vec<(u32, String)> {
+    kernel::holders(dir)
+}
+
+impl Mount {
+    /// Mounts `fs` on `dir`, an absolute path of an existing directory, and starts serving it.
+    ///
+    /// `source` is what the mount table shows. Root mounts by itself, others through fusermount3. Returns when the kernel
+    /// has been answered, so that the tree can be used at once; blocks for a few milliseconds.
+    pub fn new(
+        fs: Arc<FileSystem>,
+        runtime: Handle,
+        dir: &Path,
+        source: &str,
+        access: Access,
+    ) -> Result<Self, MountError> {
+        let adapter = Adapter { fs, runtime };
+        let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        config.acl = match access {
+            Access::Everyone => SessionACL::All,
+            Access::Owner => SessionACL::Owner,
+        };
+        let session = if rustix::process::geteuid().is_root() {
+            mount_as_root(adapter, dir, source, access, config)?
+        } else {
+            mount_through_fusermount(adapter, dir, source, config)?
+        };
+        let point = kernel::find(dir).ok().flatten().unwrap_or_else(|| MountPoint {
+            path: dir.to_owned(),
+            device: String::new(),
+            file_system: String::new(),
+        });
+        let (ending, ended) = watch::channel(false);
+        let serve = move || {
+            if let Err(error) = session.run() {
+                tracing::warn!(%error, "mount ended with an error");
+            }
+            ending.send_replace(true);
+        };
+        let thread = std::thread::Builder::new().name("fuse-session".to_owned()).spawn(serve);
+        if let Err(source) = thread {
+            return Err(MountError::Handshake { path: dir.to_owned(), source });
+        }
+        if !point.device.is_empty() {
+            kernel::raise_read_ahead(&point.device);
+        }
+        Ok(Self { point, ended })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.point.path
+    }
+
+    /// Ends the mount. `lazy` detaches it at once even if it is in use. A mount that is already gone is no error.
+    pub fn unmount(&self, lazy: bool) -> Result<(), UnmountError> {
+        if *self.ended.borrow() {
+            return Ok(());
+        }
+        let path = self.path().to_owned();
+        let result = if rustix::process::geteuid().is_root() {
+            kernel::unmount(&path, lazy)
+        } else {
+            fusermount_unmount(&path, lazy)
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let holders = kernel::holders(&path);
+                Err(UnmountError::Busy { path, holders })
+            }
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            Err(source) => Err(UnmountError::Refused { path, source }),
+        }
+    }
+
+    /// Returns once the kernel has ended the connection, by whatever hand.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        if ended.wait_for(|ended| *ended).await.is_err() {
+            tracing::debug!("the session thread is gone");
+        }
+    }
+}
+
+fn mount_as_root(
+    adapter: Adapter,
+    dir: &Path,
+    source: &str,
+    access: Access,
+    config: Config,
+) -> Result<Session<Adapter>, MountError> {
+    let device = kernel::open_device().map_err(MountError::NoDevice)?;
+    kernel::mount(&device, dir, source, access == Access::Everyone)
+        .map_err(|source| MountError::Refused { path: dir.to_owned(), source })?;
+    let acl = config.acl;
+    Session::from_fd(adapter, OwnedFd::from(device), acl, config).map_err(|source| {
+        if let Err(error) = kernel::unmount(dir, true) {
+            tracing::warn!(%error, "a mount that never began stays behind");
+        }
+        MountError::Handshake { path: dir.to_owned(), source }
+    })
+}
+
+fn mount_through_fusermount(
+    adapter: Adapter,
+    dir: &Path,
+    source: &str,
+    mut config: Config,
+) -> Result<Session<Adapter>, MountError> {
+    kernel::is_available().map_err(MountError::NoDevice)?;
+    config.mount_options = vec![
+        MountOption::FSName(source.to_owned()),
+        MountOption::Subtype("ocifs".to_owned()),
+        MountOption::RO,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+    ];
+    Session::new(adapter, dir, &config).map_err(|source| MountError::Refused { path: dir.to_owned(), source })
+}
+
+/// Asks fusermount3, which is set-user-ID, to end a mount of this user.
+fn fusermount_unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(dir).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("busy") {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    Err(io::Error::other(message.trim().to_owned()))
+}

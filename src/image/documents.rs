@@ -1,0 +1,168 @@
+//! Reference to manifest to configuration, from the source or from the cache.
+//!
+//! Documents named by digest never change, so a cached one is as good as the source's and costs no round trip. Only a
+//! tag must be asked for; where that is impossible, the digest it had last stands in, and the user is told.
+
+use bytes::Bytes;
+
+use super::{Error, Images, Request, Resolved};
+use crate::limits;
+use crate::oci::{self, Descriptor, Digest, ImageConfig, ImageManifest, Manifest, Reference};
+use crate::source::{self, Document, ErrorKind, Source};
+
+impl Images {
+    /// Follows the reference through image indexes to the manifest of the wanted platform, and reads its configuration.
+    pub(super) async fn documents(&self, request: &Request, source: Option<&dyn Source>) -> Result<Resolved, Error> {
+        let mut warnings = Vec::new();
+        let mut document = self.top(request, source, &mut warnings).await?;
+        let mut documents = vec![document.digest];
+        let mut index = None;
+        for _ in 0..=limits::INDEX_DEPTH {
+            let digest = document.digest;
+            let parsed = Manifest::parse(&document.bytes, &document.media_type)
+                .map_err(|source| Error::Manifest { digest, source })?;
+            match parsed {
+                Manifest::Image(manifest) => {
+                    let (config, config_bytes) = self.config(&manifest, source).await?;
+                    documents.push(manifest.config.digest);
+                    manifest.check(&config).map_err(|source| Error::Config { digest: manifest.config.digest, source })?;
+                    self.note_platform(request, &config, index.is_some(), &mut warnings);
+                    return Ok(Resolved {
+                        index,
+                        digest,
+                        manifest_size: document.bytes.len() as u64,
+                        manifest,
+                        config,
+                        config_bytes,
+                        warnings,
+                        documents,
+                    });
+                }
+                Manifest::Index(children) => {
+                    let child = oci::select(&children.entries, &request.wanted)?.descriptor.clone();
+                    document = self.child(&child, source).await?;
+                    documents.push(document.digest);
+                    index.get_or_insert(children);
+                }
+            }
+        }
+        Err(Error::Depth(document.digest))
+    }
+
+    /// The document that the reference itself names.
+    async fn top(
+        &self,
+        request: &Request,
+        source: Option<&dyn Source>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Document, Error> {
+        let key = request.reference.to_string();
+        if let Reference::Registry(name) = &request.reference
+            && let Some(digest) = name.digest()
+            && let Some(bytes) = self.store.document(digest)?
+        {
+            return Ok(Document { media_type: String::new(), digest: *digest, bytes });
+        }
+        let Some(source) = source else {
+            return self.remembered(&key)?.ok_or(Error::Offline(key));
+        };
+        match source.resolve().await {
+            Ok(document) => {
+                self.remember(&document);
+                if matches!(request.reference, Reference::Registry(_))
+                    && let Err(error) = self.store.put_reference(&key, &document.digest, &document.media_type)
+                {
+                    tracing::debug!(%error, "the reference is not remembered for an outage");
+                }
+                Ok(document)
+            }
+            Err(error) if error.kind() == ErrorKind::Unreachable => match self.remembered(&key)? {
+                Some(document) => {
+                    warnings.push(format!("{error}; using {key} as it was last seen ({})", document.digest));
+                    Ok(document)
+                }
+                None => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What `key` resolved to last, if the cache still has it.
+    fn remembered(&self, key: &str) -> Result<Option<Document>, Error> {
+        let Some((digest, media_type)) = self.store.reference(key)? else { return Ok(None) };
+        Ok(self.store.document(&digest)?.map(|bytes| Document { media_type, digest, bytes }))
+    }
+
+    /// A manifest that an index lists.
+    async fn child(&self, descriptor: &Descriptor, source: Option<&dyn Source>) -> Result<Document, Error> {
+        let cached = match &descriptor.data {
+            Some(data) => Some(data.clone()),
+            None => self.store.document(&descriptor.digest)?,
+        };
+        if let Some(bytes) = cached {
+            return Ok(Document { media_type: descriptor.media_type.clone(), digest: descriptor.digest, bytes });
+        }
+        let source = source.ok_or_else(|| Error::Offline(format!("manifest {}", descriptor.digest)))?;
+        let document = source.manifest(descriptor).await?;
+        self.remember(&document);
+        Ok(document)
+    }
+
+    async fn config(
+        &self,
+        manifest: &ImageManifest,
+        source: Option<&dyn Source>,
+    ) -> Result<(ImageConfig, Bytes), Error> {
+        let descriptor = &manifest.config;
+        let digest = descriptor.digest;
+        let cached = match &descriptor.data {
+            Some(data) => Some(data.clone()),
+            None => self.store.document(&digest)?,
+        };
+        let bytes = match cached {
+            Some(bytes) => bytes,
+            None => {
+                let source = source.ok_or_else(|| Error::Offline(format!("configuration {digest}")))?;
+                let bytes = read_config(source, descriptor).await?;
+                self.remember(&Document { media_type: String::new(), digest, bytes: bytes.clone() });
+                bytes
+            }
+        };
+        let config = ImageConfig::parse(&bytes).map_err(|source| Error::Config { digest, source })?;
+        Ok((config, bytes))
+    }
+
+    /// Keeps a document. Failing to is harmless: it would only have saved a request.
+    fn remember(&self, document: &Document) {
+        if let Err(error) = self.store.put_document(&document.digest, &document.bytes) {
+            tracing::debug!(%error, "document is not kept");
+        }
+    }
+
+    /// Tells the user when an image that offered no choice is for another platform (B-048).
+    fn note_platform(&self, request: &Request, config: &ImageConfig, chosen: bool, warnings: &mut Vec<String>) {
+        if !chosen && !request.wanted.accepts(&config.platform) {
+            warnings.push(format!("the image is for {}, not for {}", config.platform, request.wanted));
+        }
+    }
+}
+
+/// Reads and checks a configuration, whose length is bounded before anything is asked for.
+async fn read_config(source: &dyn Source, descriptor: &Descriptor) -> Result<Bytes, source::Error> {
+    let Descriptor { digest, size, .. } = descriptor;
+    if *size > limits::CONFIG_BYTES {
+        let message = format!("configuration {digest} has {size} bytes, more than {}", limits::CONFIG_BYTES);
+        return Err(source::Error::new(ErrorKind::Unsupported, message));
+    }
+    let bytes = source::read_all(source.blob(descriptor).as_ref(), 0..*size).await?;
+    check(&bytes, digest, *size, &source.name())?;
+    Ok(bytes)
+}
+
+fn check(bytes: &Bytes, digest: &Digest, size: u64, name: &str) -> Result<(), source::Error> {
+    if bytes.len() as u64 == size && digest.matches(bytes) {
+        return Ok(());
+    }
+    let message = format!("{name} sent bytes for {digest} that do not have this digest and size");
+    Err(source::Error::new(ErrorKind::Corrupt, message))
+}

@@ -1,0 +1,127 @@
+//! An index for every layer: from the cache, or by first contact, all layers at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::inline::InlineBlob;
+use super::{Error, ImageLayer, Images, Origin, Progress, Resolved};
+use crate::fetch;
+use crate::index::{Expected, LayerIndex};
+use crate::limits;
+use crate::oci::{Descriptor, Digest};
+use crate::source::{BlobReader, Source};
+
+impl Images {
+    /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
+    pub(super) async fn layers(
+        &self,
+        resolved: &Resolved,
+        source: Option<&Arc<dyn Source>>,
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<ImageLayer>, Error> {
+        let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
+        let mut distinct: HashMap<Digest, Expected> = HashMap::new();
+        for (descriptor, diff_id) in listed.clone() {
+            let expected = Expected { layer: descriptor.digest, size: descriptor.size, diff_id: *diff_id };
+            distinct.entry(descriptor.digest).or_insert(expected);
+        }
+        let first: HashMap<Digest, &Descriptor> =
+            resolved.manifest.layers.iter().rev().map(|descriptor| (descriptor.digest, descriptor)).collect();
+        let opening = distinct.values().map(|expected| {
+            let descriptor = first[&expected.layer];
+            let reader = reader(descriptor, source);
+            async move { Ok::<_, Error>((expected.layer, self.index(*expected, reader, progress).await?)) }
+        });
+        let opened: HashMap<Digest, (LayerIndex, Origin)> =
+            stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
+        let layers = listed.map(|(descriptor, diff_id)| {
+            let (index, origin) = opened[&descriptor.digest].clone();
+            let reader = reader(descriptor, source);
+            let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
+            async move {
+                let found = index.diff_id();
+                if found != *diff_id {
+                    return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
+                }
+                let layer = self.layer(index, descriptor, reader, name).await?;
+                Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer })
+            }
+        });
+        try_join_all(layers).await
+    }
+
+    /// The index of one layer and where it came from.
+    async fn index(
+        &self,
+        expected: Expected,
+        reader: Option<Arc<dyn BlobReader>>,
+        progress: &Arc<Progress>,
+    ) -> Result<(LayerIndex, Origin), Error> {
+        if let Some(index) = self.stored_index(expected).await? {
+            return Ok((index, Origin::Cached));
+        }
+        let store = Arc::clone(&self.store);
+        let watched = self.watch(expected.layer);
+        progress.add(expected.size, Arc::clone(&watched));
+        let contact = self.contacts.join(expected.layer, || async move {
+            fetch::first_contact(&store, reader, expected, watched).await
+        });
+        let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
+        Ok((index, Origin::FirstContact))
+    }
+
+    /// The progress of the first contact of `layer`, shared by everyone who waits for it.
+    fn watch(&self, layer: Digest) -> Arc<fetch::Progress> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|_, progress| progress.strong_count() > 0);
+        if let Some(progress) = watched.get(&layer).and_then(std::sync::Weak::upgrade) {
+            return progress;
+        }
+        let progress = Arc::new(fetch::Progress::default());
+        watched.insert(layer, Arc::downgrade(&progress));
+        progress
+    }
+
+    /// The stored index if it is sound and speaks of the same bytes; a damaged one is removed and made anew.
+    async fn stored_index(&self, expected: Expected) -> Result<Option<LayerIndex>, Error> {
+        let store = Arc::clone(&self.store);
+        let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
+            let Some(bytes) = store.index(&expected.layer)? else { return Ok(None) };
+            match LayerIndex::open(bytes) {
+                Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
+                    return Ok(Some(index));
+                }
+                Ok(_) => tracing::warn!(layer = %expected.layer, "stored index speaks of another blob"),
+                Err(error) => tracing::warn!(layer = %expected.layer, %error, "indexing the layer again"),
+            }
+            store.remove_index(&expected.layer)?;
+            Ok(None)
+        });
+        task.await.map_err(|_| Error::Interrupted)?
+    }
+
+    async fn layer(
+        &self,
+        index: LayerIndex,
+        descriptor: &Descriptor,
+        reader: Option<Arc<dyn BlobReader>>,
+        source_name: String,
+    ) -> Result<Arc<fetch::Layer>, Error> {
+        let store = Arc::clone(&self.store);
+        let (digest, size) = (descriptor.digest, descriptor.size);
+        let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
+        let blob = blob.map_err(|_| Error::Interrupted)??;
+        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic: fetch::Traffic::default() }))
+    }
+}
+
+/// Where the bytes of a layer come from: its descriptor, or the source.
+fn reader(descriptor: &Descriptor, source: Option<&Arc<dyn Source>>) -> Option<Arc<dyn BlobReader>> {
+    match &descriptor.data {
+        Some(data) => Some(Arc::new(InlineBlob(data.clone()))),
+        None => source.map(|source| source.blob(descriptor)),
+    }
+}

@@ -1,0 +1,228 @@
+//! From a reference to an image that can be served: the one place where the parts are joined.
+//!
+//! [`Images::resolve`] turns a reference into a manifest and a configuration, from the source or from what the cache
+//! proves. [`Images::open`] finds or makes the index of every layer, all at once, merges the tree or maps the stored one,
+//! and hands back an [`Image`].
+
+mod documents;
+mod error;
+mod inline;
+mod layers;
+mod source;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::fetch::{self, Fetcher, OnceMap};
+use crate::index::LayerIndex;
+use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, Wanted};
+use crate::source::Source;
+use crate::store::Store;
+use crate::tree::Tree;
+
+pub use error::Error;
+
+/// What the caller wants resolved, and how the source may be asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image.
+    pub reference: Reference,
+    /// Which of its platforms.
+    pub wanted: Wanted,
+    /// Ask no source; use what the cache has.
+    pub offline: bool,
+    /// Speak plain HTTP to the registry.
+    pub plain_http: bool,
+    /// Credential files, in the order in which they are asked.
+    pub auth_files: Vec<PathBuf>,
+}
+
+/// A reference followed to one image.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The image index that the reference named, if it named one.
+    pub index: Option<ImageIndex>,
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// Length of the manifest in bytes.
+    pub manifest_size: u64,
+    /// The manifest.
+    pub manifest: ImageManifest,
+    /// The configuration.
+    pub config: ImageConfig,
+    /// The configuration as its publisher wrote it.
+    pub config_bytes: Bytes,
+    /// Things the user should know, such as that a cached tag was used because the registry cannot be reached.
+    pub warnings: Vec<String>,
+    /// Every document this was read from, so that the cache keeps them while the image is in use.
+    pub documents: Vec<Digest>,
+}
+
+/// How a layer came to have an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was in the cache.
+    Cached,
+    /// It was made now, by streaming the layer.
+    FirstContact,
+}
+
+/// One layer of an opened image.
+#[derive(Debug, Clone)]
+pub struct ImageLayer {
+    /// The layer's descriptor in the manifest.
+    pub descriptor: Descriptor,
+    /// How its index came to be.
+    pub origin: Origin,
+    /// The layer itself.
+    pub layer: Arc<fetch::Layer>,
+}
+
+/// An image whose tree is known.
+#[derive(Debug)]
+pub struct Image {
+    /// What it was resolved from.
+    pub resolved: Resolved,
+    /// Its layers from the bottom.
+    pub layers: Vec<ImageLayer>,
+    /// The merged tree.
+    pub tree: Tree,
+    /// The name of the tree in the store.
+    pub tree_id: Digest,
+}
+
+/// How far opening an image has come; filled in as it goes, read by whoever shows progress.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Protects the list, which grows once per layer.
+    layers: Mutex<Vec<(u64, Arc<fetch::Progress>)>>,
+}
+
+/// Sums over the layers that are being streamed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Streamed {
+    /// Layers that need a first contact.
+    pub layers: usize,
+    /// Layers of them that are read to the end.
+    pub finished: usize,
+    /// Bytes to read.
+    pub total: u64,
+    /// Bytes read in order.
+    pub taken: u64,
+    /// Bytes that came over the network.
+    pub received: u64,
+}
+
+impl Progress {
+    /// Where it stands now.
+    pub fn now(&self) -> Streamed {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().fold(Streamed { layers: layers.len(), ..Streamed::default() }, |sum, (size, progress)| {
+            let taken = progress.taken.load(Ordering::Relaxed);
+            Streamed {
+                finished: sum.finished + usize::from(taken >= *size),
+                total: sum.total + size,
+                taken: sum.taken + taken,
+                received: sum.received + progress.traffic.bytes(),
+                ..sum
+            }
+        })
+    }
+
+    fn add(&self, size: u64, layer: Arc<fetch::Progress>) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((size, layer));
+    }
+}
+
+/// Opens images against one cache. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images {
+    store: Arc<Store>,
+    fetcher: Fetcher,
+    /// First contacts in progress, so that two mounts of one layer stream it once.
+    contacts: Arc<OnceMap<Digest, Result<LayerIndex, fetch::Error>>>,
+    /// Their progress, for those who join later.
+    watched: Arc<Mutex<std::collections::HashMap<Digest, std::sync::Weak<fetch::Progress>>>>,
+}
+
+impl Images {
+    /// Opens images with `store` and `fetcher`.
+    pub fn new(store: Arc<Store>, fetcher: Fetcher) -> Self {
+        Self { store, fetcher, contacts: Arc::default(), watched: Arc::default() }
+    }
+
+    /// The cache.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The fetcher.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    /// Follows the reference to one image without touching its layers.
+    pub async fn resolve(&self, request: &Request) -> Result<Resolved, Error> {
+        let source = self.source(request).await?;
+        self.documents(request, source.as_deref()).await
+    }
+
+    /// Opens the image: after this every read can be answered.
+    ///
+    /// Layers without an index are streamed now; the others are not touched.
+    pub async fn open(&self, request: &Request, progress: &Arc<Progress>) -> Result<Image, Error> {
+        let source = self.source(request).await?;
+        let resolved = self.documents(request, source.as_deref()).await?;
+        let layers = self.layers(&resolved, source.as_ref(), progress).await?;
+        let (tree, tree_id) = self.tree(&layers).await?;
+        Ok(Image { resolved, layers, tree, tree_id })
+    }
+
+    /// The source of `request`; none when offline.
+    async fn source(&self, request: &Request) -> Result<Option<Arc<dyn Source>>, Error> {
+        if request.offline {
+            return Ok(None);
+        }
+        Ok(Some(source::open(request, self.store.dir()).await?))
+    }
+
+    /// The stored tree of `layers`, or a new one.
+    async fn tree(&self, layers: &[ImageLayer]) -> Result<(Tree, Digest), Error> {
+        let store = Arc::clone(&self.store);
+        let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+        let task = tokio::task::spawn_blocking(move || {
+            let digests: Vec<_> = layers.iter().map(|layer| layer.index.layer()).collect();
+            let id = crate::tree::id(&digests);
+            if let Some(tree) = stored_tree(&store, &id)? {
+                return Ok((tree, id));
+            }
+            let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
+            let encoded = crate::tree::merge(&indexes)?;
+            let bytes = match store.put_tree(&id, &encoded) {
+                Ok(mapped) => mapped,
+                Err(error) => {
+                    tracing::warn!(%error, "the tree is not kept, the next mount will merge it again");
+                    Bytes::from(encoded)
+                }
+            };
+            Ok((Tree::open(bytes)?, id))
+        });
+        task.await.map_err(|_| Error::Interrupted)?
+    }
+}
+
+fn stored_tree(store: &Store, id: &Digest) -> Result<Option<Tree>, Error> {
+    let Some(bytes) = store.tree(id)? else { return Ok(None) };
+    match Tree::open(bytes) {
+        Ok(tree) => Ok(Some(tree)),
+        Err(error) => {
+            tracing::warn!(tree = %id, %error, "merging the tree again");
+            store.remove_tree(id)?;
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Which source a reference names.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Error, Request};
+use crate::oci::Reference;
+use crate::registry::{self, Selector};
+use crate::source::{self, DockerArchive, Layout, OciArchive, Source};
+
+/// Opens the source of `request`. Archives that must be decompressed first are unpacked below `cache`.
+pub(super) async fn open(request: &Request, cache: &Path) -> Result<Arc<dyn Source>, Error> {
+    let local = match &request.reference {
+        Reference::Registry(name) => {
+            let options = registry::Options {
+                plain_http: request.plain_http,
+                auth_files: request.auth_files.clone(),
+                ..registry::Options::default()
+            };
+            let client = registry::Client::new(options)?;
+            let selector = match (name.digest(), name.tag()) {
+                (Some(digest), _) => Selector::Digest(*digest),
+                (None, tag) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
+            };
+            return Ok(Arc::new(client.repository(name.api_host(), name.repository(), selector)));
+        }
+        local => local.clone(),
+    };
+    let scratch = cache.join("tmp");
+    let task = tokio::task::spawn_blocking(move || -> Result<Arc<dyn Source>, source::Error> {
+        Ok(match &local {
+            Reference::Layout(local) => Arc::new(Layout::open(local.path(), local.selector())?),
+            Reference::OciArchive(local) => Arc::new(OciArchive::open(local.path(), local.selector(), &scratch)?),
+            Reference::DockerArchive(local) => Arc::new(DockerArchive::open(local.path(), local.selector(), &scratch)?),
+            Reference::Registry(_) => return Err(source::Error::new(source::ErrorKind::Invalid, "not a local source")),
+        })
+    });
+    Ok(task.await.map_err(|_| Error::Interrupted)??)
+}
