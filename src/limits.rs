@@ -75,3 +75,6 @@ pub const ARCHIVE_NAME_BYTES: usize = 4096;
 
 /// Longest `oci-layout` file, in bytes; it holds one version number.
 pub const LAYOUT_MARKER_BYTES: u64 = 4096;
+
+/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
+pub const DOCUMENTS: usize = 64;

@@ -14,6 +14,13 @@ use crate::limits;
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, Source};
 
+/// The index of a layer, and what its first contact moved if that happened now.
+#[derive(Clone)]
+struct Indexed {
+    index: LayerIndex,
+    streamed: Option<Arc<fetch::Progress>>,
+}
+
 impl Images {
     /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
     pub(super) async fn layers(
@@ -35,10 +42,10 @@ impl Images {
             let reader = reader(descriptor, source);
             async move { Ok::<_, Error>((expected.layer, self.index(*expected, reader, progress).await?)) }
         });
-        let opened: HashMap<Digest, (LayerIndex, Origin)> =
+        let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
         let layers = listed.map(|(descriptor, diff_id)| {
-            let (index, origin) = opened[&descriptor.digest].clone();
+            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
             let reader = reader(descriptor, source);
             let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
             async move {
@@ -47,7 +54,8 @@ impl Images {
                     return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
                 }
                 let layer = self.layer(index, descriptor, reader, name).await?;
-                Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer })
+                let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
+                Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed })
             }
         });
         try_join_all(layers).await
@@ -59,18 +67,19 @@ impl Images {
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
-    ) -> Result<(LayerIndex, Origin), Error> {
+    ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok((index, Origin::Cached));
+            return Ok(Indexed { index, streamed: None });
         }
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
+        let streamed = Some(Arc::clone(&watched));
         let contact = self.contacts.join(expected.layer, || async move {
             fetch::first_contact(&store, reader, expected, watched).await
         });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok((index, Origin::FirstContact))
+        Ok(Indexed { index, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
