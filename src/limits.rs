@@ -57,3 +57,30 @@ pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
 
 /// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
 pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
+// Tar streams.
+
+/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
+///
+/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
+pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
+
+/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
+///
+/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
+/// pieces stays below.
+pub const SPARSE_REGIONS: usize = 1 << 17;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
+pub const SYMLINK_BYTES: usize = 4095;
+
+/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
+pub const XATTR_NAME_BYTES: usize = 255;
+
+/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
+pub const XATTR_VALUE_BYTES: usize = 1 << 16;
+
+/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
+pub const XATTR_LIST_BYTES: usize = 1 << 16;

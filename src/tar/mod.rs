@@ -3,7 +3,25 @@
 //! The reference is Go's archive/tar as the container tools use it (cases A7), plus old GNU sparse files and type `7`.
 //! [`Parser`] does no I/O: it is pushed bytes in any pieces and calls a [`Sink`]. Names are normalised here (A5), and
 //! the whiteout convention of the layer specification (image-spec layer.md) is recognised here, so that nothing above
-//! ever looks at a raw name.
+//! ever looks at a raw name. [`Writer`] is the other direction, for what we make ourselves.
+//!
+//! The parts: `header` reads one block of 512 bytes, `pax` the records of an extended header, `sparse` the maps of files
+//! with holes, `name` cleans names and finds whiteouts, `xattr` decides which attributes are served; `member` joins them to
+//! entries, and `parser` finds all of them in the stream.
+
+mod header;
+mod member;
+mod name;
+mod parser;
+mod pax;
+mod sparse;
+#[cfg(test)]
+mod tests;
+mod writer;
+mod xattr;
+
+pub use parser::Parser;
+pub use writer::Writer;
 
 /// A moment in time as stat shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -12,6 +30,14 @@ pub struct Timestamp {
     pub seconds: i64,
     /// 0 to 999,999,999.
     pub nanos: u32,
+}
+
+impl Timestamp {
+    /// The epoch, for whatever lies before it or beyond what 2^63 nanoseconds can say.
+    fn bounded(seconds: i64, nanos: u32) -> Self {
+        let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        if (0..=i128::from(i64::MAX)).contains(&total) { Self { seconds, nanos } } else { Self::default() }
+    }
 }
 
 /// An extended attribute that is to be served.
@@ -108,4 +134,86 @@ pub trait Sink {
 
     /// The next payload bytes of the last entry.
     fn data(&mut self, bytes: &[u8]);
+}
+
+/// Why a stream is rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A block that should be a header, or the contents of a special header, cannot be read.
+    #[error("tar header at offset {offset}: {fault}")]
+    Header {
+        /// Where in the uncompressed stream the block begins.
+        offset: u64,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// A member is malformed, not supported or not acceptable in a layer.
+    #[error("tar entry \"{path}\" at offset {offset}: {fault}")]
+    Entry {
+        /// The name as the archive gives it, escaped and shortened for printing.
+        path: String,
+        /// Where in the uncompressed stream the member's header begins.
+        offset: u64,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+}
+
+/// What is wrong with a header or an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The stream ends inside the header or the payload.
+    #[error("the stream ends in the middle of it")]
+    Truncated,
+    /// Neither the unsigned nor the signed sum of the block is the recorded one.
+    #[error("wrong checksum, not a tar header")]
+    Checksum,
+    /// One zero block is the end of the archive, so a header cannot follow it.
+    #[error("a header follows a zero block")]
+    AfterZeroBlock,
+    /// A numeric field is neither octal nor base-256, or does not fit.
+    #[error("malformed {0}")]
+    Number(&'static str),
+    /// A number is well formed, but no file can have it.
+    #[error("{0} out of range")]
+    Range(&'static str),
+    /// A record of an extended header is malformed.
+    #[error("malformed PAX record")]
+    Record,
+    /// A special header is longer than [`crate::limits::TAR_SPECIAL_BYTES`].
+    #[error("special header longer than {} bytes", crate::limits::TAR_SPECIAL_BYTES)]
+    SpecialTooLong,
+    /// The type is none that a layer can hold.
+    #[error("unsupported entry type '{}'", .0.escape_ascii())]
+    Type(u8),
+    /// The map of a sparse file is malformed, out of order, or does not fit the file or the payload.
+    #[error("invalid sparse map")]
+    SparseMap,
+    /// A sparse file has more than [`crate::limits::SPARSE_REGIONS`] regions (D-012).
+    #[error("more than {} sparse regions", crate::limits::SPARSE_REGIONS)]
+    SparseRegions,
+    /// The payload would end beyond what a file offset can say (D-060).
+    #[error("size too large")]
+    Size,
+    /// A name holds a NUL byte.
+    #[error("NUL byte in a name")]
+    Nul,
+    /// A component of a name is longer than [`crate::limits::NAME_BYTES`].
+    #[error("name component longer than {} bytes", crate::limits::NAME_BYTES)]
+    NameTooLong,
+    /// A whiteout of nothing, of the directory itself or of its parent.
+    #[error("whiteout without a valid name")]
+    Whiteout,
+    /// The root of the tree is not a directory.
+    #[error("the root is not a directory")]
+    Root,
+    /// A link names nothing, or a hard link the root.
+    #[error("link without a target")]
+    NoTarget,
+    /// A symbolic link's target is longer than [`crate::limits::SYMLINK_BYTES`].
+    #[error("symbolic link target longer than {} bytes", crate::limits::SYMLINK_BYTES)]
+    TargetTooLong,
+    /// An extended attribute's name or value, or all names together, exceed what the kernel can carry.
+    #[error("extended attributes exceed the kernel's limits")]
+    Xattr,
 }
