@@ -22,6 +22,34 @@ pub const LAYERS: usize = 1024;
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
 
+// The merged tree (src/tree).
+
+/// Most symbolic links followed on the way to one parent directory or hard link target, as in umoci and
+/// containerd. A longer chain is taken for a loop and the layer is rejected.
+pub const TREE_LINKS: usize = 255;
+
+/// Most names in one merged tree (D-014). The largest images in use hold one to two million files; merging this many
+/// takes about 800 MB for a few seconds.
+pub const TREE_NAMES: usize = 4 << 20;
+
+/// Most bytes of distinct names, link targets and attribute sets that merging one image may keep: four million names of
+/// 15 bytes are an eighth of it. Offsets into the stored tree stay below 2^32 because of it.
+pub const TREE_BYTES: usize = 512 << 20;
+
+/// Most extents of fragmented (sparse) files in the layers of one image; a file in one piece needs none. At 24 bytes
+/// each while merging they stay below 100 MB.
+pub const TREE_EXTENTS: usize = 4 << 20;
+
+/// Most path components walked while merging one image, link targets included, and names looked at for whiteouts:
+/// under a minute of work. An ordinary image of a million entries needs ten million; only layers made to multiply work
+/// (long link chains, one opaque marker after another) come near.
+pub const TREE_STEPS: u64 = 1 << 30;
+
+/// Longest name of a directory entry in bytes, `NAME_MAX` of Linux.
+pub const NAME_BYTES: usize = 255;
+
+/// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
+pub const RESOLVE_LINKS: usize = 40;
 /// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
 /// short enough that the pieces held while waiting for the first one stay few MiB.
 pub const READ_CHUNK: u64 = 1 << 20;
