@@ -1,6 +1,7 @@
 //! ocifs mounts any container image now and fetches its bytes when they are read.
 
 pub mod codec;
+pub mod demo;
 pub mod index;
 pub mod limits;
 pub mod oci;

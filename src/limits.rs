@@ -21,3 +21,17 @@ pub const LAYERS: usize = 1024;
 
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
+
+// The embedded registry and the demo image (`demo`): clients on the loopback interface and the host's own programs.
+
+/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
+pub const DEMO_REQUESTS: usize = 1 << 16;
+
+/// Most connections the embedded registry serves at once; more wait in the listener's queue.
+pub const DEMO_CONNECTIONS: usize = 256;
+
+/// Longest request body the embedded registry reads: a token request is a short form.
+pub const DEMO_REQUEST_BODY: usize = 64 << 10;
+
+/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
+pub const DEMO_TOKENS: usize = 1 << 12;
