@@ -35,3 +35,15 @@ pub const DEMO_REQUEST_BODY: usize = 64 << 10;
 
 /// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
 pub const DEMO_TOKENS: usize = 1 << 12;
+
+/// Most program headers of a host program put into the demo image: real ones have about a dozen.
+pub const ELF_PROGRAM_HEADERS: u16 = 256;
+
+/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
+pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
+
+/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
+pub const ELF_STRING_BYTES: u64 = 4096;
+
+/// Most libraries the programs of the demo image may need together.
+pub const ELF_LIBRARIES: usize = 256;

@@ -5,4 +5,5 @@
 //! so that the demo goes through the ordinary code path, and keeps a log of what was asked, so that the demo can say
 //! what was never fetched. The same registry, with faults, is the one the tests run against.
 
+pub mod image;
 pub mod registry;

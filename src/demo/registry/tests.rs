@@ -379,3 +379,30 @@ async fn curl_gets_ranges_and_follows_redirects() {
     let beyond = curl("300000-").await.expect("no panic").expect("curl runs");
     assert_eq!(beyond.status.code(), Some(22), "curl fails on 416");
 }
+
+#[tokio::test]
+async fn skopeo_copies_an_image_byte_for_byte() {
+    if !present("skopeo") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let content = Content::new();
+    let image = crate::demo::image::Options { large_bytes: 2 << 20, ..Default::default() };
+    let image = crate::demo::image::build(&content, "demo/image", "latest", &image).expect("the host has a shell");
+    let registry = Registry::start(content).await.expect("a port is free");
+    registry.set_faults(|_| Some(Fault::Bearer(Bearer::default())));
+    let (from, to) =
+        (format!("docker://{}/demo/image:latest", registry.addr()), format!("dir:{}", dir.path().display()));
+    let copy = tokio::process::Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--src-tls-verify=false", &from, &to])
+        .output()
+        .await
+        .expect("skopeo runs");
+    assert!(copy.status.success(), "{}", String::from_utf8_lossy(&copy.stderr));
+    let read = |name: String| std::fs::read(dir.path().join(name)).expect("skopeo wrote it");
+    assert!(image.manifest.digest.matches(&read("manifest.json".to_owned())));
+    for blob in image.layers.iter().chain([&image.config]) {
+        let bytes = read(blob.digest.hex());
+        assert_eq!((bytes.len() as u64, blob.digest.matches(&bytes)), (blob.size, true));
+    }
+}
