@@ -4,6 +4,7 @@ pub mod codec;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
+pub mod demo;
 pub mod index;
 pub mod limits;
 pub mod oci;

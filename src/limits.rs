@@ -141,3 +141,28 @@ pub const LAYOUT_MARKER_BYTES: u64 = 4096;
 
 /// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
 pub const DOCUMENTS: usize = 64;
+// The embedded registry and the demo image (`demo`): clients on the loopback interface and the host's own programs.
+
+/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
+pub const DEMO_REQUESTS: usize = 1 << 16;
+
+/// Most connections the embedded registry serves at once; more wait in the listener's queue.
+pub const DEMO_CONNECTIONS: usize = 256;
+
+/// Longest request body the embedded registry reads: a token request is a short form.
+pub const DEMO_REQUEST_BODY: usize = 64 << 10;
+
+/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
+pub const DEMO_TOKENS: usize = 1 << 12;
+
+/// Most program headers of a host program put into the demo image: real ones have about a dozen.
+pub const ELF_PROGRAM_HEADERS: u16 = 256;
+
+/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
+pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
+
+/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
+pub const ELF_STRING_BYTES: u64 = 4096;
+
+/// Most libraries the programs of the demo image may need together.
+pub const ELF_LIBRARIES: usize = 256;
