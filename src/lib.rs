@@ -1,10 +1,12 @@
 //! ocifs mounts any container image now and fetches its bytes when they are read.
 
 pub mod codec;
+pub mod daemon;
+pub mod demo;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
-pub mod demo;
+pub mod image;
 pub mod index;
 pub mod limits;
 pub mod oci;

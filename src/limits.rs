@@ -107,9 +107,6 @@ pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
 /// pieces stays below.
 pub const SPARSE_REGIONS: usize = 1 << 17;
 
-/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
-pub const NAME_BYTES: usize = 255;
-
 /// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
 pub const SYMLINK_BYTES: usize = 4095;
 

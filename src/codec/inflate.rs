@@ -41,9 +41,8 @@ impl Inflater {
         let mut stream = Box::new(z::z_stream::default());
         // SAFETY: the pointer is to a valid, default-initialised stream that stays where it is (boxed) until
         // `inflateEnd`; version and size are those of the library linked.
-        let code = unsafe {
-            z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size_of::<z::z_stream>() as i32)
-        };
+        let code =
+            unsafe { z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size_of::<z::z_stream>() as i32) };
         assert_eq!(code, z::Z_OK, "raw inflate with a 32 KiB window is always available");
         Self { stream }
     }
@@ -61,7 +60,8 @@ impl Inflater {
         let bits = bits & 7;
         if bits != 0 {
             // SAFETY: the stream is initialised; fewer than 16 bits are inserted into an empty bit buffer.
-            let code = unsafe { z::inflatePrime(&raw mut *self.stream, i32::from(bits), i32::from(byte >> (8 - bits))) };
+            let code =
+                unsafe { z::inflatePrime(&raw mut *self.stream, i32::from(bits), i32::from(byte >> (8 - bits))) };
             assert_eq!(code, z::Z_OK, "an empty bit buffer takes seven bits");
         }
         // SAFETY: the stream is initialised; the dictionary is copied from a slice that outlives the call, WINDOW fits u32.

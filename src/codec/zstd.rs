@@ -53,7 +53,9 @@ impl Decoder {
     /// A decoder at the beginning of a stream or of any frame.
     pub fn new() -> Self {
         let mut context = DCtx::create();
-        context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).expect("a window log between 10 and 31 is valid");
+        context
+            .set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))
+            .expect("a window log between 10 and 31 is valid");
         Self { context, state: State::Header, header: [0; 18], have: 0 }
     }
 

@@ -3,7 +3,6 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -95,8 +94,6 @@ impl Client {
         let log = log.map_err(|error| Failure::io(&format!("cannot write {}", log_path.display()), &error))?;
         let mut command = Command::new(&self.program.path);
         command.args(&self.program.arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        // A process group of its own, so that Ctrl-C at the terminal ends the client only.
-        command.process_group(0);
         let mut child = command.spawn().map_err(|error| Failure::io("cannot start the daemon", &error))?;
         let mut said = String::new();
         if let Some(stdout) = child.stdout.take() {

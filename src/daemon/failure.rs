@@ -184,14 +184,15 @@ impl From<&store::Error> for Failure {
     fn from(error: &store::Error) -> Self {
         let failure = Self::of(Code::Cache, error);
         match error {
-            store::Error::Busy(_) => failure.hint("another daemon serves this cache; use its mounts or another --cache-dir"),
+            store::Error::Busy(_) => {
+                failure.hint("another daemon serves this cache; use its mounts or another --cache-dir")
+            }
             store::Error::Version { .. } => failure.hint("use the newer ocifs, or another --cache-dir"),
             store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 failure.hint("choose a directory that you may write to with --cache-dir")
             }
-            store::Error::Io { .. } if error.is_out_of_space() => {
-                failure.hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir")
-            }
+            store::Error::Io { .. } if error.is_out_of_space() => failure
+                .hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir"),
             store::Error::Io { .. } | store::Error::Mismatch(_) => failure,
         }
     }

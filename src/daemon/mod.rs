@@ -116,7 +116,8 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
 /// Binds the control socket. The cache's lock is held, so whatever is at its path is a leftover.
 fn listen(options: &Options) -> Result<UnixListener, Failure> {
     let socket = socket_path(&options.cache_dir, &options.runtime_dir);
-    let failed = |error: std::io::Error| Failure::io(&format!("cannot bind the control socket {}", socket.display()), &error);
+    let failed =
+        |error: std::io::Error| Failure::io(&format!("cannot bind the control socket {}", socket.display()), &error);
     match std::fs::remove_file(&socket) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -126,7 +127,8 @@ fn listen(options: &Options) -> Result<UnixListener, Failure> {
 }
 
 async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::warn!("signals cannot be caught");
         return std::future::pending().await;
     };

@@ -50,9 +50,8 @@ pub(super) async fn mount(
         }
     };
     tell(events, &progress).await;
-    let image = image.map_err(|error| {
-        Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference))
-    })?;
+    let image =
+        image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
     for text in &image.resolved.warnings {
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
     }
@@ -75,8 +74,7 @@ async fn attach(
     let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
     let mount = {
         let (fs, dir, runtime) = (Arc::clone(&fs), wanted.dir.clone(), tokio::runtime::Handle::current());
-        let attached =
-            tokio::task::spawn_blocking(move || fuse::Mount::new(fs, runtime, &dir, "ocifs", access));
+        let attached = tokio::task::spawn_blocking(move || fuse::Mount::new(fs, runtime, &dir, "ocifs", access));
         attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
     };
     let fill = match wanted.fill {
@@ -120,7 +118,8 @@ async fn fill_all(images: Images, layers: Vec<ImageLayer>, urgency: Urgency) {
 
 /// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.
 fn check_mount_point(dir: &Path) -> Result<(), Failure> {
-    fuse::is_available().map_err(|error| no_device(Failure::io("cannot open /dev/fuse", &error).coded(Code::Mount), &error))?;
+    fuse::is_available()
+        .map_err(|error| no_device(Failure::io("cannot open /dev/fuse", &error).coded(Code::Mount), &error))?;
     if let Some(point) = fuse::mounted_at(dir).map_err(|error| Failure::io("cannot read the mount table", &error))? {
         let is_dead = point.file_system == "fuse.ocifs" && fuse::is_dead(dir);
         if !is_dead {
@@ -133,13 +132,17 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
     let mut names = std::fs::read_dir(dir).map_err(|error| {
         let failure = Failure::io(&what(), &error).coded(Code::Mount);
         match error.kind() {
-            io::ErrorKind::NotFound => failure.hint(format!("make it first: mkdir -p {}", crate::oci::Printable::path(dir))),
+            io::ErrorKind::NotFound => {
+                failure.hint(format!("make it first: mkdir -p {}", crate::oci::Printable::path(dir)))
+            }
             io::ErrorKind::NotADirectory => failure.hint("the mount point must be a directory"),
             _ => failure,
         }
     })?;
     if names.next().is_some() {
-        return Err(Failure::new(Code::Mount, what()).because("the directory is not empty").hint("use an empty directory"));
+        return Err(Failure::new(Code::Mount, what())
+            .because("the directory is not empty")
+            .hint("use an empty directory"));
     }
     Ok(())
 }

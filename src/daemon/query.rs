@@ -169,7 +169,11 @@ impl FileReader {
 }
 
 /// Removes what `what` names and no mount uses.
-pub(super) async fn drop_cache(images: &Images, mounts: &Mounts, what: control::Drop) -> Result<control::Usage, Failure> {
+pub(super) async fn drop_cache(
+    images: &Images,
+    mounts: &Mounts,
+    what: control::Drop,
+) -> Result<control::Usage, Failure> {
     let in_use = mounts.in_use();
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || -> Result<control::Usage, crate::store::Error> {

@@ -280,7 +280,8 @@ async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
 /// The failure for a directory that this daemon has not mounted.
 fn not_mounted(dir: &Path) -> Failure {
     let dir = crate::oci::Printable::path(dir);
-    Failure::new(Code::NotFound, format!("{dir} is not a mount of this daemon")).hint("`ocifs list` shows what is mounted")
+    Failure::new(Code::NotFound, format!("{dir} is not a mount of this daemon"))
+        .hint("`ocifs list` shows what is mounted")
 }
 
 async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Request, Failure> {

@@ -12,7 +12,7 @@ use crate::fetch;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
-use crate::source::{BlobReader, Source};
+use crate::source::{BlobReader, BoxFuture, Source};
 
 /// The index of a layer, and what its first contact moved if that happened now.
 #[derive(Clone)]
@@ -40,7 +40,8 @@ impl Images {
         let opening = distinct.values().map(|expected| {
             let descriptor = first[&expected.layer];
             let reader = reader(descriptor, source);
-            async move { Ok::<_, Error>((expected.layer, self.index(*expected, reader, progress).await?)) }
+            let index = async move { Ok((expected.layer, self.index(*expected, reader, progress).await?)) };
+            Box::pin(index) as BoxFuture<'_, Result<(Digest, Indexed), Error>>
         });
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
@@ -48,7 +49,7 @@ impl Images {
             let Indexed { index, streamed } = opened[&descriptor.digest].clone();
             let reader = reader(descriptor, source);
             let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
-            async move {
+            let open = async move {
                 let found = index.diff_id();
                 if found != *diff_id {
                     return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
@@ -56,7 +57,8 @@ impl Images {
                 let layer = self.layer(index, descriptor, reader, name).await?;
                 let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
                 Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed })
-            }
+            };
+            Box::pin(open) as BoxFuture<'_, Result<ImageLayer, Error>>
         });
         try_join_all(layers).await
     }
@@ -75,9 +77,9 @@ impl Images {
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
-        let contact = self.contacts.join(expected.layer, || async move {
-            fetch::first_contact(&store, reader, expected, watched).await
-        });
+        let contact = self
+            .contacts
+            .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
         Ok(Indexed { index, streamed })
     }
