@@ -7,3 +7,6 @@
 
 pub mod image;
 pub mod registry;
+mod run;
+
+pub use run::{Demo, run};

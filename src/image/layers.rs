@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
@@ -37,30 +36,26 @@ impl Images {
         }
         let first: HashMap<Digest, &Descriptor> =
             resolved.manifest.layers.iter().rev().map(|descriptor| (descriptor.digest, descriptor)).collect();
-        let opening = distinct.values().map(|expected| {
-            let descriptor = first[&expected.layer];
-            let reader = reader(descriptor, source);
-            let index = async move { Ok((expected.layer, self.index(*expected, reader, progress).await?)) };
-            Box::pin(index) as BoxFuture<'_, Result<(Digest, Indexed), Error>>
-        });
+        let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
+        for expected in distinct.into_values() {
+            let reader = reader(first[&expected.layer], source);
+            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+        }
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
-        let layers = listed.map(|(descriptor, diff_id)| {
+        let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
+        let mut layers = Vec::new();
+        for (descriptor, diff_id) in listed {
             let Indexed { index, streamed } = opened[&descriptor.digest].clone();
-            let reader = reader(descriptor, source);
-            let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
-            let open = async move {
-                let found = index.diff_id();
-                if found != *diff_id {
-                    return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
-                }
-                let layer = self.layer(index, descriptor, reader, name).await?;
-                let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
-                Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed })
-            };
-            Box::pin(open) as BoxFuture<'_, Result<ImageLayer, Error>>
-        });
-        try_join_all(layers).await
+            let found = index.diff_id();
+            if found != *diff_id {
+                return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
+            }
+            let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
+            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
+            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
+        }
+        Ok(layers)
     }
 
     /// The index of one layer and where it came from.
