@@ -163,3 +163,28 @@ pub const ELF_STRING_BYTES: u64 = 4096;
 
 /// Most libraries the programs of the demo image may need together.
 pub const ELF_LIBRARIES: usize = 256;
+// The cache directory (`store`): its files are ours, but a disk may rot and a crash may tear.
+
+/// Longest document the cache keeps or reads back: the larger of [`MANIFEST_BYTES`] and [`CONFIG_BYTES`].
+pub const STORED_DOCUMENT_BYTES: u64 = 8 << 20;
+
+/// Longest record of what a reference resolved to: a reference and a media type are each far below 4 KiB.
+pub const STORED_REFERENCE_BYTES: u64 = 16 << 10;
+
+/// Most separate pieces of one partial blob that are remembered: 8 MiB of memory. A piece beyond is fetched again.
+pub const BLOB_PIECES: usize = 1 << 18;
+
+/// Most records in the map of one partial blob: 32 MiB of disk. What comes later is known until the blob is closed.
+pub const BLOB_MAP_RECORDS: u64 = 1 << 20;
+
+/// Most descriptors the store keeps open for partial and complete blobs; an image has tens of layers, rarely hundreds.
+pub const OPEN_BLOBS: usize = 256;
+
+/// Most decoded files the store itself keeps open, beside those its callers hold.
+pub const OPEN_FILES: usize = 256;
+
+/// Most decoded files remembered as verified in this process: 5 MiB of memory. A file forgotten is hashed again.
+pub const VERIFIED_FILES: usize = 1 << 16;
+
+/// Most candidates for eviction collected in one walk of the cache, so that a million files cost no more memory.
+pub const EVICTION_BATCH: usize = 1 << 14;
