@@ -204,7 +204,7 @@ fn d_011_many_records_are_only_as_much_as_a_special_header_holds() {
 fn a_169_octal_fields_may_be_padded_but_hold_nothing_else() {
     for text in [
         &b"     7 \0"[..],
-        b"\0\0000007",
+        b"\x00\x00000007",
         b"7\0\0\0\0\0\0\0",
         b"7 \0\0\0\0\0\0",
         b"0000007\0",
