@@ -45,9 +45,6 @@ pub const TREE_EXTENTS: usize = 4 << 20;
 /// (long link chains, one opaque marker after another) come near.
 pub const TREE_STEPS: u64 = 1 << 30;
 
-/// Longest name of a directory entry in bytes, `NAME_MAX` of Linux.
-pub const NAME_BYTES: usize = 255;
-
 /// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
 pub const RESOLVE_LINKS: usize = 40;
 /// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
