@@ -124,8 +124,8 @@ pub const JSON_KEYS: usize = 10_000;
 /// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
 pub const INDEX_ENTRIES: usize = 10_000;
 
-/// Most members scanned of an archive; an image of [`LAYERS`] layers needs three each, and archives hold several images.
-pub const ARCHIVE_MEMBERS: usize = 100_000;
+/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
+pub const ARCHIVE_MEMBERS: usize = 200_000;
 
 /// Longest member name of an archive, in bytes: `PATH_MAX`.
 pub const ARCHIVE_NAME_BYTES: usize = 4096;
@@ -237,3 +237,8 @@ pub const LOW_SPEED: u64 = 100;
 
 /// Bytes that must arrive between two faults for the count of attempts to start again (B-094).
 pub const RESUME_PROGRESS: u64 = 1 << 20;
+/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
+pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;

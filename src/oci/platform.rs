@@ -174,7 +174,7 @@ impl FromStr for Platform {
             !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| is_part(part)) {
+        if !parts.iter().all(is_part) {
             return Err(invalid());
         }
         match parts[..] {
