@@ -67,8 +67,18 @@ struct Shared {
     pool: pool::Pool,
     files: files::Cache,
     limits: Mutex<Limits>,
-    /// Holds the lock of the directory while it is open.
-    _lock: File,
+    /// Holds the lock of the directory.
+    lock: File,
+}
+
+impl Drop for Shared {
+    /// Closing the file would not be enough: a child process that is just being started has a copy of the descriptor
+    /// until it executes its program, and the lock would last as long.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(%error, "lock left to the closing of its file");
+        }
+    }
 }
 
 /// Bytes and objects in one part of the cache.
@@ -178,7 +188,7 @@ impl Store {
             pool: pool::Pool::new(),
             files: files::Cache::new(),
             limits: Mutex::default(),
-            _lock: lock,
+            lock,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
