@@ -242,3 +242,6 @@ pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
 
 /// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
 pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
