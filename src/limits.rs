@@ -83,7 +83,7 @@ pub const INDEX_BYTES: u64 = 512 << 20;
 
 /// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
 /// where they are parsed.
-pub const INDEX_ENTRY_BYTES: usize = 64 << 20;
+pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
 
 /// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
 /// bytes can declare exabytes of zeros (D-010).
@@ -245,3 +245,7 @@ pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
 
 /// Longest name of a file, in bytes: Linux's `NAME_MAX`.
 pub const NAME_BYTES: usize = 255;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;

@@ -1,7 +1,7 @@
 //! Integration tests, one binary; each module says what it shows.
 
-mod tar_oracle;
 mod demo_image;
 mod layering;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;
+mod tar_oracle;
