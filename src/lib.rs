@@ -1,14 +1,102 @@
 //! ocifs mounts any container image now and fetches its bytes when they are read.
+//!
+//! This page is the architecture: what happens, in which module, and what always holds. The modules stand below in
+//! reading order.
+//!
+//! # The life of a mount
+//!
+//! ```text
+//! reference ─► source ─► manifest (platform chosen) ─► config
+//!                           │ for every layer, all at once
+//!                           ▼
+//!             layer index: in the cache ─ else first contact: the layer is streamed once
+//!                           ▼
+//!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
+//! ```
+//!
+//! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
+//! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and configuration;
+//! every layer needs an [`index`]. A layer without one is streamed by [`fetch::first_contact`]: ranged reads run ahead,
+//! their bytes land in the [`store`], and the index builder decodes them ([`codec`]), reads the tar stream ([`mod@tar`]),
+//! cuts seek points and hashes everything. Only if layer digest and diffID are right is the index kept. [`tree::merge`]
+//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`].
+//!
+//! # The life of a read
+//!
+//! ```text
+//! kernel ─► fuse ─► fs: decoded file in the store? ── yes ─► pread
+//!                     │ no
+//!                     ▼
+//!           extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► ranged GET
+//!                     ▼
+//!           decode (bounded) ─► BLAKE3 of the span ─► answer; the bytes are kept, the span stays in memory a while
+//! ```
+//!
+//! A FUSE thread answers from memory or hands the request to the runtime; it never waits for the network. One download
+//! and one decoding per span, however many readers ([`fetch::OnceMap`]). A file that was read is decoded as a whole once
+//! readers are quiet, checked against its digest and published in the file store.
+//!
+//! # Invariants
+//!
+//! - No byte reaches a reader that did not match a digest after it was last on a disk or a wire.
+//! - A module uses only modules of lower levels; `tests/it/layering.rs` enforces the table below.
+//! - [`fuse`] is the only module that names the FUSE crate, [`registry`] the only one that names the HTTP client, [`cli`]
+//!   the only one that reads environment, home or configuration files.
+//! - Index, tree and image are immutable after construction. Look-ups in the tree take no lock; no lock is held across
+//!   I/O or an await.
+//! - One process owns a cache directory; what is in it appears by rename, or is checked before it is used.
+//! - Everything from outside is bounded by [`limits`].
+//!
+//! | level | modules |
+//! |---|---|
+//! | 0 | [`limits`] |
+//! | 1 | [`oci`] [`codec`] [`mod@tar`] |
+//! | 2 | [`source`] |
+//! | 3 | [`registry`] [`index`] [`store`] |
+//! | 4 | [`tree`] [`fetch`] |
+//! | 5 | [`image`] |
+//! | 6 | [`fs`] |
+//! | 7 | [`fuse`] |
+//! | 8 | [`daemon`] |
+//! | 9 | [`demo`] |
+//! | 10 | [`cli`] |
+//!
+//! # Threads and tasks
+//!
+//! | name | count | does | may block on |
+//! |---|---|---|---|
+//! | `runtime` | 2 | network, decisions, replies to cold reads | nothing |
+//! | blocking pool (also named `runtime`) | ≤ 32, decoders ≤ CPUs | decoding, files of the cache | disk |
+//! | `fuse-session`, `fuser-N` | 1 + 4 a mount | requests of the kernel | `/dev/fuse`, short `pread`s of the cache |
+//! | `index-*` | a few for each layer in first contact | decoding, hashing, tar parsing | each other, by bounded channels |
+//!
+//! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
+//! publishes files, one a mount that fills, and one for each span, layer or read in flight.
+
+pub mod limits;
+
+pub mod oci;
 
 pub mod codec;
-pub mod fetch;
-pub mod fs;
-pub mod fuse;
-pub mod index;
-pub mod limits;
-pub mod oci;
-pub mod registry;
-pub mod source;
-pub mod store;
 pub mod tar;
+
+pub mod source;
+
+pub mod index;
+pub mod registry;
+pub mod store;
+
+pub mod fetch;
 pub mod tree;
+
+pub mod image;
+
+pub mod fs;
+
+pub mod fuse;
+
+pub mod daemon;
+
+pub mod demo;
+
+pub mod cli;

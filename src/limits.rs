@@ -56,6 +56,41 @@ pub const PARALLEL_READS: usize = 4;
 
 /// Layers of one image that are streamed at once.
 pub const PARALLEL_LAYERS: usize = 4;
+// Codecs and layer indexes.
+
+/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` makes; `--long=31` asks for 2 GiB (D-010).
+pub const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Largest zstd window accepted, in bytes.
+pub const ZSTD_WINDOW_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
+
+/// Bytes that any layer may decode to, however small it is; up to here a bomb costs a minute of one core (D-010).
+pub const DECODED_FREE_BYTES: u64 = 16 << 30;
+
+/// How many times its compressed bytes a layer larger than [`DECODED_FREE_BYTES`] may decode to. Deflate reaches 1032,
+/// layers of programs 2 to 10.
+pub const DECODED_RATIO: u64 = 128;
+
+/// Most bytes one span may decode to: 16 GiB, because a zstd layer is commonly one frame and must mount, whatever its size.
+/// Readers look at a span's length before they decode it to memory.
+pub const SPAN_BYTES: u64 = 16 << 30;
+
+/// Most entries in one layer: eight million, eight times what the largest known images have.
+pub const LAYER_ENTRIES: u64 = 8 << 20;
+
+/// Largest encoded layer index. At 1.4 % of the layer, far above any layer that registries take.
+pub const INDEX_BYTES: u64 = 512 << 20;
+
+/// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
+/// where they are parsed.
+pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
+
+/// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
+/// bytes can declare exabytes of zeros (D-010).
+pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
+
+/// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
+pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
 // Tar streams.
 
 /// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
@@ -68,9 +103,6 @@ pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
 /// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
 /// pieces stays below.
 pub const SPARSE_REGIONS: usize = 1 << 17;
-
-/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
-pub const NAME_BYTES: usize = 255;
 
 /// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
 pub const SYMLINK_BYTES: usize = 4095;
@@ -92,11 +124,128 @@ pub const JSON_KEYS: usize = 10_000;
 /// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
 pub const INDEX_ENTRIES: usize = 10_000;
 
-/// Most members scanned of an archive; an image of [`LAYERS`] layers needs three each, and archives hold several images.
-pub const ARCHIVE_MEMBERS: usize = 100_000;
+/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
+pub const ARCHIVE_MEMBERS: usize = 200_000;
 
 /// Longest member name of an archive, in bytes: `PATH_MAX`.
 pub const ARCHIVE_NAME_BYTES: usize = 4096;
 
 /// Longest `oci-layout` file, in bytes; it holds one version number.
 pub const LAYOUT_MARKER_BYTES: u64 = 4096;
+
+/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
+pub const DOCUMENTS: usize = 64;
+// The embedded registry and the demo image (`demo`): clients on the loopback interface and the host's own programs.
+
+/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
+pub const DEMO_REQUESTS: usize = 1 << 16;
+
+/// Most connections the embedded registry serves at once; more wait in the listener's queue.
+pub const DEMO_CONNECTIONS: usize = 256;
+
+/// Longest request body the embedded registry reads: a token request is a short form.
+pub const DEMO_REQUEST_BODY: usize = 64 << 10;
+
+/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
+pub const DEMO_TOKENS: usize = 1 << 12;
+
+/// Most program headers of a host program put into the demo image: real ones have about a dozen.
+pub const ELF_PROGRAM_HEADERS: u16 = 256;
+
+/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
+pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
+
+/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
+pub const ELF_STRING_BYTES: u64 = 4096;
+
+/// Most libraries the programs of the demo image may need together.
+pub const ELF_LIBRARIES: usize = 256;
+// The cache directory (`store`): its files are ours, but a disk may rot and a crash may tear.
+
+/// Longest document the cache keeps or reads back: the larger of [`MANIFEST_BYTES`] and [`CONFIG_BYTES`].
+pub const STORED_DOCUMENT_BYTES: u64 = 8 << 20;
+
+/// Longest record of what a reference resolved to: a reference and a media type are each far below 4 KiB.
+pub const STORED_REFERENCE_BYTES: u64 = 16 << 10;
+
+/// Most separate pieces of one partial blob that are remembered: 8 MiB of memory. A piece beyond is fetched again.
+pub const BLOB_PIECES: usize = 1 << 18;
+
+/// Most records in the map of one partial blob: 32 MiB of disk. What comes later is known until the blob is closed.
+pub const BLOB_MAP_RECORDS: u64 = 1 << 20;
+
+/// Most descriptors the store keeps open for partial and complete blobs; an image has tens of layers, rarely hundreds.
+pub const OPEN_BLOBS: usize = 256;
+
+/// Most decoded files the store itself keeps open, beside those its callers hold.
+pub const OPEN_FILES: usize = 256;
+
+/// Most decoded files remembered as verified in this process: 5 MiB of memory. A file forgotten is hashed again.
+pub const VERIFIED_FILES: usize = 1 << 16;
+
+/// Most candidates for eviction collected in one walk of the cache, so that a million files cost no more memory.
+pub const EVICTION_BATCH: usize = 1 << 14;
+// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+
+/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB; others stop at 64 KiB or 1 MiB.
+pub const TOKEN_BYTES: u64 = 256 << 10;
+
+/// How much of an error answer is read to find the registry's own words (B-102). Longer bodies are error pages.
+pub const ERROR_BODY_BYTES: u64 = 64 << 10;
+
+/// Longest text of a registry that is shown to the user, in characters.
+pub const SHOWN_CHARACTERS: usize = 400;
+
+/// Longest page of tags read to give a hint, in bytes: tens of thousands of tags.
+pub const TAG_LIST_BYTES: u64 = 1 << 20;
+
+/// Most redirects followed for one request (B-080), as many as browsers and other registry clients follow.
+pub const REDIRECTS: usize = 10;
+
+/// Most resolved blob locations kept; each is a URL of about 1 KiB.
+pub const REDIRECTS_KEPT: usize = 4096;
+
+/// Longest URL accepted from a `Location`, a realm or a descriptor; servers refuse longer ones themselves.
+pub const URL_BYTES: usize = 16 << 10;
+
+/// Longest `WWW-Authenticate` value that is parsed; HTTP servers limit whole heads to 8 to 64 KiB.
+pub const CHALLENGE_BYTES: usize = 8 << 10;
+
+/// Most challenges and parameters taken from one answer.
+pub const CHALLENGE_PARTS: usize = 64;
+
+/// Most scopes asked for at once; one repository needs one or two.
+pub const TOKEN_SCOPES: usize = 8;
+
+/// Most times one request is repeated with another authorization: the challenge, a wider scope, changed credentials.
+pub const AUTHORIZATION_ROUNDS: usize = 4;
+
+/// Longest credential file read, in bytes. Real ones hold a few hundred bytes per registry.
+pub const AUTH_FILE_BYTES: u64 = 1 << 20;
+
+/// Longest answer of a credential helper, in bytes; cloud tokens stay below 8 KiB.
+pub const HELPER_BYTES: u64 = 64 << 10;
+
+/// Longest `Warning` header shown (distribution-spec, "Warnings"), in bytes.
+pub const WARNING_BYTES: usize = 4096;
+
+/// Most different warnings remembered, and so shown, by one client.
+pub const WARNINGS_KEPT: usize = 64;
+
+/// Slowest transfer that is not given up, in bytes per second averaged over the stall time-out (B-096, D-072).
+pub const LOW_SPEED: u64 = 100;
+
+/// Bytes that must arrive between two faults for the count of attempts to start again (B-094).
+pub const RESUME_PROGRESS: u64 = 1 << 20;
+/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
+pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;

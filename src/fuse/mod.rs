@@ -13,4 +13,4 @@ mod kernel;
 mod session;
 
 pub use kernel::{MountPoint, is_available};
-pub use session::{Access, Mount, MountError, UnmountError, holders};
+pub use session::{Access, Mount, MountError, UnmountError, is_dead, mounted_at, unmount_stale};

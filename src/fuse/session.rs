@@ -85,9 +85,41 @@ fn describe(holders: &[(u32, String)]) -> String {
     holders.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect::<Vec<_>>().join(", ")
 }
 
-/// The processes that hold something below `dir`, by number and name.
-pub fn holders(dir: &Path) -> Vec<(u32, String)> {
-    kernel::holders(dir)
+/// What is mounted on top at `dir`, by the kernel's table, without touching it.
+pub fn mounted_at(dir: &Path) -> io::Result<Option<MountPoint>> {
+    kernel::find(dir)
+}
+
+/// True if a FUSE mount's daemon is gone, which every access answers with ENOTCONN. Asks the mount, so it may block as
+/// long as a daemon that is alive takes to answer.
+pub fn is_dead(dir: &Path) -> bool {
+    let answer = rustix::fs::stat(dir);
+    answer.is_err_and(|error| error == rustix::io::Errno::NOTCONN || error == rustix::io::Errno::CONNABORTED)
+}
+
+/// Ends a mount that no [`Mount`] of this process owns.
+pub fn unmount_stale(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
+    unmount(dir, lazy)
+}
+
+/// Ends whatever is mounted on `dir`; a mount that is already gone is no error.
+fn unmount(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
+    let path = dir.to_owned();
+    let result = if rustix::process::geteuid().is_root() {
+        kernel::unmount(&path, lazy)
+    } else {
+        fusermount_unmount(&path, lazy)
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let holders = kernel::holders(&path);
+            Err(UnmountError::Busy { path, holders })
+        }
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        Err(source) => Err(UnmountError::Refused { path, source }),
+    }
 }
 
 impl Mount {
@@ -146,22 +178,7 @@ impl Mount {
         if *self.ended.borrow() {
             return Ok(());
         }
-        let path = self.path().to_owned();
-        let result = if rustix::process::geteuid().is_root() {
-            kernel::unmount(&path, lazy)
-        } else {
-            fusermount_unmount(&path, lazy)
-        };
-        match result {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                let holders = kernel::holders(&path);
-                Err(UnmountError::Busy { path, holders })
-            }
-            // Somebody else was faster.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            Err(source) => Err(UnmountError::Refused { path, source }),
-        }
+        unmount(self.path(), lazy)
     }
 
     /// Returns once the kernel has ended the connection, by whatever hand.

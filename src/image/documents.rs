@@ -7,46 +7,57 @@ use bytes::Bytes;
 
 use super::{Error, Images, Request, Resolved};
 use crate::limits;
-use crate::oci::{self, Descriptor, Digest, ImageConfig, ImageManifest, Manifest, Reference};
+use crate::oci::{self, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Manifest, Reference};
 use crate::source::{self, Document, ErrorKind, Source};
 
 impl Images {
     /// Follows the reference through image indexes to the manifest of the wanted platform, and reads its configuration.
+    ///
+    /// Entries that state no platform come last, and only their configuration tells whether they fit (B-049).
     pub(super) async fn documents(&self, request: &Request, source: Option<&dyn Source>) -> Result<Resolved, Error> {
         let mut warnings = Vec::new();
-        let mut document = self.top(request, source, &mut warnings).await?;
-        let mut documents = vec![document.digest];
-        let mut index = None;
-        for _ in 0..=limits::INDEX_DEPTH {
+        let top = self.top(request, source, &mut warnings).await?;
+        let mut documents = vec![top.digest];
+        let mut index: Option<ImageIndex> = None;
+        let mut candidates = vec![Candidate { document: Found::Here(top), is_certain: true, depth: 0 }];
+        while let Some(Candidate { document, is_certain, depth }) = candidates.pop() {
+            let document = match document {
+                Found::Here(document) => document,
+                Found::Listed(descriptor) => self.child(&descriptor, source).await?,
+            };
             let digest = document.digest;
+            if depth > limits::INDEX_DEPTH || documents.len() > limits::DOCUMENTS {
+                return Err(Error::Depth(digest));
+            }
+            documents.push(digest);
             let parsed = Manifest::parse(&document.bytes, &document.media_type)
                 .map_err(|source| Error::Manifest { digest, source })?;
-            match parsed {
-                Manifest::Image(manifest) => {
-                    let (config, config_bytes) = self.config(&manifest, source).await?;
-                    documents.push(manifest.config.digest);
-                    manifest.check(&config).map_err(|source| Error::Config { digest: manifest.config.digest, source })?;
-                    self.note_platform(request, &config, index.is_some(), &mut warnings);
-                    return Ok(Resolved {
-                        index,
-                        digest,
-                        manifest_size: document.bytes.len() as u64,
-                        manifest,
-                        config,
-                        config_bytes,
-                        warnings,
-                        documents,
-                    });
-                }
+            let manifest = match parsed {
+                Manifest::Image(manifest) => manifest,
                 Manifest::Index(children) => {
-                    let child = oci::select(&children.entries, &request.wanted)?.descriptor.clone();
-                    document = self.child(&child, source).await?;
-                    documents.push(document.digest);
+                    let fitting = oci::ranked(&children.entries, &request.wanted);
+                    candidates.extend(fitting.into_iter().rev().map(|entry| Candidate {
+                        document: Found::Listed(entry.descriptor.clone()),
+                        is_certain: entry.platform.is_some(),
+                        depth: depth + 1,
+                    }));
                     index.get_or_insert(children);
+                    continue;
                 }
+            };
+            manifest.check_runnable().map_err(|source| Error::Manifest { digest, source })?;
+            let (config, config_bytes) = self.config(&manifest, source).await?;
+            if !is_certain && !request.wanted.accepts(&config.platform) {
+                continue;
             }
+            documents.push(manifest.config.digest);
+            manifest.check(&config).map_err(|source| Error::Manifest { digest, source })?;
+            note_platform(request, &config, index.is_some(), &mut warnings);
+            let manifest_size = document.bytes.len() as u64;
+            return Ok(Resolved { index, digest, manifest_size, manifest, config, config_bytes, warnings, documents });
         }
-        Err(Error::Depth(document.digest))
+        let entries = index.map_or_else(Vec::new, |index| index.entries);
+        Err(Error::Platform(oci::no_match(&entries, &request.wanted)))
     }
 
     /// The document that the reference itself names.
@@ -138,12 +149,26 @@ impl Images {
             tracing::debug!(%error, "document is not kept");
         }
     }
+}
 
-    /// Tells the user when an image that offered no choice is for another platform (B-048).
-    fn note_platform(&self, request: &Request, config: &ImageConfig, chosen: bool, warnings: &mut Vec<String>) {
-        if !chosen && !request.wanted.accepts(&config.platform) {
-            warnings.push(format!("the image is for {}, not for {}", config.platform, request.wanted));
-        }
+/// A manifest or index that may lead to the image.
+struct Candidate {
+    document: Found,
+    /// False if only its configuration can tell whether it fits.
+    is_certain: bool,
+    /// Indexes above it.
+    depth: usize,
+}
+
+enum Found {
+    Here(Document),
+    Listed(Descriptor),
+}
+
+/// Tells the user when an image that offered no choice is for another platform (B-048).
+fn note_platform(request: &Request, config: &ImageConfig, chosen: bool, warnings: &mut Vec<String>) {
+    if !chosen && !request.wanted.accepts(&config.platform) {
+        warnings.push(format!("the image is for {}, not for {}", config.platform, request.wanted));
     }
 }
 

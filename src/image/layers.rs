@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
@@ -12,7 +11,14 @@ use crate::fetch;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
-use crate::source::{BlobReader, Source};
+use crate::source::{BlobReader, BoxFuture, Source};
+
+/// The index of a layer, and what its first contact moved if that happened now.
+#[derive(Clone)]
+struct Indexed {
+    index: LayerIndex,
+    streamed: Option<Arc<fetch::Progress>>,
+}
 
 impl Images {
     /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
@@ -30,27 +36,26 @@ impl Images {
         }
         let first: HashMap<Digest, &Descriptor> =
             resolved.manifest.layers.iter().rev().map(|descriptor| (descriptor.digest, descriptor)).collect();
-        let opening = distinct.values().map(|expected| {
-            let descriptor = first[&expected.layer];
-            let reader = reader(descriptor, source);
-            async move { Ok::<_, Error>((expected.layer, self.index(*expected, reader, progress).await?)) }
-        });
-        let opened: HashMap<Digest, (LayerIndex, Origin)> =
+        let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
+        for expected in distinct.into_values() {
+            let reader = reader(first[&expected.layer], source);
+            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+        }
+        let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
-        let layers = listed.map(|(descriptor, diff_id)| {
-            let (index, origin) = opened[&descriptor.digest].clone();
-            let reader = reader(descriptor, source);
-            let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
-            async move {
-                let found = index.diff_id();
-                if found != *diff_id {
-                    return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
-                }
-                let layer = self.layer(index, descriptor, reader, name).await?;
-                Ok(ImageLayer { descriptor: descriptor.clone(), origin, layer })
+        let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
+        let mut layers = Vec::new();
+        for (descriptor, diff_id) in listed {
+            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
+            let found = index.diff_id();
+            if found != *diff_id {
+                return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
             }
-        });
-        try_join_all(layers).await
+            let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
+            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
+            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
+        }
+        Ok(layers)
     }
 
     /// The index of one layer and where it came from.
@@ -59,18 +64,19 @@ impl Images {
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
-    ) -> Result<(LayerIndex, Origin), Error> {
+    ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok((index, Origin::Cached));
+            return Ok(Indexed { index, streamed: None });
         }
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
-        let contact = self.contacts.join(expected.layer, || async move {
-            fetch::first_contact(&store, reader, expected, watched).await
-        });
+        let streamed = Some(Arc::clone(&watched));
+        let contact = self
+            .contacts
+            .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok((index, Origin::FirstContact))
+        Ok(Indexed { index, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -90,7 +96,7 @@ impl Images {
         let store = Arc::clone(&self.store);
         let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
             let Some(bytes) = store.index(&expected.layer)? else { return Ok(None) };
-            match LayerIndex::open(bytes) {
+            match LayerIndex::open(bytes).and_then(|index| index.check().map(|()| index)) {
                 Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
                     return Ok(Some(index));
                 }
@@ -114,7 +120,9 @@ impl Images {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic: fetch::Traffic::default() }))
+        let large = fetch::LargeSpans::new(self.store.dir().join("tmp"));
+        let traffic = fetch::Traffic::default();
+        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic, large }))
     }
 }
 

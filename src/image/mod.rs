@@ -80,6 +80,8 @@ pub struct ImageLayer {
     pub origin: Origin,
     /// The layer itself.
     pub layer: Arc<fetch::Layer>,
+    /// What its first contact moved, if that happened now.
+    pub streamed: Option<Arc<fetch::Progress>>,
 }
 
 /// An image whose tree is known.

@@ -72,6 +72,16 @@ pub enum ConfigError {
     TooManyLayers(usize),
 }
 
+impl ConfigError {
+    /// True if the document is well-formed but of a kind that this program does not handle.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::RootfsType(_) | Self::DiffId { problem: DigestError::Unsupported(_), .. } => true,
+            Self::TooLong(_) | Self::Json(_) | Self::DiffId { .. } | Self::TooManyLayers(_) => false,
+        }
+    }
+}
+
 /// Declares a struct that reads an object as Go does: keys in any case, the exact spelling preferred, null for absent.
 macro_rules! lenient {
     ($name:ident { $($field:ident: $type:ty = $key:literal,)* }) => {

@@ -174,7 +174,7 @@ impl FromStr for Platform {
             !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| is_part(part)) {
+        if !parts.iter().all(is_part) {
             return Err(invalid());
         }
         match parts[..] {
@@ -301,8 +301,8 @@ pub fn ranked<'a>(candidates: &'a [IndexEntry], wanted: &Wanted) -> Vec<&'a Inde
     fitting.into_iter().map(|(_, entry)| entry).collect()
 }
 
-/// The error for `candidates` of which none fits.
-fn no_match(candidates: &[IndexEntry], wanted: &Wanted) -> NoMatch {
+/// The failure to find `wanted` among `candidates`, with what there is.
+pub fn no_match(candidates: &[IndexEntry], wanted: &Wanted) -> NoMatch {
     let mut available: Vec<String> = Vec::new();
     for entry in candidates.iter().filter(|entry| is_image(entry)) {
         let text = entry.platform.as_ref().map_or("an image without platform".to_owned(), ToString::to_string);

@@ -2,33 +2,84 @@
 //!
 //! One process owns a directory (flock). Everything is keyed by content; an object appears by rename, whole or not at
 //! all, except the partial blobs, whose map says which bytes are there. See design.md, "The cache directory".
+//!
+//! Nothing is flushed to the disk. A killed process loses nothing by that: what was written is in the kernel. A power
+//! cut may leave files short, or with zeros in them, and a failing disk may do worse; both are found in the same way, by
+//! whoever reads:
+//!
+//! | object | checked | against |
+//! |---|---|---|
+//! | document | here, at every read | its digest |
+//! | reference | here, at every read | BLAKE3 in the record |
+//! | map of a partial blob | here, when the blob is loaded | a check in every record |
+//! | bytes of a blob | by the reader, which decodes spans | the span's digest; all of it by [`Blob::complete`] |
+//! | decoded file | here, when published and at the first use in a process | its SHA-256 |
+//! | index, tree | by the reader, which knows the format | the checks in it |
+//!
+//! What is damaged is removed, or [discarded](Blob::discard), and counts as absent: it is fetched or made again.
+//!
+//! [`Store`] is the open directory; its methods are spread over one file per kind of object. [`Blob`] and [`NewFile`]
+//! are what can be written piece by piece. [`Limits`] bound the whole. All of it is synchronous and may be called from any
+//! thread. Lock order: a blob's `transition`, its state; the others (registry of blobs, pool of descriptors, table of
+//! decoded files, limits) are leaves. None but `transition` is held across I/O.
 
-use std::collections::HashSet;
+mod blob;
+mod blobs;
+mod documents;
+mod evict;
+mod files;
+mod layout;
+mod lock;
+mod mapped;
+mod object;
+mod pool;
+mod presence;
+mod ranges;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod verify;
+
 use std::fs::File;
-use std::ops::Range;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+pub use blob::Blob;
+pub use evict::Limits;
+pub use files::NewFile;
 
 use crate::oci::Digest;
 
 /// The open cache directory.
+///
+/// Ours until the last of this value, its [`Blob`]s and its [`NewFile`]s is dropped.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
+    shared: Arc<Shared>,
 }
 
-/// One blob's compressed bytes, some or all of them. One value per digest in the process, shared.
-///
-/// What is present has not necessarily been verified: a complete blob was, when it became complete, but disks rot, so
-/// every reader verifies what it decodes and [`discards`](Blob::discard) what is wrong.
+/// What the store and its blobs have in common.
 #[derive(Debug)]
-pub struct Blob {}
+struct Shared {
+    layout: layout::Layout,
+    blobs: blobs::Registry,
+    pool: pool::Pool,
+    files: files::Cache,
+    limits: Mutex<Limits>,
+    /// Holds the lock of the directory.
+    lock: File,
+}
 
-/// A file on its way into the file store.
-#[derive(Debug)]
-pub struct NewFile {}
+impl Drop for Shared {
+    /// Closing the file would not be enough: a child process that is just being started has a copy of the descriptor
+    /// until it executes its program, and the lock would last as long.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(%error, "lock left to the closing of its file");
+        }
+    }
+}
 
 /// Bytes and objects in one part of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,6 +130,14 @@ pub enum Error {
         /// The version this program writes.
         known: u32,
     },
+    /// The directory may not be used as a cache directory.
+    #[error("{path} {why}")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it, as a predicate.
+        why: &'static str,
+    },
     /// The file system refused.
     #[error("cannot {action} {path}")]
     Io {
@@ -92,205 +151,72 @@ pub enum Error {
     /// A finished object's bytes do not have the digest they were stored under; nothing was kept.
     #[error("content of {0} has another digest")]
     Mismatch(String),
+    /// A blob was to be made complete of which bytes are missing; what is there was kept.
+    #[error("blob {0} is not all here")]
+    Incomplete(Digest),
+    /// A blob was asked for with a size that it is known not to have.
+    #[error("blob {digest} has {known} bytes, not {asked}")]
+    Size {
+        /// The blob.
+        digest: Digest,
+        /// Its size.
+        known: u64,
+        /// The size asked for.
+        asked: u64,
+    },
+}
+
+impl Error {
+    /// True if the cause is a full disk or an exhausted quota, so that evicting something may help.
+    pub fn is_out_of_space(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
 }
 
 impl Store {
     /// Opens the cache directory, creating it (mode 0700) if needed, and takes its lock.
     ///
-    /// Leftovers of `tmp/` are removed. [`Error::Busy`] if another process holds the lock.
+    /// Leftovers of `tmp/` are removed. [`Error::Busy`] if another process holds the lock, [`Error::Foreign`] if the
+    /// directory holds other things or belongs to another user, [`Error::Version`] if another version made it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        Ok(Self { dir: dir.to_owned() })
+        let layout = layout::Layout::new(dir.to_owned());
+        let lock = lock::acquire(&layout)?;
+        let shared = Shared {
+            layout,
+            blobs: blobs::Registry::default(),
+            pool: pool::Pool::new(),
+            files: files::Cache::new(),
+            limits: Mutex::default(),
+            lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.shared.layout.root()
     }
 
-    /// Remembers that `reference` (canonical text) resolved to the document `digest` of `media_type`.
-    pub fn put_reference(&self, reference: &str, digest: &Digest, media_type: &str) -> Result<(), Error> {
-        let _ = (reference, digest, media_type);
-        todo!()
-    }
-
-    /// What `reference` resolved to last: digest and media type.
-    pub fn reference(&self, reference: &str) -> Result<Option<(Digest, String)>, Error> {
-        let _ = reference;
-        todo!()
-    }
-
-    /// Keeps a manifest, image index or configuration under its digest, which is checked.
-    pub fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
-        let _ = (digest, bytes);
-        todo!()
-    }
-
-    /// A kept document; a damaged one is removed and counts as absent.
-    pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
-        let _ = digest;
-        todo!()
-    }
-
-    /// Keeps an encoded layer index and returns it memory-mapped.
-    pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Bytes, Error> {
-        let _ = (layer, encoded);
-        todo!()
-    }
-
-    /// The encoded index of `layer`, memory-mapped. The caller checks it and calls [`Self::remove_index`] if damaged.
-    pub fn index(&self, layer: &Digest) -> Result<Option<Bytes>, Error> {
-        let _ = layer;
-        todo!()
-    }
-
-    /// Removes the index of `layer`.
-    pub fn remove_index(&self, layer: &Digest) -> Result<(), Error> {
-        let _ = layer;
-        todo!()
-    }
-
-    /// Keeps an encoded tree and returns it memory-mapped.
-    pub fn put_tree(&self, id: &Digest, encoded: &[u8]) -> Result<Bytes, Error> {
-        let _ = (id, encoded);
-        todo!()
-    }
-
-    /// The encoded tree `id`, memory-mapped. The caller checks it and calls [`Self::remove_tree`] if damaged.
-    pub fn tree(&self, id: &Digest) -> Result<Option<Bytes>, Error> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Removes the tree `id`.
-    pub fn remove_tree(&self, id: &Digest) -> Result<(), Error> {
-        let _ = id;
-        todo!()
-    }
-
-    /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
-    pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<Blob>, Error> {
-        let _ = (digest, size);
-        todo!()
-    }
-
-    /// A decoded file by the SHA-256 of its content, if it is here; its bytes were verified in this process's lifetime.
-    ///
-    /// A damaged file is removed and counts as absent. The first call for a file reads all of it.
-    pub fn file(&self, content: &[u8; 32]) -> Result<Option<Arc<File>>, Error> {
-        let _ = content;
-        todo!()
-    }
-
-    /// True if [`Self::file`] would answer without reading the whole file, or finds nothing.
-    pub fn is_verified(&self, content: &[u8; 32]) -> bool {
-        let _ = content;
-        todo!()
-    }
-
-    /// Begins a decoded file of `size` bytes in `tmp/`.
-    pub fn new_file(&self, content: &[u8; 32], size: u64) -> Result<NewFile, Error> {
-        let _ = (content, size);
-        todo!()
-    }
-
-    /// What the cache holds.
-    pub fn usage(&self) -> Result<DiskUsage, Error> {
-        todo!()
-    }
-
-    /// Removes the blobs not in `keep`; returns what was freed.
-    pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
-        let _ = keep;
-        todo!()
-    }
-
-    /// Removes the decoded files that are not open in this process.
-    pub fn drop_files(&self) -> Result<Usage, Error> {
-        todo!()
-    }
-
-    /// Removes the indexes of layers not in `layers`, and the trees not in `trees`.
-    pub fn drop_indexes(&self, layers: &HashSet<Digest>, trees: &HashSet<Digest>) -> Result<Usage, Error> {
-        let _ = (layers, trees);
-        todo!()
-    }
-
-    /// Removes documents and references, except the documents in `keep`.
-    pub fn drop_documents(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
-        let _ = keep;
-        todo!()
-    }
-
-    /// Checks every object against its name, removing what is damaged. Indexes and trees are given to `check`, which
-    /// knows their formats (the path's first component says which it is); partial blobs are left to their readers.
-    pub fn verify(&self, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Verified, Error> {
-        let _ = check;
-        todo!()
+    /// Another handle of the same open directory.
+    fn handle(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl Blob {
-    /// The blob's digest.
-    pub fn digest(&self) -> Digest {
-        todo!()
-    }
+/// Adds to an I/O error what was tried and on what.
+trait Context<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, Error>;
+}
 
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        todo!()
-    }
-
-    /// True once every byte was there and had the right digest.
-    pub fn is_complete(&self) -> bool {
-        todo!()
-    }
-
-    /// Number of bytes present.
-    pub fn present_bytes(&self) -> u64 {
-        todo!()
-    }
-
-    /// The parts of `range` that are not here, ascending; empty if all of it is.
-    pub fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let _ = range;
-        todo!()
-    }
-
-    /// Reads `range`, or `None` if not all of it is here.
-    pub fn read(&self, range: Range<u64>) -> Result<Option<Bytes>, Error> {
-        let _ = range;
-        todo!()
-    }
-
-    /// Puts bytes in place and only then records them as present. Safe to repeat and to race.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let _ = (offset, bytes);
-        todo!()
-    }
-
-    /// Forgets `range`, because it was found to be wrong; a complete blob becomes partial again.
-    pub fn discard(&self, range: Range<u64>) -> Result<(), Error> {
-        let _ = range;
-        todo!()
-    }
-
-    /// Makes the blob complete. `verified` says the caller hashed exactly the bytes now on disk (first contact); without
-    /// it all bytes are read and hashed here. [`Error::Mismatch`] forgets everything.
-    pub fn complete(&self, verified: bool) -> Result<(), Error> {
-        let _ = verified;
-        todo!()
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
     }
 }
 
-impl NewFile {
-    /// Writes at `offset`; what is never written reads as zeros.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let _ = (offset, bytes);
-        todo!()
-    }
-
-    /// Hashes the whole file and publishes it; [`Error::Mismatch`] and nothing kept if the digest is another.
-    pub fn publish(self) -> Result<Arc<File>, Error> {
-        todo!()
-    }
+/// Locks `mutex`. A thread that panicked while it held it cannot have left it half changed: what is done under the
+/// store's locks does not panic between two changes that belong together.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,6 +20,7 @@ mod tests;
 mod writer;
 mod xattr;
 
+pub use name::AUFS_LINKS;
 pub use parser::Parser;
 pub use writer::Writer;
 
@@ -110,7 +111,8 @@ pub enum Kind {
 /// One tar member after normalisation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Components joined by `/`, without leading or trailing slash, `.`, `..` or empty ones; empty for the root.
+    /// Components joined by `/`, without leading or trailing slash, `.`, `..` or empty ones; empty for the root. Those in
+    /// [`AUFS_LINKS`] are not to be seen.
     pub path: Vec<u8>,
     /// What it is.
     pub kind: Kind,

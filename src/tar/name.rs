@@ -12,8 +12,12 @@ pub(super) const WHITEOUT: &[u8] = b".wh.";
 pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What starts the names that AUFS kept for itself, and that no file can have.
 const AUFS: &[u8] = b".wh..wh.";
-/// Where AUFS kept files that have several names, at the root of a layer.
-const AUFS_LINKS: &[u8] = b".wh..wh.plnk/";
+/// The directory at the root of a layer where AUFS kept the content of files that have several names.
+///
+/// A parser gives the regular files in it under their own paths, because hard links of the same layer name them. It is
+/// no part of the image: whoever merges a layer removes it, with what is in it, once the layer has been merged.
+/// Everything else that AUFS left in a layer the parser drops.
+pub const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// What a cleaned name stands for.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +60,7 @@ impl Name {
 
 /// Classifies a name whose first component belongs to AUFS.
 fn aufs(path: &[u8]) -> Name {
-    match path.strip_prefix(AUFS_LINKS) {
+    match path.strip_prefix(AUFS_LINKS).and_then(|rest| rest.strip_prefix(b"/")) {
         Some(file) if !file.contains(&b'/') && !file.starts_with(WHITEOUT) => Name::AufsLink(path.to_vec()),
         _ => Name::Hidden,
     }

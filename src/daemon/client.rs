@@ -1,0 +1,149 @@
+//! The client's side: reaching the daemon, starting it, and reading its answers. Blocking, for command-line use.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use super::control::{Event, Request};
+use super::server::unmount_without_daemon;
+use super::{Code, Failure, socket_path};
+
+/// How long a starting daemon may take to say that it is ready.
+const START: Duration = Duration::from_secs(20);
+
+/// How a daemon is started.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The program to run.
+    pub path: PathBuf,
+    /// Its arguments; it must end up in [`super::run`] with standard output as `ready`.
+    pub arguments: Vec<std::ffi::OsString>,
+}
+
+/// Where the daemon of a cache directory is to be found, and how it is started.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The cache directory.
+    pub cache_dir: PathBuf,
+    /// The directory of the control socket.
+    pub runtime_dir: PathBuf,
+    /// The daemon's program.
+    pub program: Program,
+}
+
+/// A request that was made; its events are read from here.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Makes a request, starting the daemon if there is none.
+    pub fn request(&self, request: &Request) -> Result<Connection, Failure> {
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(connection) = self.request_if_running(request)? {
+                return Ok(connection);
+            }
+            match self.start() {
+                Ok(()) => {}
+                // Another client's daemon won the race, or the last one is still ending: its socket decides.
+                Err(failure) if failure.code == Code::Cache && Instant::now() < deadline && is_busy(&failure) => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Makes a request if a daemon is running.
+    pub fn request_if_running(&self, request: &Request) -> Result<Option<Connection>, Failure> {
+        let socket = socket_path(&self.cache_dir, &self.runtime_dir);
+        let mut stream = match UnixStream::connect(&socket) {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(Failure::io(&format!("cannot reach the daemon at {}", socket.display()), &error)),
+        };
+        let mut line = serde_json::to_vec(request).map_err(|error| Failure::of(Code::Other, &error))?;
+        line.push(b'\n');
+        stream.write_all(&line).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
+        Ok(Some(Connection { stream: BufReader::new(stream) }))
+    }
+
+    /// Ends the mount on `dir` when no daemon serves it any more.
+    pub fn unmount_without_daemon(&self, dir: &Path, lazy: bool) -> Result<(), Failure> {
+        unmount_without_daemon(dir, lazy)
+    }
+
+    /// Starts a daemon and waits until it is ready or says why it cannot be.
+    fn start(&self) -> Result<(), Failure> {
+        let dir = &self.runtime_dir;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+            Failure::io(&format!("cannot create the runtime directory {}", dir.display()), &error)
+                .hint("choose one that you may write to with --runtime-dir")
+        })?;
+        let log_path = socket_path(&self.cache_dir, dir).with_extension("log");
+        let log = std::fs::File::options().create(true).append(true).open(&log_path);
+        let log = log.map_err(|error| Failure::io(&format!("cannot write {}", log_path.display()), &error))?;
+        let mut command = Command::new(&self.program.path);
+        command.args(&self.program.arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().map_err(|error| Failure::io("cannot start the daemon", &error))?;
+        let mut said = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            let read = BufReader::new(stdout.take(1 << 20)).read_line(&mut said);
+            read.map_err(|error| Failure::io("cannot hear the daemon", &error))?;
+        }
+        if said.trim_end() == "ready" {
+            return Ok(());
+        }
+        let ended = child.wait().map_err(|error| Failure::io("cannot wait for the daemon", &error))?;
+        Err(serde_json::from_str(&said).unwrap_or_else(|_| {
+            Failure::new(Code::Other, format!("the daemon ended at once ({ended})"))
+                .hint(format!("its log is {}", log_path.display()))
+        }))
+    }
+}
+
+/// True if the failure is that another process holds the cache.
+fn is_busy(failure: &Failure) -> bool {
+    failure.error.contains("in use by another process")
+}
+
+impl Connection {
+    /// Reads the next event.
+    pub fn next(&mut self) -> Result<Event, Failure> {
+        let mut line = Vec::new();
+        let read = self.stream.read_until(b'\n', &mut line);
+        let count = read.map_err(|error| Failure::io("lost the daemon", &error))?;
+        if count == 0 {
+            return Err(Failure::new(Code::Other, "the daemon ended before it answered"));
+        }
+        serde_json::from_slice(&line).map_err(|error| Failure::of(Code::Other, &error))
+    }
+
+    /// Copies the raw bytes that a [`Event::Data`] announced.
+    pub fn copy(&mut self, length: u64, target: &mut dyn Write) -> io::Result<()> {
+        let copied = io::copy(&mut (&mut self.stream).take(length), target)?;
+        if copied == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Reads events until the end, giving all but the last to `each`, and returns the answer.
+    pub fn finish<T: DeserializeOwned>(mut self, mut each: impl FnMut(Event)) -> Result<T, Failure> {
+        loop {
+            match self.next()? {
+                Event::Done { answer } => {
+                    return serde_json::from_value(answer).map_err(|error| Failure::of(Code::Other, &error));
+                }
+                Event::Failed(failure) => return Err(failure),
+                event => each(event),
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What programs say to the daemon: one request a line, then events a line each until `done` or `failed`.
+//!
+//! Both sides are the same program, and a daemon may be older than its client after an upgrade; unknown requests are
+//! answered with a failure that says so. A `data` event is followed by exactly that many raw bytes.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+
+/// Which image, and how its source may be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// The reference; local paths in it are absolute.
+    pub reference: String,
+    /// `os/architecture[/variant]`, or none for this machine's.
+    pub platform: Option<String>,
+    /// Use only what the cache has.
+    pub offline: bool,
+    /// Speak plain HTTP.
+    pub plain_http: bool,
+    /// Credential files in order.
+    pub auth_files: Vec<PathBuf>,
+}
+
+/// When the rest of an image is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fill {
+    /// Never.
+    Off,
+    /// While no reader waits.
+    Idle,
+    /// At once.
+    Now,
+}
+
+/// A mount to make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mount {
+    /// The image.
+    pub image: Image,
+    /// The mount point, absolute.
+    pub dir: PathBuf,
+    /// When to fetch the rest.
+    pub fill: Fill,
+}
+
+/// What `cache drop` removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drop {
+    /// Layer blobs.
+    pub blobs: bool,
+    /// Decoded files.
+    pub files: bool,
+    /// Layer indexes and trees.
+    pub indexes: bool,
+    /// Manifests, configurations and what tags resolved to.
+    pub documents: bool,
+}
+
+/// A request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Mount an image; progress events come before the end.
+    Mount(Mount),
+    /// End a mount.
+    Unmount {
+        /// The mount point, absolute.
+        dir: PathBuf,
+        /// Detach it even if it is in use.
+        lazy: bool,
+    },
+    /// List all mounts.
+    List,
+    /// Describe one mount or all, in detail.
+    Status {
+        /// The mount point, absolute.
+        dir: Option<PathBuf>,
+    },
+    /// Describe an image without touching its layers.
+    Inspect(Image),
+    /// List a directory of an image, one [`Listed`] item a name.
+    ListDirectory {
+        /// The image.
+        image: Image,
+        /// The path inside it, as bytes.
+        path: Vec<u8>,
+        /// Also everything below.
+        recursive: bool,
+    },
+    /// Send a file of an image as data.
+    Read {
+        /// The image.
+        image: Image,
+        /// The path inside it, as bytes.
+        path: Vec<u8>,
+    },
+    /// What the cache holds.
+    CacheUsage,
+    /// Remove parts of the cache that no mount uses.
+    CacheDrop(Drop),
+    /// Check every object of the cache.
+    CacheVerify,
+}
+
+/// An event of the daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// How far opening an image has come.
+    Progress(Progress),
+    /// Something the user should know.
+    Warning {
+        /// The text, one line, without control characters.
+        text: String,
+    },
+    /// One item of a listing.
+    Item(Listed),
+    /// This many raw bytes follow.
+    Data {
+        /// How many.
+        length: u64,
+    },
+    /// The request succeeded.
+    Done {
+        /// Its answer, if it has one.
+        answer: serde_json::Value,
+    },
+    /// The request failed.
+    Failed(Failure),
+}
+
+/// How far opening an image has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Layers being streamed.
+    pub layers: usize,
+    /// Layers of them that are read to the end.
+    pub finished: usize,
+    /// Bytes to read.
+    pub total: u64,
+    /// Bytes read.
+    pub taken: u64,
+    /// Bytes that came over the network.
+    pub received: u64,
+}
+
+/// One name of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Listed {
+    /// The path inside the image, without leading slash, as bytes.
+    pub path: Vec<u8>,
+    /// `directory`, `file`, `symlink`, `char-device`, `block-device` or `fifo`.
+    pub kind: String,
+    /// Permission bits.
+    pub mode: u16,
+    /// Number of names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Seconds since the epoch of the last modification.
+    pub mtime: i64,
+    /// Target of a symbolic link, as bytes.
+    pub target: Vec<u8>,
+    /// Device number.
+    pub device: Option<(u32, u32)>,
+}
+
+/// One mount, in short or in detail.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountReport {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The reference it was mounted by.
+    pub reference: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// The image's platform.
+    pub platform: String,
+    /// When the rest is fetched.
+    pub fill: Fill,
+    /// Bytes of all layers, compressed.
+    pub bytes_needed: u64,
+    /// Bytes of them that are in the cache.
+    pub bytes_local: u64,
+    /// Bytes fetched over the network for this mount.
+    pub bytes_fetched: u64,
+    /// Ranged reads asked of the source for this mount.
+    pub requests: u64,
+    /// Open files.
+    pub open_files: u64,
+    /// Names in the tree.
+    pub entries: u64,
+    /// The layers from the bottom; empty in a short listing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerReport>,
+}
+
+/// One layer of a mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Media type in the manifest.
+    pub media_type: String,
+    /// `tar`, `gzip` or `zstd`, by its content.
+    pub compression: String,
+    /// Where the index came from: `cache` or `first-contact`.
+    pub indexed: String,
+    /// Length of the blob.
+    pub size: u64,
+    /// Bytes of it in the cache.
+    pub local: u64,
+    /// Bytes of it fetched for this mount.
+    pub fetched: u64,
+    /// Ranged reads asked for it.
+    pub requests: u64,
+    /// Spans it is divided into.
+    pub spans: u32,
+    /// Why it cannot be read lazily, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_lazy: Option<String>,
+}
+
+/// The daemon and its mounts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Process number.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    /// The cache directory.
+    pub cache_dir: PathBuf,
+    /// Bytes of decoded spans in memory.
+    pub memory_spans: u64,
+    /// The mounts.
+    pub mounts: Vec<MountReport>,
+}
+
+/// An image as `inspect` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// The reference.
+    pub reference: String,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// The platform of this manifest.
+    pub platform: String,
+    /// All platforms there are, if the reference names an image index.
+    pub platforms: Vec<String>,
+    /// Layers from the bottom.
+    pub layers: Vec<LayerSummary>,
+    /// Bytes of all layers, compressed, each blob once.
+    pub size: u64,
+    /// The configuration as its publisher wrote it.
+    pub config: serde_json::Value,
+}
+
+/// One layer as `inspect` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Digest of the uncompressed stream.
+    pub diff_id: String,
+    /// Media type in the manifest.
+    pub media_type: String,
+    /// Length of the blob.
+    pub size: u64,
+    /// True if its index is in the cache, so that mounting does not stream it.
+    pub indexed: bool,
+}
+
+/// What a part of the cache holds or lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Objects.
+    pub count: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
+/// What the cache holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// The cache directory.
+    pub dir: PathBuf,
+    /// Manifests and configurations.
+    pub manifests: Usage,
+    /// Layer blobs.
+    pub blobs: Usage,
+    /// Layer indexes.
+    pub indexes: Usage,
+    /// Merged trees.
+    pub trees: Usage,
+    /// Decoded files.
+    pub files: Usage,
+}
+
+/// What `cache verify` found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Objects that are what their names say.
+    pub good: u64,
+    /// Objects that were not, by path below the cache directory; they were removed.
+    pub removed: Vec<String>,
+}

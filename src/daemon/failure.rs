@@ -1,0 +1,236 @@
+//! Failures as users see them: what failed, why, what to do about it, and the exit code that scripts read.
+
+use std::error::Error as StdError;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fuse::{MountError, UnmountError};
+use crate::oci::{ManifestError, Printable};
+use crate::source::ErrorKind;
+use crate::{fetch, image, source, store};
+
+/// The class of a failure; its number is the exit code of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// Anything not listed below.
+    Other = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The image, tag, platform or path does not exist.
+    NotFound = 3,
+    /// Credentials are missing or do not suffice, or a file may not be accessed.
+    Denied = 4,
+    /// The registry cannot be reached, or the mount is offline and the cache does not have it.
+    Unreachable = 5,
+    /// The image is damaged, hostile or of a kind that cannot be used.
+    BadImage = 6,
+    /// The mount point or the FUSE device cannot be used.
+    Mount = 7,
+    /// The mount is in use.
+    Busy = 8,
+    /// The cache directory cannot be used.
+    Cache = 9,
+}
+
+/// A failure to show: `error:`, `cause:` lines and `hint:`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its class.
+    pub code: Code,
+    /// What failed, on what.
+    pub error: String,
+    /// Why, from the outermost cause inwards.
+    #[serde(default)]
+    pub causes: Vec<String>,
+    /// What the user could do.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without a further cause.
+    pub fn new(code: Code, error: impl Into<String>) -> Self {
+        Self { code, error: error.into(), causes: Vec::new(), hint: None }
+    }
+
+    /// Adds advice.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds a cause in words.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// The same failure under another class.
+    #[must_use]
+    pub fn coded(mut self, code: Code) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// A failure with the chain of causes of `error`, itself included as the error.
+    pub fn of(code: Code, error: &dyn StdError) -> Self {
+        let mut failure = Self::new(code, plain(&error.to_string()));
+        failure.add_causes(error.source());
+        failure
+    }
+
+    /// A failed system call.
+    pub fn io(what: &str, error: &std::io::Error) -> Self {
+        let code = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Code::Denied,
+            _ => Code::Other,
+        };
+        let mut failure = Self::new(code, plain(what));
+        failure.causes.push(error.to_string());
+        failure
+    }
+
+    fn add_causes(&mut self, mut cause: Option<&dyn StdError>) {
+        while let Some(error) = cause {
+            let text = plain(&error.to_string());
+            // Transparent wrappers repeat what they wrap.
+            if text != self.error && self.causes.last() != Some(&text) {
+                self.causes.push(text);
+            }
+            cause = error.source();
+        }
+    }
+
+    /// The same failure about an image the user named.
+    #[must_use]
+    pub fn about(mut self, what: String) -> Self {
+        let inner = std::mem::replace(&mut self.error, what);
+        self.causes.insert(0, inner);
+        self
+    }
+}
+
+/// Text without control characters, whoever wrote it (D-070).
+fn plain(text: &str) -> String {
+    Printable::of(text).to_string()
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl StdError for Failure {}
+
+impl From<&image::Error> for Failure {
+    fn from(error: &image::Error) -> Self {
+        let code = match error {
+            image::Error::Source(error) => return Self::from(error),
+            image::Error::Fetch(error) => return Self::from(error),
+            image::Error::Store(error) => return Self::from(error),
+            image::Error::Platform(_) => {
+                return Self::of(Code::NotFound, error).hint("choose one of them with --platform");
+            }
+            image::Error::Manifest { source: ManifestError::NotRunnable(_), .. } => {
+                return Self::of(Code::BadImage, error).hint("this is an artifact, not a container image");
+            }
+            image::Error::Offline(_) => {
+                return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch it");
+            }
+            image::Error::Manifest { .. }
+            | image::Error::Config { .. }
+            | image::Error::Depth(_)
+            | image::Error::DiffId { .. }
+            | image::Error::Tree(_) => Code::BadImage,
+            image::Error::Interrupted => Code::Other,
+        };
+        Self::of(code, error)
+    }
+}
+
+impl From<&source::Error> for Failure {
+    fn from(error: &source::Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::NotFound | ErrorKind::Ambiguous => Code::NotFound,
+            ErrorKind::Denied => Code::Denied,
+            ErrorKind::Unreachable => Code::Unreachable,
+            ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported => Code::BadImage,
+            ErrorKind::Io => Code::Other,
+        };
+        Self { hint: error.advice().map(plain), ..Self::of(code, error) }
+    }
+}
+
+impl From<&fetch::Error> for Failure {
+    fn from(error: &fetch::Error) -> Self {
+        let code = match error {
+            fetch::Error::Source(error) => return Self::from(error),
+            fetch::Error::Store(error) => return Self::from(error.as_ref()),
+            fetch::Error::Offline { .. } => {
+                return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch them");
+            }
+            fetch::Error::Corrupt { .. } | fetch::Error::Rejected { .. } => Code::BadImage,
+            fetch::Error::Index(_) => Code::Cache,
+            fetch::Error::Interrupted => Code::Other,
+        };
+        Self::of(code, error)
+    }
+}
+
+impl From<&store::Error> for Failure {
+    fn from(error: &store::Error) -> Self {
+        let failure = Self::of(Code::Cache, error);
+        match error {
+            store::Error::Busy(_) => {
+                failure.hint("another daemon serves this cache; use its mounts or another --cache-dir")
+            }
+            store::Error::Version { .. } => failure.hint("use the newer ocifs, or another --cache-dir"),
+            store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                failure.hint("choose a directory that you may write to with --cache-dir")
+            }
+            store::Error::Io { .. } if error.is_out_of_space() => failure
+                .hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir"),
+            store::Error::Size { .. } | store::Error::Mismatch(_) => failure.coded(Code::BadImage),
+            store::Error::Io { .. } | store::Error::Foreign { .. } | store::Error::Incomplete(_) => failure,
+        }
+    }
+}
+
+impl From<&MountError> for Failure {
+    fn from(error: &MountError) -> Self {
+        let failure = Self::of(Code::Mount, error);
+        match error {
+            MountError::NoDevice(source) => no_device(failure, source),
+            MountError::Refused { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                failure.hint("mounting needs CAP_SYS_ADMIN, or fusermount3 (package fuse3) for other users")
+            }
+            MountError::Refused { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                failure.hint("users other than root mount through fusermount3: install the package fuse3")
+            }
+            MountError::Refused { .. } | MountError::Handshake { .. } => failure,
+        }
+    }
+}
+
+/// Adds what to do when /dev/fuse cannot be opened.
+pub(super) fn no_device(failure: Failure, source: &std::io::Error) -> Failure {
+    match source.kind() {
+        std::io::ErrorKind::PermissionDenied => failure.hint("this user may not open /dev/fuse"),
+        _ => failure.hint("load the module with `modprobe fuse`; in a container, pass --device /dev/fuse"),
+    }
+}
+
+impl From<&UnmountError> for Failure {
+    fn from(error: &UnmountError) -> Self {
+        match error {
+            UnmountError::Busy { .. } => {
+                Self::of(Code::Busy, error).hint("end these processes, or detach the mount with `ocifs umount --lazy`")
+            }
+            UnmountError::Refused { .. } => Self::of(Code::Other, error),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The daemon: one process per cache directory that owns the cache and serves all mounts.
+//!
+//! [`control`] is what programs say to it over a unix socket, one JSON value a line. [`run`] serves until nothing is
+//! mounted and nobody has asked for anything for a while, or until it is told to stop; [`Client`] reaches a running
+//! daemon or starts one.
+//!
+//! Two daemons can never share a cache: the store's lock decides, and the socket is only bound by who holds it.
+
+mod client;
+pub mod control;
+mod failure;
+mod mount;
+mod mounts;
+mod query;
+mod report;
+mod server;
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::fetch::{self, Fetcher};
+use crate::image::Images;
+use crate::oci::Digest;
+use crate::store::Store;
+
+pub use client::{Client, Connection, Program};
+pub use failure::{Code, Failure};
+
+/// Worker threads of the runtime. They move bytes and decide; decoding and file I/O run on the blocking pool.
+const WORKERS: usize = 2;
+
+/// Threads that may block on files and decoding at once.
+const BLOCKING: usize = 32;
+
+/// How a daemon is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cache directory.
+    pub cache_dir: PathBuf,
+    /// The directory of the control socket.
+    pub runtime_dir: PathBuf,
+    /// Ends by itself after this long without a mount or a client; never if none.
+    pub idle: Option<Duration>,
+}
+
+/// The control socket of the daemon that owns `cache_dir`.
+///
+/// The name is made from the cache directory, so that each has its own, and short, because socket paths are limited to
+/// 107 bytes (unix(7)).
+pub fn socket_path(cache_dir: &Path, runtime_dir: &Path) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let name = Digest::sha256(cache_dir.as_os_str().as_bytes());
+    runtime_dir.join(format!("{}.sock", name.short()))
+}
+
+/// Runs a daemon in this process until it is idle, told to stop, or terminated.
+///
+/// `ready` is told by one line when requests can be made, or why they cannot. With `first`, that mount is made before
+/// anything else, and the daemon ends when it ends.
+pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mount>) -> Result<(), Failure> {
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
+        .thread_name("runtime")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("cannot start threads", &error))
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(serve(options, ready.as_ref(), first));
+            // Work nobody waits for any more must not hold up the end.
+            runtime.shutdown_timeout(Duration::from_secs(2));
+            outcome
+        });
+    if let (Err(failure), Some(ready)) = (&outcome, ready) {
+        tell(&ready, &serde_json::to_string(failure).unwrap_or_default());
+    }
+    outcome
+}
+
+async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<(), Failure> {
+    let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
+    let images = Images::new(store, Fetcher::new(fetch::Options::default()));
+    let listener = listen(options)?;
+    let socket = socket_path(&options.cache_dir, &options.runtime_dir);
+    let server = Arc::new(server::Server::new(images, options.clone()));
+    if let Some(mount) = first {
+        let made = server.mount_in_foreground(mount);
+        tokio::select! {
+            made = made => made?,
+            () = stop_signal() => return Ok(()),
+        }
+    }
+    if let Some(ready) = ready {
+        tell(ready, "ready");
+    }
+    tracing::info!(cache = %options.cache_dir.display(), "serving");
+    tokio::select! {
+        () = server.accept(listener) => {}
+        () = server.finished() => {}
+        () = stop_signal() => {}
+    }
+    // New clients must start a new daemon instead of waiting for this one to end.
+    if let Err(error) = std::fs::remove_file(&socket) {
+        tracing::debug!(%error, "control socket is gone already");
+    }
+    server.unmount_all().await;
+    Ok(())
+}
+
+/// Binds the control socket. The cache's lock is held, so whatever is at its path is a leftover.
+fn listen(options: &Options) -> Result<UnixListener, Failure> {
+    let socket = socket_path(&options.cache_dir, &options.runtime_dir);
+    let failed =
+        |error: std::io::Error| Failure::io(&format!("cannot bind the control socket {}", socket.display()), &error);
+    match std::fs::remove_file(&socket) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    UnixListener::bind(&socket).map_err(failed)
+}
+
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be caught");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Tells the process that started this one. It may have given up waiting, which is its own affair.
+fn tell(ready: &OwnedFd, line: &str) {
+    let told = ready.try_clone().map(std::fs::File::from).and_then(|mut pipe| writeln!(pipe, "{line}"));
+    if let Err(error) = told {
+        tracing::debug!(%error, "nobody waits for the daemon to be ready");
+    }
+}

@@ -1,0 +1,181 @@
+//! Making a mount: look before anything is fetched, open the image, attach it to the kernel.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::control::{self, Event, Fill};
+use super::failure::no_device;
+use super::mounts::{Mounted, Mounts};
+use super::query::request_of;
+use super::{Code, Failure};
+use crate::fetch::{self, Urgency};
+use crate::fs::FileSystem;
+use crate::fuse::{self, Access};
+use crate::image::{Image, ImageLayer, Images, Progress};
+use crate::source::ErrorKind;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(100);
+
+/// How long fill waits after a failure that may pass.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Mounts an image, telling its progress to `events`. Dropping the future leaves nothing behind but cached bytes.
+pub(super) async fn mount(
+    images: &Images,
+    mounts: &Arc<Mounts>,
+    wanted: control::Mount,
+    events: &tokio::sync::mpsc::Sender<Event>,
+) -> Result<control::MountReport, Failure> {
+    let request = request_of(&wanted.image)?;
+    let dir = wanted.dir.clone();
+    let Some(reservation) = mounts.reserve(&dir) else {
+        return Err(taken(&dir));
+    };
+    let looked = tokio::task::spawn_blocking(move || check_mount_point(&dir));
+    looked.await.map_err(|_| interrupted())??;
+
+    let progress = Arc::new(Progress::default());
+    let image = {
+        let open = images.open(&request, &progress);
+        tokio::pin!(open);
+        let mut tick = tokio::time::interval(TELL);
+        loop {
+            tokio::select! {
+                image = &mut open => break image,
+                _ = tick.tick() => tell(events, &progress).await,
+            }
+        }
+    };
+    tell(events, &progress).await;
+    let image =
+        image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
+    for text in &image.resolved.warnings {
+        send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
+    }
+    let mounted = attach(images, mounts, wanted, image).await?;
+    let report = super::report::mount(&mounted);
+    reservation.fill(mounted);
+    Ok(report)
+}
+
+/// Joins the image with the kernel and starts what runs beside it.
+async fn attach(
+    images: &Images,
+    mounts: &Arc<Mounts>,
+    wanted: control::Mount,
+    image: Image,
+) -> Result<Arc<Mounted>, Failure> {
+    let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+    let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
+    let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
+    let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
+    let mount = {
+        let (fs, dir, runtime) = (Arc::clone(&fs), wanted.dir.clone(), tokio::runtime::Handle::current());
+        let attached = tokio::task::spawn_blocking(move || fuse::Mount::new(fs, runtime, &dir, "ocifs", access));
+        attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
+    };
+    let fill = match wanted.fill {
+        Fill::Off => None,
+        Fill::Idle => Some(Urgency::Idle),
+        Fill::Now => Some(Urgency::Now),
+    };
+    let tasks = fill
+        .filter(|_| !wanted.image.offline)
+        .map(|urgency| tokio::spawn(fill_all(images.clone(), image.layers.clone(), urgency)).abort_handle())
+        .into_iter()
+        .collect();
+    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, tasks });
+    let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
+    tokio::spawn(async move {
+        watched.mount.ended().await;
+        tracing::info!(dir = %watched.request.dir.display(), "unmounted");
+        mounts.remove(&watched);
+    });
+    Ok(mounted)
+}
+
+/// Completes the layers from the bottom, one after the other.
+async fn fill_all(images: Images, layers: Vec<ImageLayer>, urgency: Urgency) {
+    for ImageLayer { layer, .. } in layers {
+        while !layer.blob.is_complete() {
+            match fetch::fill(images.fetcher(), &layer, urgency).await {
+                Ok(()) => tracing::info!(layer = %layer.index.layer(), "layer is complete"),
+                Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
+                    tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => {
+                    tracing::warn!(layer = %layer.index.layer(), error = %crate::fs::Chain(&error), "fill gives up");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.
+fn check_mount_point(dir: &Path) -> Result<(), Failure> {
+    fuse::is_available()
+        .map_err(|error| no_device(Failure::io("cannot open /dev/fuse", &error).coded(Code::Mount), &error))?;
+    if let Some(point) = fuse::mounted_at(dir).map_err(|error| Failure::io("cannot read the mount table", &error))? {
+        let is_dead = point.file_system == "fuse.ocifs" && fuse::is_dead(dir);
+        if !is_dead {
+            return Err(taken(dir));
+        }
+        tracing::info!(dir = %dir.display(), "removing the mount of a daemon that is gone");
+        fuse::unmount_stale(dir, true).map_err(|error| Failure::from(&error))?;
+    }
+    let what = || format!("cannot mount on {}", crate::oci::Printable::path(dir));
+    let mut names = std::fs::read_dir(dir).map_err(|error| {
+        let failure = Failure::io(&what(), &error).coded(Code::Mount);
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                failure.hint(format!("make it first: mkdir -p {}", crate::oci::Printable::path(dir)))
+            }
+            io::ErrorKind::NotADirectory => failure.hint("the mount point must be a directory"),
+            _ => failure,
+        }
+    })?;
+    if names.next().is_some() {
+        return Err(Failure::new(Code::Mount, what())
+            .because("the directory is not empty")
+            .hint("use an empty directory"));
+    }
+    Ok(())
+}
+
+fn taken(dir: &Path) -> Failure {
+    let dir = crate::oci::Printable::path(dir);
+    Failure::new(Code::Mount, format!("cannot mount on {dir}"))
+        .because("something is mounted there already")
+        .hint(format!("`ocifs umount {dir}` ends it, `ocifs status {dir}` describes it"))
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Code::Other, "the daemon is stopping")
+}
+
+async fn tell(events: &tokio::sync::mpsc::Sender<Event>, progress: &Progress) {
+    let now = progress.now();
+    send(
+        events,
+        Event::Progress(control::Progress {
+            layers: now.layers,
+            finished: now.finished,
+            total: now.total,
+            taken: now.taken,
+            received: now.received,
+        }),
+    )
+    .await;
+}
+
+/// Tells the client. One that went away cancels the whole request elsewhere.
+async fn send(events: &tokio::sync::mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::debug!("the client is gone");
+    }
+}

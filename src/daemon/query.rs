@@ -1,0 +1,225 @@
+//! Requests that make no mount: looking into images and the cache.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::control::{self, Listed};
+use super::mounts::Mounts;
+use super::report;
+use super::{Code, Failure};
+use crate::fs::{Ino, Read};
+use crate::image::{Image, Images, Progress, Request};
+use crate::index::LayerIndex;
+use crate::oci::{Platform, Printable, Reference, Wanted};
+use crate::tree::{NodeId, NodeKind, Tree};
+
+/// Bytes of a file that are read and sent at once.
+const PIECE: u32 = 1 << 20;
+
+/// The request for an image as the image module understands it.
+pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
+    let reference: Reference = image.reference.parse().map_err(|error| Failure::of(Code::Usage, &error))?;
+    let wanted = match &image.platform {
+        None => Wanted::Host(Platform::host()),
+        Some(text) => Wanted::Exactly(text.parse().map_err(|error| Failure::of(Code::Usage, &error))?),
+    };
+    Ok(Request {
+        reference,
+        wanted,
+        offline: image.offline,
+        plain_http: image.plain_http,
+        auth_files: image.auth_files.clone(),
+    })
+}
+
+/// Describes an image without touching its layers.
+pub(super) async fn inspect(images: &Images, wanted: &control::Image) -> Result<control::ImageReport, Failure> {
+    let request = request_of(wanted)?;
+    let resolved = images
+        .resolve(&request)
+        .await
+        .map_err(|error| Failure::from(&error).about(format!("cannot inspect {}", wanted.reference)))?;
+    let store = Arc::clone(images.store());
+    let reference = wanted.reference.clone();
+    let described = tokio::task::spawn_blocking(move || report::image(&reference, &resolved, &store)).await;
+    described.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))
+}
+
+/// Opens an image without mounting it.
+pub(super) async fn open(images: &Images, wanted: &control::Image, progress: &Arc<Progress>) -> Result<Image, Failure> {
+    let request = request_of(wanted)?;
+    images
+        .open(&request, progress)
+        .await
+        .map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
+}
+
+/// The node at `path`, or a failure that names it.
+pub(super) fn find(tree: &Tree, path: &[u8]) -> Result<NodeId, Failure> {
+    tree.resolve(path, true).ok_or_else(|| {
+        Failure::new(Code::NotFound, format!("the image has no {}", Printable(path)))
+            .hint("`ocifs ls REF DIRECTORY` lists what there is")
+    })
+}
+
+/// Walks the listing of `start`: its children if it is a directory, else itself. Depth first without recursion.
+pub(super) struct Walk<'a> {
+    tree: &'a Tree,
+    recursive: bool,
+    pending: Vec<(Vec<u8>, NodeId)>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(tree: &'a Tree, path: &[u8], start: NodeId, recursive: bool) -> Self {
+        let mut walk = Self { tree, recursive, pending: Vec::new() };
+        let trimmed = path.strip_prefix(b"/").unwrap_or(path);
+        let base = trimmed.strip_suffix(b"/").unwrap_or(trimmed);
+        if tree.node(start).kind() == NodeKind::Directory {
+            walk.push_children(base, start);
+        } else {
+            walk.pending.push((base.to_vec(), start));
+        }
+        walk
+    }
+
+    fn push_children(&mut self, base: &[u8], directory: NodeId) {
+        let children = self.tree.children(directory, 0).map(|child| {
+            let separator: &[u8] = if base.is_empty() { b"" } else { b"/" };
+            ([base, separator, child.name].concat(), child.node)
+        });
+        let mut children: Vec<_> = children.collect();
+        children.reverse();
+        self.pending.append(&mut children);
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Listed;
+
+    fn next(&mut self) -> Option<Listed> {
+        let (path, id) = self.pending.pop()?;
+        let node = self.tree.node(id);
+        if self.recursive && node.kind() == NodeKind::Directory {
+            self.push_children(&path, id);
+        }
+        Some(Listed {
+            path,
+            kind: match node.kind() {
+                NodeKind::Directory => "directory",
+                NodeKind::Regular => "file",
+                NodeKind::Symlink => "symlink",
+                NodeKind::CharDevice => "char-device",
+                NodeKind::BlockDevice => "block-device",
+                NodeKind::Fifo => "fifo",
+            }
+            .to_owned(),
+            mode: node.mode(),
+            nlink: node.nlink(),
+            uid: node.uid(),
+            gid: node.gid(),
+            size: node.size(),
+            mtime: node.mtime().seconds,
+            target: node.target().to_vec(),
+            device: node.device(),
+        })
+    }
+}
+
+/// A file of an opened image, read piece by piece through the same path as a mount.
+pub(super) struct FileReader {
+    fs: crate::fs::FileSystem,
+    ino: Ino,
+    remaining: Range<u64>,
+}
+
+impl FileReader {
+    pub(super) fn new(images: &Images, image: &Image, path: &[u8]) -> Result<Self, Failure> {
+        let id = find(&image.tree, path)?;
+        let node = image.tree.node(id);
+        if node.kind() != NodeKind::Regular {
+            return Err(Failure::new(Code::NotFound, format!("{} is not a regular file", Printable(path))));
+        }
+        let remaining = 0..node.size();
+        let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+        let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
+        let fs = crate::fs::FileSystem::new(image.tree.clone(), layers, fetcher, store);
+        Ok(Self { fs, ino: Ino::from(id), remaining })
+    }
+
+    /// The next piece; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        if self.remaining.is_empty() {
+            return Ok(None);
+        }
+        let read = self.fs.read(self.ino, self.remaining.start, PIECE);
+        let bytes = match read {
+            Ok(Read::Ready(bytes)) => Ok(bytes),
+            Ok(Read::Later(pending)) => pending.await,
+            Err(error) => Err(error),
+        };
+        let bytes = bytes.map_err(|error| match &error {
+            crate::fs::Error::Fetch(error) => Failure::from(error),
+            error => Failure::of(Code::Other, error),
+        })?;
+        self.remaining.start += bytes.len() as u64;
+        Ok(Some(bytes))
+    }
+}
+
+/// Removes what `what` names and no mount uses.
+pub(super) async fn drop_cache(
+    images: &Images,
+    mounts: &Mounts,
+    what: control::Drop,
+) -> Result<control::Usage, Failure> {
+    let in_use = mounts.in_use();
+    let store = Arc::clone(images.store());
+    let task = tokio::task::spawn_blocking(move || -> Result<control::Usage, crate::store::Error> {
+        let mut freed = control::Usage::default();
+        let mut add = |usage: crate::store::Usage| {
+            freed.count += usage.count;
+            freed.bytes += usage.bytes;
+        };
+        if what.files {
+            add(store.drop_files()?);
+        }
+        if what.blobs {
+            add(store.drop_blobs(&in_use.layers)?);
+        }
+        if what.indexes {
+            add(store.drop_indexes(&in_use.layers, &in_use.trees)?);
+        }
+        if what.documents {
+            add(store.drop_documents(&in_use.documents)?);
+        }
+        Ok(freed)
+    });
+    finish(task.await)
+}
+
+/// What the cache holds.
+pub(super) async fn usage(images: &Images) -> Result<control::CacheReport, Failure> {
+    let store = Arc::clone(images.store());
+    finish(tokio::task::spawn_blocking(move || store.usage().map(|usage| report::cache(&store, &usage))).await)
+}
+
+/// Checks every object of the cache.
+pub(super) async fn verify(images: &Images) -> Result<control::VerifyReport, Failure> {
+    let store = Arc::clone(images.store());
+    let task = tokio::task::spawn_blocking(move || {
+        store.verify(&|part, name, bytes| match part {
+            "indexes" => LayerIndex::open(Bytes::copy_from_slice(bytes))
+                .is_ok_and(|index| index.layer() == *name && index.check().is_ok()),
+            "trees" => Tree::open(Bytes::copy_from_slice(bytes)).is_ok(),
+            _ => false,
+        })
+    });
+    let verified = finish(task.await)?;
+    Ok(control::VerifyReport { good: verified.good, removed: verified.removed })
+}
+
+fn finish<T>(result: Result<Result<T, crate::store::Error>, tokio::task::JoinError>) -> Result<T, Failure> {
+    result.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))
+}

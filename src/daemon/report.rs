@@ -1,0 +1,99 @@
+//! What the daemon tells of itself: mounts, layers, images and the cache, in the words of [`control`].
+
+use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport};
+use super::mounts::Mounted;
+use crate::image::{ImageLayer, Origin, Resolved};
+use crate::index::Compression;
+use crate::store::{DiskUsage, Store, Usage};
+
+/// One mount in detail.
+pub(super) fn mount(mounted: &Mounted) -> MountReport {
+    let image = &mounted.image;
+    let layers: Vec<_> = image.layers.iter().map(layer).collect();
+    MountReport {
+        dir: mounted.request.dir.clone(),
+        reference: mounted.request.image.reference.clone(),
+        digest: image.resolved.digest.to_string(),
+        platform: image.resolved.config.platform.to_string(),
+        fill: mounted.request.fill,
+        bytes_needed: layers.iter().map(|layer| layer.size).sum(),
+        bytes_local: layers.iter().map(|layer| layer.local).sum(),
+        bytes_fetched: layers.iter().map(|layer| layer.fetched).sum(),
+        requests: layers.iter().map(|layer| layer.requests).sum(),
+        open_files: mounted.fs.open_files(),
+        entries: u64::from(image.tree.node_count()),
+        layers,
+    }
+}
+
+fn layer(layer: &ImageLayer) -> LayerReport {
+    let inner = &layer.layer;
+    let (streamed_bytes, streamed_requests) =
+        layer.streamed.as_ref().map_or((0, 0), |progress| (progress.traffic.bytes(), progress.traffic.requests()));
+    LayerReport {
+        digest: layer.descriptor.digest.to_string(),
+        media_type: layer.descriptor.media_type.clone(),
+        compression: match inner.index.compression() {
+            Compression::None => "tar",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+        .to_owned(),
+        indexed: match layer.origin {
+            Origin::Cached => "cache",
+            Origin::FirstContact => "first-contact",
+        }
+        .to_owned(),
+        size: layer.descriptor.size,
+        local: inner.blob.present_bytes(),
+        fetched: inner.traffic.bytes() + streamed_bytes,
+        requests: inner.traffic.requests() + streamed_requests,
+        spans: inner.index.span_count(),
+        not_lazy: inner.index.not_lazy().map(str::to_owned),
+    }
+}
+
+/// An image that was only resolved.
+pub(super) fn image(reference: &str, resolved: &Resolved, store: &Store) -> ImageReport {
+    let mut seen = std::collections::HashSet::new();
+    let layers = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
+    ImageReport {
+        reference: reference.to_owned(),
+        digest: resolved.digest.to_string(),
+        platform: resolved.config.platform.to_string(),
+        platforms: resolved.index.iter().flat_map(|index| &index.entries).filter_map(platform).collect(),
+        size: resolved.manifest.layers.iter().filter(|layer| seen.insert(layer.digest)).map(|layer| layer.size).sum(),
+        layers: layers
+            .map(|(layer, diff_id)| LayerSummary {
+                digest: layer.digest.to_string(),
+                diff_id: diff_id.to_string(),
+                media_type: layer.media_type.clone(),
+                size: layer.size,
+                indexed: store.index(&layer.digest).is_ok_and(|index| index.is_some()),
+            })
+            .collect(),
+        // The configuration was parsed before, so it is JSON.
+        config: serde_json::from_slice(&resolved.config_bytes).unwrap_or_default(),
+    }
+}
+
+fn platform(entry: &crate::oci::IndexEntry) -> Option<String> {
+    entry.platform.as_ref().filter(|platform| !platform.is_unknown()).map(ToString::to_string)
+}
+
+/// What the cache holds.
+pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
+    CacheReport {
+        dir: store.dir().to_owned(),
+        manifests: part(usage.manifests),
+        blobs: part(usage.blobs),
+        indexes: part(usage.indexes),
+        trees: part(usage.trees),
+        files: part(usage.files),
+    }
+}
+
+/// One part of the cache.
+pub(super) fn part(usage: Usage) -> control::Usage {
+    control::Usage { count: usage.count, bytes: usage.bytes }
+}

@@ -1,0 +1,313 @@
+//! The accept loop: one task a client, one request a connection, cancelled when the client goes away.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use super::control::{self, Event, Request};
+use super::mounts::{Mounted, Mounts};
+use super::{Code, Failure, Options, mount, query, report};
+use crate::fuse;
+use crate::image::{Images, Progress};
+
+/// Longest request accepted, in bytes.
+const REQUEST_BYTES: u64 = 1 << 20;
+
+/// How long a client may take to say what it wants.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+
+/// The state all clients share.
+#[derive(Debug)]
+pub(super) struct Server {
+    images: Images,
+    mounts: Arc<Mounts>,
+    options: Options,
+    /// Number of connected clients.
+    clients: watch::Sender<usize>,
+    /// Set while a daemon in the foreground serves one mount.
+    foreground: bool,
+}
+
+/// One client's side of the conversation.
+struct Answers {
+    events: mpsc::Sender<Event>,
+    writer: OwnedWriteHalf,
+    queue: mpsc::Receiver<Event>,
+}
+
+impl Server {
+    pub(super) fn new(images: Images, options: Options) -> Self {
+        let foreground = options.idle.is_none();
+        Self { images, mounts: Arc::default(), options, clients: watch::Sender::new(0), foreground }
+    }
+
+    /// Makes the mount of `ocifs mount --foreground`.
+    pub(super) async fn mount_in_foreground(&self, wanted: control::Mount) -> Result<(), Failure> {
+        let (events, mut queue) = mpsc::channel(16);
+        let report = async {
+            while let Some(event) = queue.recv().await {
+                if let Event::Warning { text } = event {
+                    tracing::warn!("{text}");
+                }
+            }
+        };
+        let made = async {
+            let made = mount::mount(&self.images, &self.mounts, wanted, &events).await;
+            drop(events);
+            made.map(drop)
+        };
+        tokio::join!(made, report).0
+    }
+
+    /// Serves clients for ever.
+    pub(super) async fn accept(self: &Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let server = Arc::clone(self);
+                    server.clients.send_modify(|count| *count += 1);
+                    tokio::spawn(async move {
+                        server.serve(stream).await;
+                        server.clients.send_modify(|count| *count -= 1);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a client");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when there has been neither a mount nor a client for the idle time; in the foreground, when nothing is
+    /// mounted any more.
+    pub(super) async fn finished(&self) {
+        let (mut mounts, mut clients) = (self.mounts.count(), self.clients.subscribe());
+        let quiet = self.options.idle.unwrap_or(Duration::ZERO);
+        loop {
+            if mounts.wait_for(|count| *count == 0).await.is_err() || self.foreground {
+                return;
+            }
+            if clients.wait_for(|count| *count == 0).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(quiet) => return,
+                _ = mounts.changed() => {}
+                _ = clients.changed() => {}
+            }
+        }
+    }
+
+    /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
+    pub(super) async fn unmount_all(&self) {
+        for mounted in self.mounts.all() {
+            let ended = unmount(&mounted, false).await;
+            if let Err(failure) = ended {
+                tracing::warn!(%failure, "detaching a mount that is in use");
+                if let Err(failure) = unmount(&mounted, true).await {
+                    tracing::error!(%failure, "a mount stays behind");
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, stream: UnixStream) {
+        let (reader, writer) = stream.into_split();
+        let (events, queue) = mpsc::channel(64);
+        let mut reader = BufReader::new(reader);
+        let request = tokio::time::timeout(REQUEST_TIME, read_request(&mut reader)).await;
+        let request = match request {
+            Ok(Ok(request)) => request,
+            Ok(Err(failure)) => return Answers { events, writer, queue }.finish(Err(failure)).await,
+            Err(_) => return tracing::debug!("a client said nothing"),
+        };
+        let answers = Answers { events, writer, queue };
+        tokio::select! {
+            () = self.answer(request, answers) => {}
+            () = gone(&mut reader) => tracing::debug!("the client went away, its request is cancelled"),
+        }
+    }
+
+    async fn answer(&self, request: Request, mut answers: Answers) {
+        let result = match request {
+            Request::Mount(wanted) => {
+                let events = answers.events.clone();
+                let made = mount::mount(&self.images, &self.mounts, wanted, &events);
+                answers.while_running(made).await.and_then(|report| value(&report))
+            }
+            Request::Unmount { dir, lazy } => self.unmount(&dir, lazy).await,
+            Request::List => value(&self.reports(None, false)),
+            Request::Status { dir } => self.status(dir.as_deref()),
+            Request::Inspect(image) => query::inspect(&self.images, &image).await.and_then(|report| value(&report)),
+            Request::ListDirectory { image, path, recursive } => {
+                self.list_directory(&image, &path, recursive, &mut answers).await
+            }
+            Request::Read { image, path } => self.read(&image, &path, &mut answers).await,
+            Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
+            Request::CacheDrop(what) => {
+                query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
+            }
+            Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
+        };
+        answers.finish(result).await;
+    }
+
+    async fn unmount(&self, dir: &Path, lazy: bool) -> Result<serde_json::Value, Failure> {
+        let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
+        unmount(&mounted, lazy).await?;
+        if !lazy {
+            // A client that was told so can mount there again at once.
+            mounted.mount.ended().await;
+            self.mounts.remove(&mounted);
+        }
+        Ok(serde_json::Value::Null)
+    }
+
+    fn reports(&self, dir: Option<&Path>, detailed: bool) -> Vec<control::MountReport> {
+        let mounts = self.mounts.all();
+        let wanted = mounts.iter().filter(|mounted| dir.is_none_or(|dir| dir == mounted.request.dir));
+        wanted
+            .map(|mounted| {
+                let report = report::mount(mounted);
+                if detailed { report } else { control::MountReport { layers: Vec::new(), ..report } }
+            })
+            .collect()
+    }
+
+    fn status(&self, dir: Option<&Path>) -> Result<serde_json::Value, Failure> {
+        let mounts = self.reports(dir, true);
+        if let Some(dir) = dir
+            && mounts.is_empty()
+        {
+            return Err(not_mounted(dir));
+        }
+        value(&control::StatusReport {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cache_dir: self.options.cache_dir.clone(),
+            memory_spans: self.images.fetcher().memory_used(),
+            mounts,
+        })
+    }
+
+    async fn list_directory(
+        &self,
+        image: &control::Image,
+        path: &[u8],
+        recursive: bool,
+        answers: &mut Answers,
+    ) -> Result<serde_json::Value, Failure> {
+        let progress = Arc::new(Progress::default());
+        let image = query::open(&self.images, image, &progress).await?;
+        let start = query::find(&image.tree, path)?;
+        for item in query::Walk::new(&image.tree, path, start, recursive) {
+            answers.write(&Event::Item(item)).await?;
+        }
+        Ok(serde_json::Value::Null)
+    }
+
+    async fn read(
+        &self,
+        image: &control::Image,
+        path: &[u8],
+        answers: &mut Answers,
+    ) -> Result<serde_json::Value, Failure> {
+        let progress = Arc::new(Progress::default());
+        let image = query::open(&self.images, image, &progress).await?;
+        let mut reader = query::FileReader::new(&self.images, &image, path)?;
+        while let Some(bytes) = reader.next().await? {
+            answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
+            answers.writer.write_all(&bytes).await.map_err(|error| lost(&error))?;
+        }
+        Ok(serde_json::Value::Null)
+    }
+}
+
+impl Answers {
+    /// Runs `work` while sending on the events it produces.
+    async fn while_running<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                Some(event) = self.queue.recv() => self.write(&event).await?,
+            }
+        }
+    }
+
+    async fn finish(mut self, result: Result<serde_json::Value, Failure>) {
+        while let Ok(event) = self.queue.try_recv() {
+            if self.write(&event).await.is_err() {
+                return;
+            }
+        }
+        let last = match result {
+            Ok(answer) => Event::Done { answer },
+            Err(failure) => Event::Failed(failure),
+        };
+        if let Err(failure) = self.write(&last).await {
+            tracing::debug!(%failure, "the answer is lost");
+        }
+    }
+
+    async fn write(&mut self, event: &Event) -> Result<(), Failure> {
+        let mut line = serde_json::to_vec(event).map_err(|error| Failure::of(Code::Other, &error))?;
+        line.push(b'\n');
+        self.writer.write_all(&line).await.map_err(|error| lost(&error))
+    }
+}
+
+fn lost(error: &std::io::Error) -> Failure {
+    Failure::io("the client is gone", error)
+}
+
+fn value(report: &impl serde::Serialize) -> Result<serde_json::Value, Failure> {
+    serde_json::to_value(report).map_err(|error| Failure::of(Code::Other, &error))
+}
+
+async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
+    let mounted = Arc::clone(mounted);
+    let ended = tokio::task::spawn_blocking(move || mounted.mount.unmount(lazy)).await;
+    ended.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))
+}
+
+/// The failure for a directory that this daemon has not mounted.
+fn not_mounted(dir: &Path) -> Failure {
+    let dir = crate::oci::Printable::path(dir);
+    Failure::new(Code::NotFound, format!("{dir} is not a mount of this daemon"))
+        .hint("`ocifs list` shows what is mounted")
+}
+
+async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Request, Failure> {
+    let mut line = Vec::new();
+    let mut bounded = reader.take(REQUEST_BYTES);
+    bounded.read_until(b'\n', &mut line).await.map_err(|error| Failure::io("cannot read the request", &error))?;
+    serde_json::from_slice(&line).map_err(|error| {
+        Failure::of(Code::Usage, &error)
+            .about("the daemon does not understand the request".to_owned())
+            .hint("it may be older than this program: end its mounts, so that a new one starts")
+    })
+}
+
+/// Returns when the client closes its side; it says nothing more after its request.
+async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
+    let mut ignored = [0; 64];
+    while reader.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+}
+
+/// Ends a mount whose daemon is gone, without a daemon.
+pub(super) fn unmount_without_daemon(dir: &Path, lazy: bool) -> Result<(), Failure> {
+    match fuse::mounted_at(dir) {
+        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
+            fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error))
+        }
+        Ok(_) => Err(not_mounted(dir)),
+        Err(error) => Err(Failure::io("cannot read the mount table", &error)),
+    }
+}

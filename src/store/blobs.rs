@@ -1,0 +1,159 @@
+//! The blobs of the cache: which are in use, and who may touch the files of one that is not.
+//!
+//! A blob's value is loaded from its files once and shared; removing or checking those files is for one thread at a time
+//! and only while no value exists. [`Registry`] decides both, without a lock during the disk work: a digest is *claimed*
+//! for as long as somebody loads or removes it, and others wait for the claim, not for a lock.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use super::blob::{self, Blob};
+use super::layout::{BlobFile, Part, parse_blob};
+use super::{Error, Shared, Store, Usage, lock};
+use crate::oci::Digest;
+
+/// How many values may have been forgotten before the dead ones are swept out of the table.
+const SWEEP: usize = 256;
+
+/// The blobs that are open in this process.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// Never held across I/O, and nothing is dropped or locked under it.
+    inner: Mutex<Inner>,
+    released: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: HashMap<Digest, Weak<Blob>>,
+    claimed: HashSet<Digest>,
+    sweep_at: usize,
+}
+
+/// The sole right to the files of a blob without a value, until dropped.
+#[derive(Debug)]
+pub(super) struct Claim<'a> {
+    registry: &'a Registry,
+    digest: Digest,
+}
+
+/// A blob in use, or the right to make it so.
+enum Found<'a> {
+    Live(Arc<Blob>),
+    Free(Claim<'a>),
+}
+
+/// What the disk has of one blob.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OnDisk {
+    pub(super) usage: Usage,
+    pub(super) used: SystemTime,
+    pub(super) complete: bool,
+}
+
+impl Registry {
+    fn find(&self, digest: &Digest) -> Found<'_> {
+        let mut inner = lock(&self.inner);
+        while inner.claimed.contains(digest) {
+            inner = self.released.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        match inner.live.get(digest).and_then(Weak::upgrade) {
+            Some(blob) => Found::Live(blob),
+            None => Found::Free(self.claim_in(&mut inner, digest)),
+        }
+    }
+
+    /// The right to the files of `digest`, unless it is in use or claimed.
+    pub(super) fn claim_idle(&self, digest: &Digest) -> Option<Claim<'_>> {
+        let mut inner = lock(&self.inner);
+        let live = inner.live.get(digest).is_some_and(|blob| blob.strong_count() > 0);
+        if live || inner.claimed.contains(digest) {
+            return None;
+        }
+        Some(self.claim_in(&mut inner, digest))
+    }
+
+    /// The value for `digest` if it is in use.
+    pub(super) fn live(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        lock(&self.inner).live.get(digest).and_then(Weak::upgrade)
+    }
+
+    fn claim_in(&self, inner: &mut Inner, digest: &Digest) -> Claim<'_> {
+        inner.claimed.insert(*digest);
+        Claim { registry: self, digest: *digest }
+    }
+}
+
+impl Claim<'_> {
+    fn publish(&self, blob: &Arc<Blob>) {
+        let mut inner = lock(&self.registry.inner);
+        if inner.live.len() >= inner.sweep_at.max(SWEEP) {
+            inner.live.retain(|_, blob| blob.strong_count() > 0);
+            inner.sweep_at = inner.live.len() * 2;
+        }
+        inner.live.insert(self.digest, Arc::downgrade(blob));
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.registry.inner).claimed.remove(&self.digest);
+        self.registry.released.notify_all();
+    }
+}
+
+impl Store {
+    /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
+    ///
+    /// [`Error::Size`] if the blob is known to have another size: as an open value, or complete and good.
+    pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<Blob>, Error> {
+        match self.shared.blobs.find(digest) {
+            Found::Live(blob) if blob.size() == size => Ok(blob),
+            Found::Live(blob) => Err(Error::Size { digest: *digest, known: blob.size(), asked: size }),
+            Found::Free(claim) => {
+                let blob = Arc::new(Blob::load(&self.shared, digest, size)?);
+                claim.publish(&blob);
+                Ok(blob)
+            }
+        }
+    }
+
+    /// Removes the blobs not in `keep`; returns what was freed. A blob whose value is alive anywhere stays.
+    pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
+        let mut freed = Usage::default();
+        for (digest, on_disk) in self.shared.blobs_on_disk()? {
+            if !keep.contains(&digest) && self.shared.remove_blob(&digest)? {
+                freed.add(on_disk.usage);
+            }
+        }
+        Ok(freed)
+    }
+}
+
+impl Shared {
+    /// Removes the files of a blob; false if it is in use.
+    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let Some(_claim) = self.blobs.claim_idle(digest) else { return Ok(false) };
+        blob::remove_files(self, digest)?;
+        Ok(true)
+    }
+
+    /// Every blob the disk has something of.
+    pub(super) fn blobs_on_disk(&self) -> Result<BTreeMap<Digest, OnDisk>, Error> {
+        let mut blobs: BTreeMap<Digest, OnDisk> = BTreeMap::new();
+        self.layout.walk(Part::Blobs, &mut |found| {
+            let Some((digest, file)) = parse_blob(&found.name) else { return Ok(()) };
+            let known = blobs.entry(digest).or_insert(OnDisk {
+                usage: Usage { count: 1, bytes: 0 },
+                used: SystemTime::UNIX_EPOCH,
+                complete: false,
+            });
+            known.usage.bytes = known.usage.bytes.saturating_add(found.usage().bytes);
+            known.used = known.used.max(found.used());
+            known.complete |= file == BlobFile::Complete;
+            Ok(())
+        })?;
+        Ok(blobs)
+    }
+}

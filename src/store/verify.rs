@@ -1,0 +1,115 @@
+//! Checking everything in the cache against its name.
+
+use super::blob::Blob;
+use super::documents::is_reference;
+use super::layout::{BlobFile, Found, Part, parse_blob, parse_file, parse_object};
+use super::{Context as _, Error, Store, Verified, object};
+use crate::limits::STORED_REFERENCE_BYTES;
+use crate::oci::{Algorithm, Digest};
+
+/// What a check found.
+enum Outcome {
+    Good,
+    Removed,
+    /// Not an object, gone meanwhile, or not to be judged here.
+    Skipped,
+}
+
+impl Store {
+    /// Checks every object against its name, removing what is damaged. Indexes and trees are given to `check`, which
+    /// knows their formats (the path's first component says which it is); partial blobs are left to their readers.
+    ///
+    /// Reads the whole cache. Of a complete blob that is in use and damaged, the bytes are forgotten and the value stays.
+    pub fn verify(&self, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Verified, Error> {
+        let mut verified = Verified::default();
+        for part in [Part::References, Part::Documents, Part::Blobs, Part::Indexes, Part::Trees, Part::Files] {
+            self.shared.layout.walk(part, &mut |found| {
+                let outcome = match part {
+                    Part::References => self.verify_reference(&found)?,
+                    Part::Documents => self.verify_document(&found)?,
+                    Part::Blobs => self.verify_blob(&found)?,
+                    Part::Files => self.verify_file(&found)?,
+                    _ => self.verify_mapped(&found, check)?,
+                };
+                match outcome {
+                    Outcome::Good => verified.good += 1,
+                    Outcome::Removed => verified.removed.push(self.shared.layout.relative(&found.path)),
+                    Outcome::Skipped => {}
+                }
+                Ok(())
+            })?;
+        }
+        Ok(verified)
+    }
+
+    fn verify_reference(&self, found: &Found) -> Result<Outcome, Error> {
+        let Some(name) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
+        let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
+        let bytes = object::read_whole(&file, STORED_REFERENCE_BYTES).context("read", &found.path)?;
+        judge(found, bytes.is_some_and(|bytes| is_reference(&name, &bytes)))
+    }
+
+    fn verify_document(&self, found: &Found) -> Result<Outcome, Error> {
+        let Some(digest) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
+        match has_digest(found, &digest)? {
+            None => Ok(Outcome::Skipped),
+            Some(good) => judge(found, good),
+        }
+    }
+
+    fn verify_blob(&self, found: &Found) -> Result<Outcome, Error> {
+        let Some((digest, BlobFile::Complete)) = parse_blob(&found.name) else { return Ok(Outcome::Skipped) };
+        // The claim, if the blob is not in use, keeps it so until the damage is removed.
+        let claim = self.shared.blobs.claim_idle(&digest);
+        let good = has_digest(found, &digest)?;
+        match (good, claim) {
+            (None, _) => Ok(Outcome::Skipped),
+            (Some(good), Some(_claim)) => judge(found, good),
+            (Some(true), None) => Ok(Outcome::Good),
+            (Some(false), None) => Ok(match self.shared.blobs.live(&digest) {
+                Some(blob) => forget_all_of(&blob)?,
+                None => Outcome::Skipped,
+            }),
+        }
+    }
+
+    fn verify_file(&self, found: &Found) -> Result<Outcome, Error> {
+        let Some(content) = parse_file(&found.name) else { return Ok(Outcome::Skipped) };
+        match has_digest(found, &Digest::Sha256(content))? {
+            None => Ok(Outcome::Skipped),
+            Some(true) => Ok(Outcome::Good),
+            Some(false) => {
+                self.shared.remove_file(&content)?;
+                Ok(Outcome::Removed)
+            }
+        }
+    }
+
+    fn verify_mapped(&self, found: &Found, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Outcome, Error> {
+        let Some(digest) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
+        let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
+        let bytes = object::map(&file).context("map", &found.path)?;
+        judge(found, check(&self.shared.layout.relative(&found.path), &digest, &bytes))
+    }
+}
+
+/// Whether the file's bytes have `digest`; `None` if the file is gone.
+fn has_digest(found: &Found, digest: &Digest) -> Result<Option<bool>, Error> {
+    let Some(file) = object::open(&found.path)? else { return Ok(None) };
+    let algorithm: Algorithm = digest.algorithm();
+    let (actual, _) = object::hash(&file, algorithm).context("read", &found.path)?;
+    Ok(Some(actual == *digest))
+}
+
+fn judge(found: &Found, good: bool) -> Result<Outcome, Error> {
+    if good {
+        return Ok(Outcome::Good);
+    }
+    object::remove(&found.path)?;
+    Ok(Outcome::Removed)
+}
+
+fn forget_all_of(blob: &Blob) -> Result<Outcome, Error> {
+    blob.discard(0..blob.size())?;
+    Ok(Outcome::Removed)
+}
