@@ -171,7 +171,7 @@ fn a_host_named_like_a_transport_reads_back() {
 
 #[test]
 fn d_070_errors_show_no_escape_sequences() {
-    for text in ["a\x1b[2J", "a:\x1b", "\x1b/x", "oci:d:@\x1b", "\x1b://x", "/\x1b\u{202e}"] {
+    for text in ["a\x1b[2J", "a:\x1b", "\x1b/x", "oci:d:@\x1b", "\x1b://x", "/\x1b\u{202e}", "a@\u{202e}", "a@b:\x1b"] {
         assert!(!fails(text).to_string().contains(['\x1b', '\u{202e}']), "{text:?}");
     }
 }
