@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::oci::DigestError;
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -160,6 +161,15 @@ fn b_012_selectors_that_select_nothing_are_refused() {
     assert!(matches!(fails(&format!("oci:d:tag@sha256:{HEX}")), ReferenceError::Selector(_)));
     assert!(matches!(fails("oci:d@sha256:12"), ReferenceError::Digest { .. }));
     assert!(matches!(fails("oci-archive::tag"), ReferenceError::NoPath { .. }));
+}
+
+#[test]
+fn relative_paths_are_taken_to_start_at_a_directory() {
+    let against = |text: &str, directory: &str| text.parse::<Reference>().expect(text).against(Path::new(directory));
+    assert_eq!(against("oci:d:t", "/srv").expect("joined").to_string(), "oci:/srv/d:t");
+    assert_eq!(against("oci-archive:/f:@1", "/srv").expect("absolute").to_string(), "oci-archive:/f:@1");
+    assert_eq!(against("debian", "/s:v").expect("no path").to_string(), "docker.io/library/debian:latest");
+    assert!(matches!(against("docker-archive:f", "/s:v"), Err(ReferenceError::Unwritable(_))));
 }
 
 #[test]
