@@ -7,3 +7,5 @@ mod layering;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;
 mod tar_oracle;
+
+mod source;
