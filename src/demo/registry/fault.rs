@@ -56,8 +56,12 @@ pub enum Fault {
     OtherRange(Range<u64>),
     /// States this `Content-Range` in a partial answer, whatever the bytes are; none leaves it out.
     ContentRange(Option<String>),
-    /// Adds a header, or replaces it.
+    /// Adds a header, or replaces it. `Connection: close` ends the connection after the answer.
     Header(HeaderName, HeaderValue),
+    /// Adds a header beside any that is there already: the same twice, as broken proxies do.
+    SecondHeader(HeaderName, HeaderValue),
+    /// Leaves out the length, so that the body is sent in chunks.
+    NoLength,
     /// Sends the client elsewhere.
     Redirect {
         /// 301, 302, 303, 307 or 308.
@@ -141,6 +145,8 @@ impl Fault {
                 }
             }
             Self::Header(name, value) => drop(reply.headers.insert(name, value.clone())),
+            Self::SecondHeader(name, value) => drop(reply.headers.append(name, value.clone())),
+            Self::NoLength => reply.states_length = false,
             Self::Redirect { status, location } => {
                 *reply = Reply::new(*status, HeaderMap::new(), Bytes::new());
                 reply.set(LOCATION, location);

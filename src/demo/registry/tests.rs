@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hyper::header::{CONTENT_RANGE, HeaderValue};
 use serde_json::{Value, json};
 
 use super::*;
@@ -222,6 +223,13 @@ async fn faults_change_the_answer() {
     let wrong = get_range(&registry, &target, part).await;
     let places: Vec<usize> = (0..100).filter(|place| usize::from(wrong.body[*place]) != place + 100).collect();
     assert_eq!(places, [50]);
+
+    registry.set_faults(|_| Some(Fault::NoLength));
+    let chunked = get_range(&registry, &target, part).await;
+    assert_eq!((chunked.header("content-length"), chunked.header("transfer-encoding")), (None, Some("chunked")));
+    registry.set_faults(|_| Some(Fault::SecondHeader(CONTENT_RANGE, HeaderValue::from_static("bytes 0-0/1"))));
+    let twice = get_range(&registry, &target, part).await;
+    assert_eq!(twice.head.to_ascii_lowercase().matches("content-range:").count(), 2);
 
     registry.set_faults(|_| Some(Fault::redirect("http://127.0.0.1:1/elsewhere")));
     let away = get(&registry, &target).await;
