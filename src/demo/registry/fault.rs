@@ -23,7 +23,8 @@ pub enum Fault {
     Status(Answer),
     /// Waits before the status line goes out.
     Delay(Duration),
-    /// Sends this many bytes of the body, then closes the connection. Nothing happens to a shorter body.
+    /// Sends this many bytes of the body, then closes the connection. Nothing happens to a shorter body; a client that
+    /// does not read meanwhile may get fewer.
     Truncate {
         /// Bytes of the body that are sent.
         after: u64,
