@@ -135,6 +135,15 @@ impl Fault {
         Self::Redirect { status: StatusCode::TEMPORARY_REDIRECT, location: location.into() }
     }
 
+    /// Adds or replaces a header.
+    ///
+    /// # Panics
+    /// If the name or the value is not one that HTTP allows.
+    pub fn header(name: &str, value: &str) -> Self {
+        let name = HeaderName::try_from(name).expect("a valid header name");
+        Self::Header(name, HeaderValue::try_from(value).expect("a valid header value"))
+    }
+
     /// Changes `reply` if this fault is about what is answered.
     pub(super) fn change(&self, reply: &mut Reply) {
         match self {

@@ -228,6 +228,8 @@ async fn faults_change_the_answer() {
     let places: Vec<usize> = (0..100).filter(|place| usize::from(wrong.body[*place]) != place + 100).collect();
     assert_eq!(places, [50]);
 
+    registry.set_faults(|_| Some(Fault::header("Content-Encoding", "gzip")));
+    assert_eq!(get(&registry, &target).await.header("content-encoding"), Some("gzip"));
     registry.set_faults(|_| Some(Fault::NoLength));
     let chunked = get_range(&registry, &target, part).await;
     assert_eq!((chunked.header("content-length"), chunked.header("transfer-encoding")), (None, Some("chunked")));
