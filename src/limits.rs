@@ -127,8 +127,9 @@ pub const INDEX_ENTRIES: usize = 10_000;
 /// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
 pub const ARCHIVE_MEMBERS: usize = 200_000;
 
-/// Longest member name of an archive, in bytes: `PATH_MAX`.
-pub const ARCHIVE_NAME_BYTES: usize = 4096;
+/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
+/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
+pub const ARCHIVE_NAME_BYTES: usize = 512;
 
 /// Longest `oci-layout` file, in bytes; it holds one version number.
 pub const LAYOUT_MARKER_BYTES: u64 = 4096;

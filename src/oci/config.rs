@@ -57,7 +57,7 @@ pub enum ConfigError {
     #[error("image configuration: {0}")]
     Json(#[from] JsonError),
     /// `rootfs.type` is not `layers` (B-063).
-    #[error("image configuration has a root file system of type {0:?}, only \"layers\" is supported")]
+    #[error("image configuration has a root file system of type \"{0}\", only \"layers\" is supported")]
     RootfsType(String),
     /// A diff id is not a usable digest.
     #[error("image configuration: diff_ids[{position}]: {problem}")]

@@ -252,7 +252,8 @@ impl Wanted {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Host(platform) | Self::Exactly(platform) => platform.fmt(f),
+            Self::Host(platform) => write!(f, "this machine ({platform})"),
+            Self::Exactly(platform) => platform.fmt(f),
         }
     }
 }

@@ -117,7 +117,10 @@ fn read_index(files: &dyn Files) -> Result<ImageIndex, Error> {
     match Manifest::parse(&bytes, "") {
         Ok(Manifest::Index(index)) => Ok(index),
         Ok(Manifest::Image(_)) => Err(invalid(files, "its index.json is no index")),
-        Err(error) => Err(Error::new(ErrorKind::Invalid, format!("{}: index.json", files.name())).because(error)),
+        Err(error) => {
+            let kind = if error.is_unsupported() { ErrorKind::Unsupported } else { ErrorKind::Invalid };
+            Err(Error::new(kind, format!("{}: index.json cannot be used", files.name())).because(error))
+        }
     }
 }
 

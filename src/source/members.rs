@@ -5,7 +5,7 @@
 //! `tar` crate's own iterator reads extended headers of any length into memory, so the headers are read one by one here
 //! and the crate only decodes them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -23,7 +23,6 @@ pub(super) struct Members {
     file: Arc<File>,
     name: String,
     members: HashMap<String, Member>,
-    directories: HashSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -41,7 +40,7 @@ impl Members {
             .len();
         let file = Arc::new(file);
         let whole = Section::new(file.clone(), 0, length, &name);
-        let mut members = Self { file, name, members: HashMap::new(), directories: HashSet::new() };
+        let mut members = Self { file, name, members: HashMap::new() };
         let mut scan = Scan { archive: whole, offset: 0, extensions: Extensions::default() };
         for headers in 0.. {
             if headers == limits::ARCHIVE_MEMBERS {
@@ -51,19 +50,12 @@ impl Members {
             match scan.next()? {
                 Step::End => break,
                 Step::Nothing => {}
-                Step::Member(name, member) => members.insert(name, member),
+                Step::Member(name, member) => {
+                    members.members.insert(name, member);
+                }
             }
         }
         Ok(members)
-    }
-
-    fn insert(&mut self, name: String, member: Member) {
-        if let Some((directory, _)) = name.split_once('/')
-            && !self.directories.contains(directory)
-        {
-            self.directories.insert(directory.to_owned());
-        }
-        self.members.insert(name, member);
     }
 
     /// The name under which the content of `name` is stored: a link is followed once (B-025).
@@ -93,7 +85,7 @@ impl Files for Members {
     }
 
     fn has_directory(&self, name: &str) -> bool {
-        self.directories.contains(name)
+        self.members.keys().any(|member| member.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')))
     }
 }
 
@@ -212,10 +204,7 @@ impl Scan {
             return Err(Error::new(ErrorKind::Unsupported, message).hint("pack the archive again without --sparse"));
         }
         let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        if path.len() > limits::ARCHIVE_NAME_BYTES {
-            return Err(self.corrupt("member name too long"));
-        }
-        // Image archives have ASCII names below their root; whatever else there is, is never asked for.
+        // Image archives have short ASCII names below their root; whatever else there is, is never asked for.
         let Some(name) = normalise("", &path) else { return Ok(Step::Nothing) };
         let link = extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
@@ -227,7 +216,6 @@ impl Scan {
             () if kind.is_hard_link() => link.and_then(|link| normalise("", &link)),
             () => None,
         };
-        let target = target.filter(|target| target.len() <= limits::ARCHIVE_NAME_BYTES);
         Ok(target.map_or(Step::Nothing, |target| Step::Member(name, Member::Link(target))))
     }
 }
@@ -240,9 +228,9 @@ fn checksum(block: &[u8; BLOCK as usize]) -> u32 {
 }
 
 /// Writes `path`, seen from `directory`, without `.`, `..` and doubled slashes; none if it leads out of the archive,
-/// is empty or not UTF-8.
+/// is empty, too long or not UTF-8.
 fn normalise(directory: &str, path: &[u8]) -> Option<String> {
-    let path = std::str::from_utf8(path).ok()?;
+    let path = std::str::from_utf8(path).ok().filter(|path| path.len() <= limits::ARCHIVE_NAME_BYTES)?;
     let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
     for part in path.split('/') {
         match part {

@@ -180,7 +180,8 @@ impl Store {
     /// Leftovers of `tmp/` are removed. [`Error::Busy`] if another process holds the lock, [`Error::Foreign`] if the
     /// directory holds other things or belongs to another user, [`Error::Version`] if another version made it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let layout = layout::Layout::new(dir.to_owned());
+        // A daemon changes its working directory.
+        let layout = layout::Layout::new(std::path::absolute(dir).context("find", dir)?);
         let lock = lock::acquire(&layout)?;
         let shared = Shared {
             layout,
@@ -193,7 +194,7 @@ impl Store {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The directory.
+    /// The directory, as an absolute path.
     pub fn dir(&self) -> &Path {
         self.shared.layout.root()
     }

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use flate2::read::GzDecoder;
 use ocifs::demo::image::{self, Options};
-use ocifs::demo::registry::{Content, Registry};
+use ocifs::demo::registry::Content;
 
-use crate::support::{Image, Layer, output_of, require, require_root, temp_dir, umoci_unpack};
+use crate::support::{Embedded, Image, Layer, output_of, require, require_root, skopeo_copy, temp_dir, umoci_unpack};
 
 #[test]
 fn the_shell_of_the_demo_image_runs_in_what_umoci_makes_of_it() {
@@ -19,14 +19,9 @@ fn the_shell_of_the_demo_image_runs_in_what_umoci_makes_of_it() {
     let content = Content::new();
     let options = Options { large_bytes: 2 << 20, ..Options::default() };
     let image = image::build(&content, "demo", "latest", &options).expect("this host has a shell");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime can be started");
-    let registry = runtime.block_on(Registry::start(content)).expect("a port is free");
+    let registry = Embedded::start(content);
     let layout = dir.path().join("layout");
-    let from = format!("docker://{}/demo:latest", registry.addr());
-    let to = format!("oci:{}:latest", layout.display());
-    let options = ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"];
-    output_of(Command::new("skopeo").args(options).args([from, to]));
+    skopeo_copy(&format!("docker://{}", registry.name("demo:latest")), &format!("oci:{}:latest", layout.display()));
     assert!(layout.join("blobs/sha256").join(image.manifest.digest.hex()).exists(), "the manifest arrived unchanged");
 
     // This umoci knows no zstd, so it gets the same streams as gzip.

@@ -130,8 +130,8 @@ impl Source {
                     while self.tokens[end..].starts_with(&["::".to_owned(), "super".to_owned()]) {
                         end += 2;
                     }
-                    // As many as there are modules around the file lead to the root; inline modules are not counted,
-                    // so a `super` inside one is taken for one step more than it is, unless it stays inside anyway.
+                    // As many as the file has modules around it lead to the root. Inline modules are not counted:
+                    // inside one, the last `super` is taken for a step too far, which at worst asks for `crate`.
                     if (end - at).div_ceil(2) >= self.modules.len() {
                         used.extend(self.first_names(end));
                     }

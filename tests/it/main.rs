@@ -7,3 +7,5 @@ mod merge_model;
 mod support;
 mod tar_oracle;
 mod umoci;
+
+mod source;

@@ -25,7 +25,7 @@ fn several(tags: &[serde_json::Value]) -> Vec<(String, Vec<u8>)> {
     let mut images = Vec::new();
     for (position, tags) in tags.iter().enumerate() {
         let layer = format!("layer {position}").into_bytes();
-        let config = config_of(&[layer.clone()]);
+        let config = config_of(std::slice::from_ref(&layer));
         let names = (format!("{}.json", Digest::sha256(&config).hex()), format!("{position}/layer.tar"));
         images.push(serde_json::json!({"Config": names.0, "RepoTags": tags, "Layers": [names.1]}));
         files.extend([(names.0, config), (names.1, layer)]);

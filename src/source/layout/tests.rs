@@ -95,6 +95,16 @@ async fn b_013_without_a_selector_there_must_be_one_image() {
 }
 
 #[tokio::test]
+async fn b_013_several_names_of_one_image_are_one_image() {
+    let (directory, sample) = sample();
+    let manifest = sample.manifest();
+    let entry = descriptor(IMAGE, &Digest::sha256(&manifest), &manifest);
+    write_files(directory.path(), &layout_of(vec![entry.clone(), entry]));
+    let layout = Layout::open(directory.path(), None).expect("one image");
+    assert_eq!(layout.resolve().await.expect("the image").bytes, manifest);
+}
+
+#[tokio::test]
 async fn b_013_the_first_match_wins() {
     let tag = serde_json::json!({"org.opencontainers.image.ref.name": "a"});
     assert_eq!(position(&named(&[tag.clone(), tag]), name("a")).await.expect("the first"), 0);

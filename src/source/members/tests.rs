@@ -95,9 +95,10 @@ fn d_011_extended_headers_are_bounded_and_sparse_members_refused() {
     for kind_byte in [b'L', b'K', b'x'] {
         assert_eq!(kind(scan(&member(kind_byte, "x", "", &long))), ErrorKind::Corrupt);
     }
-    let name = vec![b'a'; 5000];
-    let long_name = [member(b'L', "x", "", &name), member(b'0', "x", "", b"")].concat();
-    assert_eq!(kind(scan(&long_name)), ErrorKind::Corrupt);
+    let name = "a".repeat(5000);
+    let long_name = [member(b'L', "x", "", name.as_bytes()), member(b'0', "x", "", b"")].concat();
+    let members = scan(&long_name).expect("a long name is no error");
+    assert!(members.members.is_empty(), "but it is not remembered");
     assert_eq!(kind(scan(&member(b'S', "x", "", b""))), ErrorKind::Unsupported);
     let sparse = [member(b'x', "x", "", b"22 GNU.sparse.major=1\n"), member(b'0', "x", "", b"")].concat();
     assert_eq!(kind(scan(&sparse)), ErrorKind::Unsupported);

@@ -319,7 +319,7 @@ impl Blob {
         Ok(Some(file))
     }
 
-    /// Notes the use of a complete blob's file, at most once per hour; writing to a partial one notes itself.
+    /// Notes that the blob was read, at most once per hour.
     fn touch(&self, file: &File) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let before = self.touched.load(Ordering::Relaxed);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{output_of, require, temp_dir};
+use super::{require, skopeo_copy, temp_dir};
 
 /// A running docker-registry; dropping it kills it and removes its store.
 #[derive(Debug)]
@@ -81,10 +81,7 @@ impl DockerRegistry {
 
     /// Pushes an image of a layout, byte for byte; `name` is `REPOSITORY:TAG`.
     pub(crate) fn push(&self, layout: &Path, tag: &str, name: &str) {
-        let from = format!("oci:{}:{tag}", layout.display());
-        let to = format!("docker://{}/{name}", self.addr);
-        let options = ["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"];
-        output_of(Command::new("skopeo").args(options).args([from, to]));
+        skopeo_copy(&format!("oci:{}:{tag}", layout.display()), &format!("docker://{}/{name}", self.addr));
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod compare;
 mod docker_registry;
+mod embedded;
 mod image;
 mod mount;
 mod program;
@@ -13,6 +14,7 @@ use std::process::Command;
 
 pub(crate) use compare::{Field, Kind, Stat, Tree, assert_same, diff, walk};
 pub(crate) use docker_registry::DockerRegistry;
+pub(crate) use embedded::Embedded;
 pub(crate) use image::{Built, Compression, Content as EntryContent, Entry, Image, Layer};
 pub(crate) use mount::{Mount, detach_below};
 pub(crate) use program::{Ocifs, Ran, run};
@@ -66,6 +68,20 @@ pub(crate) fn output_of(command: &mut Command) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} ended with {}: {stderr}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Copies an image with skopeo, byte for byte, between any two places it knows (`oci:DIR:TAG`, `oci-archive:FILE:TAG`,
+/// `docker-archive:FILE:NAME`, `docker://HOST/NAME` over plain HTTP).
+///
+/// A docker-archive cannot keep the manifest's bytes, and skopeo refuses zstd layers for it; everything else arrives
+/// unchanged or not at all.
+pub(crate) fn skopeo_copy(from: &str, to: &str) {
+    let mut command = Command::new("skopeo");
+    command.args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"]);
+    if !to.starts_with("docker-archive:") {
+        command.arg("--preserve-digests");
+    }
+    output_of(command.args([from, to]));
 }
 
 /// Unpacks an image of a layout with umoci, the oracle of the layer cases; returns its root directory.

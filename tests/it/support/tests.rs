@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use ocifs::demo::registry::{Content, Registry};
+use ocifs::demo::registry::Content;
 use rustix::mount::{MountFlags, mount};
 
 use super::*;
@@ -125,14 +125,15 @@ fn a_layout_a_real_registry_and_the_embedded_one_hold_the_same_image() {
     real.push(&layout, "tag", "a/b:v1");
     let content = Content::new();
     assert_eq!(image.to_content(&content, "a/b", "v1").manifest, built.manifest);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime can be started");
-    let embedded = runtime.block_on(Registry::start(content)).expect("a port is free");
+    let embedded = Embedded::start(content);
     for addr in [real.addr().to_owned(), embedded.addr().to_string()] {
         let name = format!("docker://{addr}/a/b:v1");
         let options = ["--insecure-policy", "inspect", "--raw", "--tls-verify=false"];
-        let manifest = output_of(Command::new("skopeo").args(options).arg(name));
+        let manifest = output_of(Command::new("skopeo").args(options).arg(&name));
         assert!(built.manifest.digest.matches(manifest.as_bytes()), "{addr}: {manifest}");
+        let archive = dir.path().join(addr.replace(':', "-"));
+        super::skopeo_copy(&name, &format!("oci-archive:{}:v1", archive.display()));
+        assert!(archive.exists());
         assert!(built.layers.iter().all(|layer| manifest.contains(&layer.digest.to_string())));
     }
 }
