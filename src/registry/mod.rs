@@ -2,5 +2,11 @@
 
 mod address;
 mod challenge;
+mod error;
+mod host;
 mod range;
+mod redirect;
+mod retry;
 mod secret;
+mod transport;
+mod warning;
