@@ -9,3 +9,4 @@ mod tar_oracle;
 mod umoci;
 
 mod source;
+mod registry;
