@@ -8,5 +8,5 @@ mod support;
 mod tar_oracle;
 mod umoci;
 
-mod source;
 mod registry;
+mod source;
