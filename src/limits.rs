@@ -22,6 +22,41 @@ pub const LAYERS: usize = 1024;
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
 
+// Codecs and layer indexes.
+
+/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` makes; `--long=31` asks for 2 GiB (D-010).
+pub const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Largest zstd window accepted, in bytes.
+pub const ZSTD_WINDOW_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
+
+/// Bytes that any layer may decode to, however small it is; up to here a bomb costs a minute of one core (D-010).
+pub const DECODED_FREE_BYTES: u64 = 16 << 30;
+
+/// How many times its compressed bytes a layer larger than [`DECODED_FREE_BYTES`] may decode to. Deflate reaches 1032,
+/// layers of programs 2 to 10.
+pub const DECODED_RATIO: u64 = 128;
+
+/// Most bytes one span may decode to: 16 GiB, because a zstd layer is commonly one frame and must mount, whatever its size.
+/// Readers look at a span's length before they decode it to memory.
+pub const SPAN_BYTES: u64 = 16 << 30;
+
+/// Most entries in one layer: eight million, eight times what the largest known images have.
+pub const LAYER_ENTRIES: u64 = 8 << 20;
+
+/// Largest encoded layer index. At 1.4 % of the layer, far above any layer that registries take.
+pub const INDEX_BYTES: u64 = 512 << 20;
+
+/// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
+/// where they are parsed.
+pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
+
+/// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
+/// bytes can declare exabytes of zeros (D-010).
+pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
+
+/// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
+pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
 // Tar streams.
 
 /// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
@@ -49,3 +84,7 @@ pub const XATTR_VALUE_BYTES: usize = 1 << 16;
 
 /// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
 pub const XATTR_LIST_BYTES: usize = 1 << 16;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
