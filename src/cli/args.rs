@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
 
-use super::{cache, cat, completions, daemon, help, inspect, list, ls, man, mount, status, umount};
+use super::{cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, status, umount};
 
 /// Mounts any container image now and fetches its bytes when they are read
 #[derive(Debug, Parser)]
@@ -57,12 +57,14 @@ pub(super) enum Command {
     Ls(ls::Args),
     Cat(cat::Args),
     Cache(cache::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
     /// Explain how images are named
     #[command(long_about = help::REFERENCES)]
     References,
     Daemon(daemon::Args),
+    Enter(enter::Args),
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The variables that mean something to this program.
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 12] = [
     "DOCKER_CONFIG",
     "NO_COLOR",
     "OCIFS_CACHE_DIR",
@@ -14,6 +14,7 @@ const VARIABLES: [&str; 11] = [
     "REGISTRY_AUTH_FILE",
     "RUST_LOG",
     "TERM",
+    "TMPDIR",
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
     "XDG_RUNTIME_DIR",
@@ -64,6 +65,11 @@ impl Environment {
     /// The directory of the user's caches.
     pub(super) fn cache_home(&self) -> Option<PathBuf> {
         self.xdg("XDG_CACHE_HOME").or_else(|| Some(self.home.as_ref()?.join(".cache")))
+    }
+
+    /// The directory for temporary files.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.path("TMPDIR").unwrap_or_else(|| "/tmp".into())
     }
 
     /// True for the user that may do anything.

@@ -16,6 +16,8 @@ mod config_file;
 mod context;
 mod credentials;
 mod daemon;
+mod demo;
+mod enter;
 mod environment;
 mod help;
 mod image;
@@ -74,6 +76,8 @@ fn run(args: Args, environment: &Environment) -> Result<(), Stop> {
         Command::Cat(command) => cat::run(&command, &context()?),
         Command::Cache(command) => cache::run(&command, &context()?),
         Command::Daemon(command) => daemon::run(&command, &context()?),
+        Command::Demo(command) => demo::run(command, environment),
+        Command::Enter(command) => enter::run(&command),
         // These must work however the machine is configured.
         Command::Completions(command) => completions::run(&command),
         Command::Man(command) => man::run(&command),
