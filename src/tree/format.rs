@@ -22,7 +22,7 @@
 //! | symbolic link | start and length of the target | |
 //! | device | major, minor | |
 //!
-//! A file of 15 bytes of name takes about 104 bytes, its digest included.
+//! A file with a name of 15 bytes that no other has takes 104 bytes, its digest included.
 
 use std::ops::Range;
 

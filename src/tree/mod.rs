@@ -204,7 +204,7 @@ impl fmt::Debug for Tree {
 impl Tree {
     /// Opens an encoded tree after checking version and digest of all of it, so that everything after can trust it.
     ///
-    /// Reads all of `bytes`: about 60 ms for a million nodes.
+    /// Reads all of `bytes`: about 50 ms for a million nodes, more than half of it for the digest.
     pub fn open(bytes: Bytes) -> Result<Self, Error> {
         let (layout, total_size) = check::check(&bytes).map_err(Error::Damaged)?;
         Ok(Self { bytes, layout, total_size })

@@ -117,6 +117,12 @@ fn a_024_directories_above_what_a_layer_adds_survive_its_opaque_marker() {
 }
 
 #[test]
+fn a_024_lower_directories_above_what_a_layer_adds_survive_its_opaque_marker() {
+    let below = [file("a/b/c/old", 1), file("a/b/old", 2)];
+    assert_eq!(paths(&merged(&[&below, &[file("a/b/c/foo", 3), opaque("a")]])), "a/ a/b/ a/b/c/ a/b/c/foo@1.3");
+}
+
+#[test]
 fn a_025_an_opaque_marker_leaves_its_directory_as_it_was() {
     let tree = merged(&[&[dir("d", 0o700), file("d/x", 1)], &[opaque("d")]]);
     assert_eq!((paths(&tree).as_str(), node(&tree, "d").mode()), ("d/", 0o700));

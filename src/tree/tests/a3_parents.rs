@@ -58,6 +58,12 @@ fn a_066_a_link_that_appears_beside_the_way_changes_where_the_way_leads() {
 }
 
 #[test]
+fn a_066_a_link_added_through_a_link_changes_where_that_link_leads() {
+    let layer = [dir("d", 0o755), dir("q/r", 0o755), symlink("l", "d/n/.."), symlink("l/n", "../q/r"), file("l/y", 1)];
+    assert_eq!(paths(&merged(&[&layer])), "d/ d/n->../q/r l->d/n/.. q/ q/r/ q/y@0.1");
+}
+
+#[test]
 fn a_067_links_above_the_root_stay_at_the_root() {
     let tree = merged(&[&[dir("etc", 0o755), symlink("l", "/../../../etc")], &[file("l/x", 1)]]);
     assert_eq!(paths(&tree), "etc/ etc/x@1.1 l->/../../../etc");
