@@ -189,6 +189,9 @@ pub const EVICTION_BATCH: usize = 1 << 14;
 // The registry client. Registries, token servers, object stores and credential helpers are outside parties.
 
 /// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB; others stop at 64 KiB or 1 MiB.
+// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+
+/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB.
 pub const TOKEN_BYTES: u64 = 256 << 10;
 
 /// How much of an error answer is read to find the registry's own words (B-102). Longer bodies are error pages.
@@ -220,6 +223,9 @@ pub const TOKEN_SCOPES: usize = 8;
 
 /// Most times one request is repeated with another authorization: the challenge, a wider scope, changed credentials.
 pub const AUTHORIZATION_ROUNDS: usize = 4;
+
+/// Most tokens and logins kept by one client; each stands for a repository and a set of scopes.
+pub const GRANTS_KEPT: usize = 1024;
 
 /// Longest credential file read, in bytes. Real ones hold a few hundred bytes per registry.
 pub const AUTH_FILE_BYTES: u64 = 1 << 20;

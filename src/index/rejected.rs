@@ -19,6 +19,8 @@ pub enum BuildError<E: std::error::Error> {
 }
 
 /// Why a layer is rejected.
+///
+/// What is large is boxed, so that results carrying this stay small.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// There are more bytes than promised.
@@ -47,7 +49,7 @@ pub enum Rejected {
         /// The layer.
         layer: Digest,
         /// The digest of what came.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The uncompressed stream is not the one that the image's config names.
     #[error("layer {layer} unpacks to {found}, but the image's config names {expected}")]
@@ -55,9 +57,9 @@ pub enum Rejected {
         /// The layer.
         layer: Digest,
         /// What the config says.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of what it unpacks to.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The compressed stream is malformed or of a kind that layers may not have.
     #[error("layer {layer} cannot be decompressed")]
@@ -73,7 +75,7 @@ pub enum Rejected {
         /// The layer.
         layer: Digest,
         /// What is wrong.
-        source: tar::Error,
+        source: Box<tar::Error>,
     },
     /// The layer passes a bound of [`crate::limits`].
     #[error("layer {layer} is refused: {what}")]

@@ -267,7 +267,8 @@ impl Client {
     async fn authorized(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
         let mut grant = self.grant_at_hand(target, call, at).await?;
         let mut renewed = false;
-        for round in 0.. {
+        let mut rounds = 0;
+        loop {
             let mut headers = call.headers();
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
@@ -277,7 +278,7 @@ impl Client {
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);
             }
-            let next = if round < AUTHORIZATION_ROUNDS {
+            let next = if rounds < AUTHORIZATION_ROUNDS {
                 self.grant_after(target, call, at, &response, grant.as_ref(), renewed).await?
             } else {
                 None
@@ -287,8 +288,8 @@ impl Client {
             }
             renewed = grant.is_some();
             grant = next;
+            rounds += 1;
         }
-        unreachable!("the loop ends by itself after a bounded number of rounds")
     }
 
     /// The grant that the host's last challenge asks for, so that a known registry needs no second round trip.

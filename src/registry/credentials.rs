@@ -167,7 +167,7 @@ async fn load(path: PathBuf) -> Result<Option<AuthFile>, Error> {
     if bytes.trim_ascii().is_empty() {
         return Ok(Some(AuthFile::default()));
     }
-    // A list would be taken for the fields in order. Messages of the parser may quote values, so only the place is told.
+    // A list would be taken for the fields in order. The parser's messages may quote values: only the place is told.
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(wrong("it is not a JSON object"));
     }

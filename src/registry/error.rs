@@ -166,6 +166,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
     let host = origin(at);
     let (problem, hint) = match trouble {
         Trouble::Refused => ("connection refused", None),
+        Trouble::NoConnection => ("no connection in time", None),
         Trouble::Timeout => ("no answer in time", None),
         Trouble::Name => ("its name cannot be resolved", None),
         Trouble::Certificate => {
@@ -183,7 +184,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         shown = shown.hint(hint);
     }
     let retry = match trouble {
-        Trouble::Refused | Trouble::Name | Trouble::NotHttp => Retry::Briefly,
+        Trouble::Refused | Trouble::NoConnection | Trouble::Name | Trouble::NotHttp => Retry::Briefly,
         Trouble::Certificate | Trouble::SpeaksPlain => Retry::Never,
         Trouble::Timeout | Trouble::Tls | Trouble::Lost | Trouble::Other => Retry::Later(None),
     };
@@ -198,6 +199,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     Refused,
+    NoConnection,
     Timeout,
     Name,
     Certificate,
@@ -211,7 +213,7 @@ enum Trouble {
 impl Trouble {
     fn of(error: &reqwest::Error) -> Self {
         if error.is_timeout() {
-            return Self::Timeout;
+            return if error.is_connect() { Self::NoConnection } else { Self::Timeout };
         }
         if error.is_dns() {
             return Self::Name;
@@ -299,9 +301,9 @@ mod tests {
 
     #[test]
     fn b_102_the_registrys_own_words_are_found_in_all_usual_forms() {
-        let spec = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"repository name not known","detail":{"n":1}},{"code":"X"}]}"#;
+        let spec = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"not known","detail":{"n":1}},{"code":"X"}]}"#;
         let complaint = Complaint::parse(spec);
-        assert_eq!(complaint.text, "NAME_UNKNOWN: repository name not known; X");
+        assert_eq!(complaint.text, "NAME_UNKNOWN: not known; X");
         assert!(complaint.has("NAME_UNKNOWN") && !complaint.has("MANIFEST_UNKNOWN"));
         assert_eq!(
             Complaint::parse(br#"{"details":"incorrect username or password"}"#).text,
@@ -320,6 +322,14 @@ mod tests {
         let complaint = Complaint::parse(br#"{"errors":[{"code":"A","message":"x\u001b[31m\r\n\u202ey"}]}"#);
         assert_eq!(complaint.text, r"A: x\u{1b}[31m\r\n\u{202e}y");
         assert_eq!(escape("abcdef", 3), "abc…");
+    }
+
+    #[test]
+    fn b_141_tls_servers_that_are_spoken_to_in_the_clear_are_recognised() {
+        let go = b"Client sent an HTTP request to an HTTPS server.\n";
+        let nginx = b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>";
+        assert!(Complaint::parse(go).wants_tls() && Complaint::parse(nginx).wants_tls());
+        assert!(!Complaint::parse(b"bad request, see https://h/").wants_tls());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::error::Fault;
 use super::secret::Secret;
 use super::token;
 use super::transport::Transport;
+use crate::limits::GRANTS_KEPT;
 use crate::source::{Error, ErrorKind};
 
 /// A token is renewed when less than this is left of its life, or a tenth if that is less: a request in flight and the
@@ -170,7 +171,12 @@ impl Grants {
         let mut scopes = need.scopes.to_vec();
         scopes.sort();
         let key = Key { host: need.host.to_owned(), repository: need.repository.to_owned(), scopes };
-        Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= GRANTS_KEPT {
+            // A registry that invents scopes must not fill the memory. What is dropped is asked for again.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        Arc::clone(slots.entry(key).or_default())
     }
 }
 
@@ -193,8 +199,12 @@ async fn exchange(
     };
     let sent = Instant::now();
     let token = token::fetch(transport, &request).await?;
-    let renew_at = sent + (token.life - MARGIN.min(token.life / 10));
-    Ok((bearer_header(&token.token), Some(renew_at), token.refresh.or(refresh)))
+    Ok((bearer_header(&token.token), Some(sent + useful(token.life)), token.refresh.or(refresh)))
+}
+
+/// How long a token that lives for `life` is used.
+fn useful(life: Duration) -> Duration {
+    life - MARGIN.min(life / 10)
 }
 
 fn basic(need: &Need<'_>, credential: Option<&Credential>) -> Result<Secret, Fault> {
@@ -231,4 +241,44 @@ pub(super) fn advise(mut fault: Fault, host: &str, credential: Option<&Credentia
         fault.error = fault.error.hint(hint);
     }
     fault
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(renew_at: Option<Instant>) -> Grant {
+        Grant { header: Secret::new("hunter2"), credential: None, renew_at, refresh: None, serial: 0 }
+    }
+
+    #[test]
+    fn b_117_a_token_is_renewed_shortly_before_it_expires() {
+        assert_eq!(useful(Duration::from_secs(60)), Duration::from_secs(54));
+        assert_eq!(useful(Duration::from_secs(3600)), Duration::from_secs(3580));
+        let now = Instant::now();
+        assert!(grant(Some(now + Duration::from_secs(60))).is_fresh());
+        assert!(!grant(Some(now)).is_fresh());
+        assert!(grant(None).is_fresh(), "a password does not expire");
+    }
+
+    #[test]
+    fn d_034_a_grant_does_not_print() {
+        assert!(!format!("{:?}", grant(None)).contains("hunter2"));
+    }
+
+    #[test]
+    fn slots_are_bounded_and_those_in_use_stay() {
+        let grants = Grants::new(Credentials::new(Vec::new(), Duration::ZERO));
+        let registry = Url::parse("https://h/").expect("a valid URL");
+        let slot = |repository: &str| {
+            let challenge = &Challenge::Basic;
+            grants.slot(&Need { what: "", host: "h", repository, registry: &registry, challenge, scopes: &[] })
+        };
+        let used = slot("used");
+        for number in 0..3 * GRANTS_KEPT {
+            drop(slot(&number.to_string()));
+        }
+        assert!(grants.slots.lock().expect("nobody panicked").len() <= GRANTS_KEPT);
+        assert!(Arc::ptr_eq(&used, &slot("used")));
+    }
 }

@@ -9,7 +9,7 @@
 //! | file | concern |
 //! |---|---|
 //! | `client` | one request until it is answered: protocol, challenges, redirects |
-//! | `repository`, `manifest`, `tags` | [`Repository`], documents by tag and digest, what to suggest for an unknown tag |
+//! | `repository`, `manifest`, `tags` | [`Repository`], documents by tag and digest, tags to suggest |
 //! | `blob`, `range` | ranged reads that resume, and what answers to a range are acceptable |
 //! | `host` | how one host is named, contacted and spoken to |
 //! | `challenge`, `grant`, `token` | what a registry demands, what lets a request pass, asking a token server |
@@ -22,7 +22,7 @@
 //! Credentials go to the host they are filed under and to the token server it names, and to nobody else.
 //!
 //! Locks: each protects one small table and is held only to read or change it. The exception is a slot of
-//! [`grant::Grants`], held while its token is fetched, which is its purpose.
+//! `grant::Grants`, held while its token is fetched, which is its purpose.
 
 mod address;
 mod blob;

@@ -45,7 +45,7 @@ pub(super) fn next(what: &str, from: &Location, headers: &HeaderMap) -> Result<L
         let message = format!("cannot get {what}: {} redirects to {why}", origin(&from.url));
         Err(Error::new(ErrorKind::Invalid, message))
     };
-    let Some(target) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else {
+    let Some(target) = headers.get(LOCATION).and_then(|value| str::from_utf8(value.as_bytes()).ok()) else {
         return refuse("nowhere");
     };
     let url = match from.url.join(target) {

@@ -22,7 +22,7 @@ impl Secret {
         self.0.is_empty()
     }
 
-    /// The text as a header value that the HTTP stack does not print either; nothing if it has characters no header has.
+    /// The text as a header value that the HTTP stack does not print either; nothing if no header can carry it.
     pub(super) fn header(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::from_str(&self.0).ok()?;
         value.set_sensitive(true);

@@ -260,7 +260,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_answer_parses_without_a_panic(number in any::<f64>(), body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_answer_parses_without_a_panic(
+            number in any::<f64>(),
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             drop(parse(&body));
             let json = format!(r#"{{"token":"a","expires_in":"{number}"}}"#);
             let life = parse(json.as_bytes()).expect("a token").life;

@@ -226,3 +226,59 @@ fn broken(what: &str, url: &Url, error: reqwest::Error) -> Fault {
     let message = format!("cannot get {what}: {} broke off in the middle", origin(url));
     Fault::passing(Error::new(ErrorKind::Unreachable, message).because(error.without_url()))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::registry::error::Retry;
+
+    fn transport() -> Transport {
+        let time = Duration::from_secs(5);
+        let settings = Settings { user_agent: "test".to_owned(), connect: time, stall: time };
+        Transport::new(settings).expect("nothing from outside is needed")
+    }
+
+    /// A server that answers whatever it is sent with `bytes`.
+    async fn answering(bytes: &'static [u8], scheme: &str, verified: bool) -> Location {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut heard = [0; 512];
+                // What is heard and whether the answer is taken does not matter.
+                drop(stream.read(&mut heard).await);
+                drop(stream.write_all(bytes).await);
+            }
+        });
+        let url = Url::parse(&format!("{scheme}://{address}/")).expect("a valid URL");
+        Location { url, trusted: true, verified, moved: false }
+    }
+
+    const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn b_142_a_server_without_tls_is_recognised_and_never_spoken_to_in_the_clear() {
+        for verified in [true, false] {
+            let to = answering(PLAIN, "https", verified).await;
+            let fault = transport().get("x", &to, HeaderMap::new()).await.expect_err("it does not speak TLS");
+            // Without certificates on this machine the verifying pool does not even start.
+            if !fault.error.to_string().contains("not possible here") {
+                assert!(fault.error.advice().is_some_and(|hint| hint.contains("--plain-http")), "{:?}", fault.error);
+                assert_eq!(fault.retry, Retry::Never);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn b_141_a_server_of_another_protocol_is_recognised() {
+        let alert = answering(b"\x15\x03\x01\x00\x02\x02\x46", "http", true).await;
+        let fault = transport().get("x", &alert, HeaderMap::new()).await.expect_err("it does not speak HTTP");
+        assert!(fault.wrong_protocol, "{fault:?}");
+        let closes = answering(b"", "http", true).await;
+        let fault = transport().get("x", &closes, HeaderMap::new()).await.expect_err("it says nothing");
+        assert!(fault.wrong_protocol && fault.error.is_transient(), "{fault:?}");
+    }
+}

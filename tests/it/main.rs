@@ -5,8 +5,11 @@ mod umoci;
 
 mod demo_image;
 mod layering;
+mod merge_model;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;
 mod tar_oracle;
+mod umoci;
 
+mod registry;
 mod source;

@@ -30,6 +30,7 @@ use rustix::fs::{lgetxattr, llistxattr, major, minor};
 use serde_json::json;
 
 use crate::merge_model::{Model, Seen, Stack, Verdict, View, What, merge, stacks, streams, view, without};
+use crate::support::{require, require_root, temp_dir};
 
 /// What umoci cannot do, or what nobody should.
 const LEFT_OUT: [Verdict; 2] = [Verdict::AppliedThroughFile, Verdict::Rejected];
@@ -58,7 +59,7 @@ fn what_umoci_rejects_is_rejected() {
 
 /// Gives as many stacks to `check`, which returns a stack and what is wrong with it.
 fn run(count: usize, check: impl Fn(&Stack, &Path) -> Option<(Stack, String)> + Sync) {
-    if !can_run() {
+    if !require(&["umoci"]) || !require_root() {
         return;
     }
     let asked = std::env::var("OCIFS_TEST_STACKS").ok().and_then(|text| text.parse().ok());
@@ -71,7 +72,7 @@ fn run(count: usize, check: impl Fn(&Stack, &Path) -> Option<(Stack, String)> + 
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let directory = tempfile::tempdir().expect("a temporary directory");
+                let directory = temp_dir();
                 while let Some(stack) = stacks.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Some(found) = check(stack, directory.path()) {
                         next.store(stacks.len(), Ordering::Relaxed);
@@ -84,17 +85,6 @@ fn run(count: usize, check: impl Fn(&Stack, &Path) -> Option<(Stack, String)> + 
     if let Some((stack, difference)) = failure.into_inner().expect("no panic while it was held") {
         panic!("{difference}\nstack:\n{}", shown(&stack));
     }
-}
-
-/// umoci must be there in CI, and devices and owners need root.
-fn can_run() -> bool {
-    let umoci = Command::new("umoci").arg("--version").output().is_ok_and(|output| output.status.success());
-    let able = umoci && rustix::process::geteuid().is_root();
-    if !able {
-        assert!(std::env::var_os("CI").is_none(), "umoci and root are needed in CI");
-        eprintln!("SKIPPED: comparing with umoci needs umoci and root");
-    }
-    able
 }
 
 /// The stack up to its first rejected entry, without what umoci cannot do.

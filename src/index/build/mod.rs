@@ -120,7 +120,7 @@ fn receive<E: std::error::Error>(
     }
     match hasher.finish() {
         digest if digest == layer => Ok(()),
-        found => Err(Rejected::WrongDigest { layer, found }.into()),
+        found => Err(Rejected::WrongDigest { layer, found: Box::new(found) }.into()),
     }
 }
 
@@ -194,7 +194,8 @@ impl Outcome {
             }
         };
         if self.diff_id != expected.diff_id {
-            return Err(Rejected::WrongDiffId { layer, expected: expected.diff_id, found: self.diff_id });
+            let (expected, found) = (Box::new(expected.diff_id), Box::new(self.diff_id));
+            return Err(Rejected::WrongDiffId { layer, expected, found });
         }
         let content = Content {
             compression: match unpacked.format {
@@ -220,7 +221,7 @@ impl Stop {
         match self {
             Self::Downstream => None,
             Self::Codec(source) => Some(Rejected::Codec { layer, source }),
-            Self::Tar(source) => Some(Rejected::Tar { layer, source }),
+            Self::Tar(source) => Some(Rejected::Tar { layer, source: Box::new(source) }),
             Self::Limit(what) => Some(Rejected::Limit { layer, what }),
         }
     }

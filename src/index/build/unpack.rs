@@ -103,7 +103,7 @@ impl Unpacker<'_> {
                 shown = at;
                 self.emit()?;
             }
-            if self.plain && self.length % GRID == 0 && at < piece.len() && !self.is_marked() {
+            if self.plain && self.length.is_multiple_of(GRID) && at < piece.len() && !self.is_marked() {
                 self.places.push(Place { offset: self.length, input: self.read, point: Point::Fresh { back: 0 } });
             }
             let step = self.decoder.step(&piece[at..], &mut self.buffer[self.filled..])?;

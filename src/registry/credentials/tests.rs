@@ -67,7 +67,8 @@ fn b_135_all_spellings_of_a_host_are_equal() {
         assert_eq!(file(&json).entry_of(host, "library/x"), password("u", "p"), "{key}");
     }
     let hub = file(
-        r#"{"auths":{"docker.io/library":{"username":"l","password":"p"},"docker.io":{"username":"u","password":"p"}}}"#,
+        r#"{"auths":{"docker.io/library":{"username":"l","password":"p"},
+            "docker.io":{"username":"u","password":"p"}}}"#,
     );
     assert_eq!(hub.entry_of("docker.io", "library/x"), password("l", "p"));
     assert_eq!(hub.entry_of("docker.io", "me/x"), password("u", "p"));
@@ -159,7 +160,11 @@ async fn d_036_a_helper_named_by_a_path_is_never_run() {
 
 proptest! {
     #[test]
-    fn any_key_and_entry_are_looked_up_without_a_panic(key in "\\PC{0,30}", auth in "\\PC{0,30}", repository in "[a-z/]{0,20}") {
+    fn any_key_and_entry_are_looked_up_without_a_panic(
+        key in "\\PC{0,30}",
+        auth in "\\PC{0,30}",
+        repository in "[a-z/]{0,20}",
+    ) {
         let entry = Entry { auth: Some(auth), ..Entry::default() };
         let file = AuthFile { auths: Some(HashMap::from([(key, Some(entry))])), ..AuthFile::default() };
         drop(file.entry_of("h", &repository));
