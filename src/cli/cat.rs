@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use super::context::{Context, Sink};
-use super::image;
+use super::image::ImageArgs;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
@@ -25,7 +25,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
-    image: image::Args,
+    image: ImageArgs,
 
     /// The file, from the image's root
     #[arg(value_name = "PATH")]

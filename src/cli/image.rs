@@ -12,7 +12,7 @@ use crate::oci::{Platform, Printable, Reference};
 
 /// Which image, and how its source may be asked.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ImageArgs {
     /// The image, such as debian:12 or oci:DIR (see `ocifs help references`)
     #[arg(value_name = "REF")]
     reference: String,
@@ -34,7 +34,7 @@ pub(super) struct Args {
     authfile: Option<PathBuf>,
 }
 
-impl Args {
+impl ImageArgs {
     /// The image to ask the daemon for. Wrong arguments are told before a daemon is started for them.
     pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
         let reference: Reference = self.reference.parse().map_err(|error| {

@@ -1,7 +1,7 @@
 //! `ocifs inspect`: what an image is, without touching its layers.
 
 use super::context::Context;
-use super::image;
+use super::image::ImageArgs;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
@@ -22,7 +22,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
-    image: image::Args,
+    image: ImageArgs,
 
     /// Print JSON for programs, with the configuration as its publisher wrote it
     #[arg(long)]

@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 
 use super::context::{Context, Sink};
-use super::image;
+use super::image::ImageArgs;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
@@ -36,7 +36,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
-    image: image::Args,
+    image: ImageArgs,
 
     /// The directory or file, from the image's root
     #[arg(value_name = "PATH", default_value = "/")]

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::{ValueEnum, ValueHint};
 
 use super::context::Context;
+use super::image::ImageArgs;
 use super::interrupt::or_interrupted;
+use super::logging;
 use super::progress::Meter;
 use super::settings::settled;
 use super::stop::Stop;
-use super::{image, logging};
 use crate::daemon::control::{self, Fill, Request};
 use crate::daemon::{self, Failure};
 use crate::oci::Printable;
@@ -33,7 +34,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
-    image: image::Args,
+    image: ImageArgs,
 
     /// The mount point: an empty directory
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -12,7 +12,7 @@ const TICK: Duration = Duration::from_millis(200);
 
 const WAITING: &str = "{spinner} {msg}";
 const STREAMING: &str =
-    "{spinner} {msg} [{bar:24}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left";
+    "{spinner} {msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left";
 
 /// The line. Clones show the same one.
 #[derive(Debug, Clone)]

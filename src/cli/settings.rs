@@ -136,8 +136,9 @@ mod tests {
         assert_eq!(settle(&flag, &set, file).cache_dir, Path::new("/flag"));
         assert_eq!(settle(&none, &set, file).cache_dir, Path::new("/variable"));
         assert_eq!(settle(&none, &user(), file).cache_dir, Path::new("/file"));
-        assert_eq!(settle(&none, &set, "").cache_dir, Path::new("/home/u/.cache/ocifs"));
         assert_eq!(settle(&none, &set, file).runtime_dir, Path::new("/no-such/runtime"));
+        set.variables.remove("OCIFS_CACHE_DIR");
+        assert_eq!(settle(&none, &set, "").cache_dir, Path::new("/home/u/.cache/ocifs"));
     }
 
     #[test]

@@ -71,8 +71,7 @@ fn unserved(dir: &Path) -> Failure {
                 .hint(format!("`ocifs umount {shown}` removes the mount"))
         }
         _ => Failure::new(Code::NotFound, format!("{shown} is not a mount of this daemon"))
-            .because("no daemon is running")
-            .hint("`ocifs mount` starts one"),
+            .because("no daemon is running"),
     }
 }
 
