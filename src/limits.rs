@@ -45,9 +45,6 @@ pub const TREE_EXTENTS: usize = 4 << 20;
 /// (long link chains, one opaque marker after another) come near.
 pub const TREE_STEPS: u64 = 1 << 30;
 
-/// Longest name of a directory entry in bytes, `NAME_MAX` of Linux.
-pub const NAME_BYTES: usize = 255;
-
 /// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
 pub const RESOLVE_LINKS: usize = 40;
 /// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
@@ -86,7 +83,7 @@ pub const INDEX_BYTES: u64 = 512 << 20;
 
 /// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
 /// where they are parsed.
-pub const INDEX_ENTRY_BYTES: usize = 64 << 20;
+pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
 
 /// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
 /// bytes can declare exabytes of zeros (D-010).
@@ -127,11 +124,12 @@ pub const JSON_KEYS: usize = 10_000;
 /// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
 pub const INDEX_ENTRIES: usize = 10_000;
 
-/// Most members scanned of an archive; an image of [`LAYERS`] layers needs three each, and archives hold several images.
-pub const ARCHIVE_MEMBERS: usize = 100_000;
+/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
+pub const ARCHIVE_MEMBERS: usize = 200_000;
 
-/// Longest member name of an archive, in bytes: `PATH_MAX`.
-pub const ARCHIVE_NAME_BYTES: usize = 4096;
+/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
+/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
+pub const ARCHIVE_NAME_BYTES: usize = 512;
 
 /// Longest `oci-layout` file, in bytes; it holds one version number.
 pub const LAYOUT_MARKER_BYTES: u64 = 4096;
@@ -188,3 +186,73 @@ pub const VERIFIED_FILES: usize = 1 << 16;
 
 /// Most candidates for eviction collected in one walk of the cache, so that a million files cost no more memory.
 pub const EVICTION_BATCH: usize = 1 << 14;
+// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+
+/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB; others stop at 64 KiB or 1 MiB.
+// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+
+/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB.
+pub const TOKEN_BYTES: u64 = 256 << 10;
+
+/// How much of an error answer is read to find the registry's own words (B-102). Longer bodies are error pages.
+pub const ERROR_BODY_BYTES: u64 = 64 << 10;
+
+/// Longest text of a registry that is shown to the user, in characters.
+pub const SHOWN_CHARACTERS: usize = 400;
+
+/// Longest page of tags read to give a hint, in bytes: tens of thousands of tags.
+pub const TAG_LIST_BYTES: u64 = 1 << 20;
+
+/// Most redirects followed for one request (B-080), as many as browsers and other registry clients follow.
+pub const REDIRECTS: usize = 10;
+
+/// Most resolved blob locations kept; each is a URL of about 1 KiB.
+pub const REDIRECTS_KEPT: usize = 4096;
+
+/// Longest URL accepted from a `Location`, a realm or a descriptor; servers refuse longer ones themselves.
+pub const URL_BYTES: usize = 16 << 10;
+
+/// Longest `WWW-Authenticate` value that is parsed; HTTP servers limit whole heads to 8 to 64 KiB.
+pub const CHALLENGE_BYTES: usize = 8 << 10;
+
+/// Most challenges and parameters taken from one answer.
+pub const CHALLENGE_PARTS: usize = 64;
+
+/// Most scopes asked for at once; one repository needs one or two.
+pub const TOKEN_SCOPES: usize = 8;
+
+/// Most times one request is repeated with another authorization: the challenge, a wider scope, changed credentials.
+pub const AUTHORIZATION_ROUNDS: usize = 4;
+
+/// Most tokens and logins kept by one client; each stands for a repository and a set of scopes.
+pub const GRANTS_KEPT: usize = 1024;
+
+/// Longest credential file read, in bytes. Real ones hold a few hundred bytes per registry.
+pub const AUTH_FILE_BYTES: u64 = 1 << 20;
+
+/// Longest answer of a credential helper, in bytes; cloud tokens stay below 8 KiB.
+pub const HELPER_BYTES: u64 = 64 << 10;
+
+/// Longest `Warning` header shown (distribution-spec, "Warnings"), in bytes.
+pub const WARNING_BYTES: usize = 4096;
+
+/// Most different warnings remembered, and so shown, by one client.
+pub const WARNINGS_KEPT: usize = 64;
+
+/// Slowest transfer that is not given up, in bytes per second averaged over the stall time-out (B-096, D-072).
+pub const LOW_SPEED: u64 = 100;
+
+/// Bytes that must arrive between two faults for the count of attempts to start again (B-094).
+pub const RESUME_PROGRESS: u64 = 1 << 20;
+/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
+pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;

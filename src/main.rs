@@ -1,3 +1,7 @@
-//! The `ocifs` program.
+//! The `ocifs` program: everything is in the library, from the command line downwards.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ocifs::cli::main()
+}

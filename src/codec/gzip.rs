@@ -204,7 +204,8 @@ impl Decoder {
                     _ => {
                         self.state = State::Header(Header::new());
                         if self.points {
-                            return Ok(Step { read: read(rest), written: 0, point: Some(Point::Fresh { back: 0 }) });
+                            let point = Some(Point::Fresh { back: 0 });
+                            return Ok(Step { read: read(rest), point, ..Step::default() });
                         }
                     }
                 },
@@ -219,9 +220,6 @@ impl Decoder {
                 }
                 State::Body => {
                     let mut step = self.body(rest, out)?;
-                    if step.is_idle() && matches!(self.state, State::Trailer(_)) {
-                        continue;
-                    }
                     step.read += read(rest);
                     return Ok(step);
                 }
@@ -253,15 +251,15 @@ impl Decoder {
             crc.update(&out[..written]);
             self.length = self.length.wrapping_add(written as u32);
         }
-        let point = match progress.stopped {
-            Stopped::Wanting => None,
-            Stopped::Block { bits } => Some(Point::Block { bits, byte: self.last }),
+        let step = Step { read, written, ..Step::default() };
+        Ok(match progress.stopped {
+            Stopped::Wanting => step,
+            Stopped::Block { bits } => Step { point: Some(Point::Block { bits, byte: self.last }), ..step },
             Stopped::End => {
                 self.state = State::Trailer(Collected::new());
-                None
+                Step { ended: true, ..step }
             }
-        };
-        Ok(Step { read, written, point })
+        })
     }
 
     fn check(&self, trailer: [u8; 8]) -> Result<(), Error> {

@@ -82,6 +82,8 @@ pub struct Step {
     pub written: usize,
     /// The point reached after that, if any.
     pub point: Option<Point>,
+    /// A member's data or a frame just ended: if no other begins, nothing that follows is needed.
+    pub ended: bool,
 }
 
 impl Step {
@@ -118,7 +120,7 @@ impl Decoder {
             Self::Plain => {
                 let length = input.len().min(out.len());
                 out[..length].copy_from_slice(&input[..length]);
-                Ok(Step { read: length, written: length, point: None })
+                Ok(Step { read: length, written: length, ..Step::default() })
             }
             Self::Gzip(decoder) => decoder.step(input, out),
             Self::Zstd(decoder) => decoder.step(input, out),

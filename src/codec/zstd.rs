@@ -80,7 +80,7 @@ impl Decoder {
                         self.begin()?;
                         let point = Some(Point::Fresh { back: self.have as u8 });
                         self.state = State::Frame;
-                        return Ok(Step { read, written: 0, point });
+                        return Ok(Step { read, point, ..Step::default() });
                     }
                 },
                 State::Skip(0) => self.expect_header(),
@@ -95,13 +95,11 @@ impl Decoder {
                 State::Frame => {
                     let (taken, written, hint) = self.decompress(rest, out)?;
                     read += taken;
-                    if hint == 0 {
+                    let ended = hint == 0;
+                    if ended {
                         self.expect_header();
-                        if written == 0 {
-                            continue;
-                        }
                     }
-                    return Ok(Step { read, written, point: None });
+                    return Ok(Step { read, written, point: None, ended });
                 }
             }
         }

@@ -174,6 +174,7 @@ impl From<&fetch::Error> for Failure {
                 return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch them");
             }
             fetch::Error::Corrupt { .. } | fetch::Error::Rejected { .. } => Code::BadImage,
+            fetch::Error::Index(_) => Code::Cache,
             fetch::Error::Interrupted => Code::Other,
         };
         Self::of(code, error)
@@ -193,7 +194,8 @@ impl From<&store::Error> for Failure {
             }
             store::Error::Io { .. } if error.is_out_of_space() => failure
                 .hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir"),
-            store::Error::Io { .. } | store::Error::Mismatch(_) => failure,
+            store::Error::Size { .. } | store::Error::Mismatch(_) => failure.coded(Code::BadImage),
+            store::Error::Io { .. } | store::Error::Foreign { .. } | store::Error::Incomplete(_) => failure,
         }
     }
 }

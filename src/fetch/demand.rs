@@ -4,53 +4,65 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Counts the reads that are waiting. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Demand {
-    waiting: Arc<watch::Sender<usize>>,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// Reads that wait now.
+    waiting: usize,
+    /// When one began or ended last.
+    changed: Instant,
 }
 
 /// One waiting read; ends when dropped.
 #[derive(Debug)]
-pub struct Waiting(Arc<watch::Sender<usize>>);
+pub struct Waiting(Arc<watch::Sender<State>>);
 
 impl Default for Demand {
     fn default() -> Self {
-        Self { waiting: Arc::new(watch::Sender::new(0)) }
+        // Nothing has happened yet, but whoever starts a daemon is about to read.
+        Self { state: Arc::new(watch::Sender::new(State { waiting: 0, changed: Instant::now() })) }
     }
 }
 
 impl Demand {
     /// Marks a reader as waiting until the guard is dropped.
     pub fn enter(&self) -> Waiting {
-        self.waiting.send_modify(|count| *count += 1);
-        Waiting(Arc::clone(&self.waiting))
+        self.state.send_modify(|state| *state = State { waiting: state.waiting + 1, changed: Instant::now() });
+        Waiting(Arc::clone(&self.state))
     }
 
     /// True while a reader waits.
     pub fn is_waiting(&self) -> bool {
-        *self.waiting.borrow() > 0
+        self.state.borrow().waiting > 0
     }
 
-    /// Returns once no reader has waited for `quiet`.
+    /// Returns once no reader has waited for `quiet`; at once if that is so already.
     pub async fn idle_for(&self, quiet: Duration) {
-        let mut waiting = self.waiting.subscribe();
+        let mut states = self.state.subscribe();
         loop {
-            if waiting.wait_for(|count| *count == 0).await.is_err() {
+            let State { waiting, changed } = *states.borrow_and_update();
+            let until = changed + quiet;
+            if waiting == 0 && until <= Instant::now() {
                 return;
             }
-            waiting.mark_unchanged();
-            if tokio::time::timeout(quiet, waiting.changed()).await.is_err() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep_until(until), if waiting == 0 => return,
+                gone = states.changed() => if gone.is_err() { return },
             }
         }
     }
 
     /// Returns as soon as a reader waits.
     pub async fn begins(&self) {
-        let mut waiting = self.waiting.subscribe();
-        if waiting.wait_for(|count| *count > 0).await.is_err() {
+        let mut states = self.state.subscribe();
+        if states.wait_for(|state| state.waiting > 0).await.is_err() {
             tracing::debug!("the demand counter is gone: nobody can wait any more");
         }
     }
@@ -58,6 +70,47 @@ impl Demand {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count = count.saturating_sub(1));
+        self.0.send_modify(|state| {
+            *state = State { waiting: state.waiting.saturating_sub(1), changed: Instant::now() };
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUIET: Duration = Duration::from_millis(100);
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_begins_only_when_the_last_reader_has_been_gone_for_long_enough() {
+        let demand = Demand::default();
+        let (first, second) = (demand.enter(), demand.enter());
+        let idle = demand.idle_for(QUIET);
+        tokio::pin!(idle);
+        drop(first);
+        let early = tokio::time::timeout(QUIET * 10, &mut idle).await;
+        assert!(early.is_err() && demand.is_waiting(), "one reader still waits");
+        drop(second);
+        let early = tokio::time::timeout(QUIET / 2, &mut idle).await;
+        assert!(early.is_err(), "the quiet time is not over");
+        idle.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_demand_that_is_idle_already_does_not_wait_again() {
+        let demand = Demand::default();
+        demand.idle_for(QUIET).await;
+        let before = Instant::now();
+        demand.idle_for(QUIET).await;
+        assert_eq!(before, Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn begins_waits_for_a_reader() {
+        let demand = Demand::default();
+        assert!(tokio::time::timeout(QUIET, demand.begins()).await.is_err());
+        let _reader = demand.enter();
+        demand.begins().await;
     }
 }

@@ -12,6 +12,7 @@
 mod demand;
 mod fill;
 mod first_contact;
+mod large;
 mod once_map;
 mod spans;
 
@@ -25,9 +26,10 @@ use tokio::sync::Semaphore;
 pub use demand::Demand;
 pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
+pub use large::LargeSpans;
 pub use once_map::OnceMap;
 
-use crate::index::{LayerIndex, SpanId};
+use crate::index::{self, LayerIndex, SpanId};
 use crate::oci::Digest;
 use crate::source::{self, BlobReader};
 use crate::store::{self, Blob};
@@ -69,6 +71,9 @@ pub enum Error {
         #[source]
         source: Arc<crate::index::Rejected>,
     },
+    /// The index itself is damaged, or its decoder has no room to write to.
+    #[error(transparent)]
+    Index(Arc<index::Error>),
     /// The cache directory failed in a way that cannot be worked around.
     #[error("the cache failed")]
     Store(#[source] Arc<store::Error>),
@@ -96,6 +101,8 @@ pub struct Layer {
     pub source_name: String,
     /// What was moved for this layer.
     pub traffic: Traffic,
+    /// Its spans that are too large for memory.
+    pub large: LargeSpans,
 }
 
 /// Counters of what came over the network.
@@ -174,7 +181,7 @@ impl Fetcher {
 
     /// The decoded span if it is in memory. Never blocks beyond a short lock.
     pub fn cached(&self, layer: &Layer, span: SpanId) -> Option<Bytes> {
-        self.inner.cache.get(&spans::Key::new(layer, span))
+        self.inner.cache.get(&spans::Key::new(layer, span)).or_else(|| layer.large.get(span))
     }
 
     /// Bytes of decoded spans held in memory.
@@ -187,14 +194,16 @@ impl Fetcher {
     /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others.
     pub async fn span(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
         let key = spans::Key::new(layer, span);
-        if let Some(bytes) = self.inner.cache.get(&key) {
+        if let Some(bytes) = self.cached(layer, span) {
             return Ok(bytes);
         }
         let inner = Arc::clone(&self.inner);
         let layer = Arc::clone(layer);
         let flight = self.inner.flights.join(key, || async move {
             let bytes = inner.obtain(&layer, span).await?;
-            inner.cache.put(key, bytes.clone());
+            if !layer.large.put(span, &bytes) {
+                inner.cache.put(key, bytes.clone());
+            }
             Ok(bytes)
         });
         flight.await.unwrap_or(Err(Error::Interrupted))
@@ -214,7 +223,7 @@ impl Inner {
             let task = Arc::clone(layer);
             let start = range.start;
             let decoded = tokio::task::spawn_blocking(move || {
-                let decoded = task.index.decode(span, &compressed);
+                let decoded = task.large.decode(&task.index, span, &compressed);
                 if decoded.is_ok() {
                     task.keep(start, &compressed, &missing);
                 }
@@ -225,13 +234,15 @@ impl Inner {
             drop(permit);
             match decoded {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => {
+                Err(error @ index::Error::Span { .. }) => {
                     tracing::warn!(
                         layer = %layer.index.layer(), start = range.start, end = range.end, attempt,
                         error = %error, "span does not verify, fetching it again"
                     );
                     layer.blob.discard(range.clone())?;
                 }
+                // Other bytes would not help.
+                Err(error) => return Err(Error::Index(Arc::new(error))),
             }
         }
         Err(Error::Corrupt {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::fetch::{Fetcher, Layer};
 use crate::store::Store;
@@ -28,10 +29,18 @@ enum Job {
     Verify([u8; 32]),
 }
 
-/// The queue of one mount. The worker ends with it.
+/// The queue of one mount. The worker ends with it, whatever is left in the queue: a mount that is gone must not keep
+/// its layers in use.
 #[derive(Debug)]
 pub(super) struct Publisher {
     jobs: mpsc::Sender<Job>,
+    worker: AbortHandle,
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
 }
 
 /// The result of optional work, whose failures are only ever logged.
@@ -48,8 +57,8 @@ impl Publisher {
     pub(super) fn start(fetcher: Fetcher, store: Arc<Store>, tree: Tree, layers: Vec<Arc<Layer>>) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let worker = Worker { fetcher, store, tree, layers };
-        tokio::spawn(worker.run(queue));
-        Self { jobs }
+        let worker = tokio::spawn(worker.run(queue)).abort_handle();
+        Self { jobs, worker }
     }
 
     pub(super) fn offer(&self, node: NodeId) {

@@ -96,7 +96,7 @@ impl Images {
         let store = Arc::clone(&self.store);
         let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
             let Some(bytes) = store.index(&expected.layer)? else { return Ok(None) };
-            match LayerIndex::open(bytes) {
+            match LayerIndex::open(bytes).and_then(|index| index.check().map(|()| index)) {
                 Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
                     return Ok(Some(index));
                 }
@@ -120,7 +120,9 @@ impl Images {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic: fetch::Traffic::default() }))
+        let large = fetch::LargeSpans::new(self.store.dir().join("tmp"));
+        let traffic = fetch::Traffic::default();
+        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic, large }))
     }
 }
 

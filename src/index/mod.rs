@@ -5,13 +5,35 @@
 //! part of the uncompressed stream, and carry what decoding needs (gzip windows) and the BLAKE3 digest that each decoded
 //! span must have; they serve every read. Both halves live in one buffer, memory-mapped from the store: what is
 //! not used is not in memory.
+//!
+//! `format` describes that buffer; `entries` and `windows` are the two encodings inside it. [`build()`] makes an index
+//! from a layer's bytes in one streamed pass, `decode` turns a span's compressed bytes into verified ones.
 
+mod build;
+mod decode;
+mod entries;
+mod format;
+mod rejected;
+#[cfg(test)]
+mod tests;
+mod varint;
+mod windows;
+
+use std::io::Write;
 use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::codec;
+use crate::limits::LAZY_SPAN_BYTES;
 use crate::oci::Digest;
 use crate::tar::Entry;
+
+pub use build::build;
+pub use rejected::{BuildError, Rejected};
+
+use entries::{EntryReader, Suspended};
+use format::Parts;
 
 /// How a layer's blob is compressed, found by looking at its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +50,13 @@ pub enum Compression {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanId(u32);
 
+impl SpanId {
+    /// The number, from 0 and below [`LayerIndex::span_count`] of the index it came from.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
 /// What a layer's descriptor and its image's config promise, checked while it is indexed.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
@@ -43,22 +72,57 @@ pub struct Expected {
 #[derive(Debug, Clone)]
 pub struct LayerIndex {
     bytes: Bytes,
+    parts: Parts,
 }
 
-/// Why an index cannot be made, read or used.
+/// Why an index cannot be read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The stored index is damaged or of another version; it is to be thrown away and made anew.
     #[error("index of layer {0} is damaged: {1}")]
     Damaged(String, &'static str),
+    /// The compressed bytes given are not those that the layer holds there.
+    #[error("bytes {} to {} of layer {layer} are wrong: span {span} {fault}", bytes.start, bytes.end)]
+    Span {
+        /// The layer.
+        layer: Digest,
+        /// The number of the span.
+        span: u32,
+        /// Its place in the blob.
+        bytes: Range<u64>,
+        /// What is wrong.
+        fault: SpanFault,
+    },
+    /// The destination of [`LayerIndex::decode_to`] refused bytes.
+    #[error("decoded bytes could not be written")]
+    Output(#[source] std::io::Error),
+}
+
+/// What is wrong with a span's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SpanFault {
+    /// There are too few or too many of them.
+    #[error("has another length")]
+    Length,
+    /// They cannot be decoded.
+    #[error("cannot be decoded: {0}")]
+    Codec(codec::Error),
+    /// They decode to something else.
+    #[error("decodes to other bytes")]
+    Digest,
 }
 
 impl LayerIndex {
     /// Opens an encoded index, checking its version, its header and the digests of everything except the windows,
     /// which are checked when used.
     pub fn open(bytes: Bytes) -> Result<Self, Error> {
-        let _ = bytes;
-        todo!()
+        let parts = Parts::parse(&bytes).map_err(|(layer, what)| Error::Damaged(layer, what))?;
+        Ok(Self { bytes, parts })
+    }
+
+    /// Checks what [`Self::open`] leaves for later: the windows. Reads all of them, about a hundredth of the layer.
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_windows()
     }
 
     /// The encoded form, as the store keeps it. Deterministic: equal layers give equal bytes.
@@ -68,117 +132,195 @@ impl LayerIndex {
 
     /// Digest of the layer's blob.
     pub fn layer(&self) -> Digest {
-        todo!()
+        self.parts.layer
     }
 
     /// Digest of the uncompressed stream.
     pub fn diff_id(&self) -> Digest {
-        todo!()
+        self.parts.diff_id
     }
 
     /// How the blob is compressed.
     pub fn compression(&self) -> Compression {
-        todo!()
+        self.parts.compression
     }
 
     /// Length of the blob in bytes.
     pub fn compressed_size(&self) -> u64 {
-        todo!()
+        self.parts.compressed_size
     }
 
     /// Length of the uncompressed stream in bytes.
     pub fn uncompressed_size(&self) -> u64 {
-        todo!()
+        self.parts.uncompressed_size
     }
 
     /// Number of entries.
     pub fn entry_count(&self) -> u64 {
-        todo!()
+        self.parts.entry_count
     }
 
-    /// The entries in tar order, decoded one at a time.
+    /// The entries in tar order, decoded one at a time; after an error there are no more.
     pub fn entries(&self) -> impl Iterator<Item = Result<Entry, Error>> + '_ {
-        std::iter::empty()
+        Entries { index: self, block: 0, compressed: 0, digest: 0, open: None, failed: false }
     }
 
     /// Number of spans.
     pub fn span_count(&self) -> u32 {
-        todo!()
+        self.parts.spans(&self.bytes).len() as u32
+    }
+
+    /// All spans, in order.
+    pub fn span_ids(&self) -> impl ExactSizeIterator<Item = SpanId> + use<> {
+        (0..self.span_count()).map(SpanId)
     }
 
     /// The spans that hold `range` of the uncompressed stream, in order; none for an empty range or one that ends
     /// beyond the stream.
     pub fn spans(&self, range: Range<u64>) -> impl Iterator<Item = SpanId> + use<> {
-        let _ = range;
-        std::iter::empty()
-    }
-
-    /// All spans in order.
-    pub fn span_ids(&self) -> impl Iterator<Item = SpanId> + use<> {
-        std::iter::empty()
+        let spans = self.parts.spans(&self.bytes);
+        let ids = if range.start < range.end && range.end <= self.uncompressed_size() {
+            let first = spans.partition_point(|span| span.offset.get() <= range.start).saturating_sub(1);
+            let end = spans.partition_point(|span| span.offset.get() < range.end);
+            first as u32..end as u32
+        } else {
+            0..0
+        };
+        ids.map(SpanId)
     }
 
     /// The bytes of the blob that decoding `span` needs. Neighbours may share one byte (gzip blocks end within bytes).
+    ///
+    /// # Panics
+    ///
+    /// Like all that take a [`SpanId`], if it is of another index that has more spans.
     pub fn compressed(&self, span: SpanId) -> Range<u64> {
-        let _ = span;
-        todo!()
+        let spans = self.parts.spans(&self.bytes);
+        let number = span.0 as usize;
+        let end = spans.get(number + 1).map_or(self.parts.payload_end, |next| next.bit.get().div_ceil(8));
+        spans[number].bit.get() / 8..end
     }
 
     /// The part of the uncompressed stream that `span` decodes to.
     pub fn decoded(&self, span: SpanId) -> Range<u64> {
-        let _ = span;
-        todo!()
+        let spans = self.parts.spans(&self.bytes);
+        let number = span.0 as usize;
+        let end = spans.get(number + 1).map_or(self.parts.uncompressed_size, |next| next.offset.get());
+        spans[number].offset.get()..end
     }
 
     /// Decodes `span` from exactly the bytes of [`Self::compressed`] and checks the result against its digest.
     ///
-    /// CPU-bound: a few milliseconds. An error means that `compressed` is not what the layer holds there.
+    /// CPU-bound: a few milliseconds, unless the span is large, which [`Self::decoded`] tells and only happens in
+    /// layers that are [`not_lazy`](Self::not_lazy): the span is decoded to memory, and [`Self::decode_to`] may be
+    /// better. [`Error::Span`] means that `compressed` is not what the layer holds there, [`Error::Damaged`] that the
+    /// index itself is rotten.
     pub fn decode(&self, span: SpanId, compressed: &[u8]) -> Result<Bytes, Error> {
-        let _ = (span, compressed);
-        todo!()
+        self.decode_span(span, compressed)
     }
 
-    /// Why reads of this layer cannot be lazy, if they cannot: it is one span (a single zstd frame).
+    /// Like [`Self::decode`], but streams the decoded bytes to `out` in bounded memory.
+    ///
+    /// The digest is known only at the end: what was written is to be thrown away on any error.
+    pub fn decode_to(&self, span: SpanId, compressed: &[u8], out: &mut impl Write) -> Result<(), Error> {
+        self.decode_span_to(span, compressed, out)
+    }
+
+    /// Why reads of this layer cannot be lazy, if they cannot: one span holds most of it (a single zstd frame).
     pub fn not_lazy(&self) -> Option<&'static str> {
-        None
+        let length = |span| self.decoded(span).end - self.decoded(span).start;
+        let longest = self.span_ids().map(length).max().unwrap_or(0);
+        if longest < LAZY_SPAN_BYTES || longest < self.uncompressed_size() / 2 {
+            return None;
+        }
+        match self.parts.compression {
+            Compression::Zstd => Some("it is one zstd frame, which can only be decoded from its beginning"),
+            _ => Some("it is one deflate block, which can only be decoded from its beginning"),
+        }
+    }
+
+    fn damaged(&self, what: &'static str) -> Error {
+        Error::Damaged(self.parts.layer.to_string(), what)
     }
 }
 
-/// Indexes a layer from its compressed bytes in order, verifying the blob's digest and size and the diffID.
-///
-/// Blocks the calling thread and uses others of its own; `pieces` yields the whole blob in order and may block.
-/// The first error of `pieces` is handed back as [`BuildError::Input`].
-pub fn build<E>(
-    pieces: impl Iterator<Item = Result<Bytes, E>> + Send,
-    expected: Expected,
-) -> Result<LayerIndex, BuildError<E>>
-where
-    E: std::error::Error + Send + 'static,
-{
-    let _ = (pieces, expected);
-    todo!()
+/// Iterates over entries with one decoded block in memory.
+struct Entries<'a> {
+    index: &'a LayerIndex,
+    /// The next block.
+    block: usize,
+    /// Where it begins in the entry section.
+    compressed: usize,
+    /// Where its digests begin in the digest section.
+    digest: usize,
+    open: Option<OpenBlock<'a>>,
+    failed: bool,
 }
 
-/// Why a layer could not be indexed.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError<E: std::error::Error> {
-    /// The compressed bytes could not be had.
-    #[error("the layer could not be read")]
-    Input(#[source] E),
-    /// The layer is not what was promised, or is malformed or hostile; reading it again will not help, except where the
-    /// bytes themselves are wrong ([`Rejected::is_wrong_bytes`]).
-    #[error(transparent)]
-    Rejected(#[from] Rejected),
+/// A decoded block and the place reached in it.
+struct OpenBlock<'a> {
+    bytes: Vec<u8>,
+    digests: &'a [u8],
+    left: u32,
+    at: Option<Suspended>,
 }
 
-/// Why a layer is rejected.
-#[derive(Debug, thiserror::Error)]
-#[error("layer rejected")]
-pub struct Rejected;
+impl<'a> Entries<'a> {
+    /// Decodes the next block; none after the last.
+    fn open_next(&mut self) -> Option<Result<OpenBlock<'a>, Error>> {
+        let parts = &self.index.parts;
+        let record = parts.blocks(&self.index.bytes).get(self.block)?;
+        let (entries, digests) = parts.entries(&self.index.bytes);
+        let frame = &entries[self.compressed..self.compressed + record.compressed.get() as usize];
+        let digests = &digests[self.digest..self.digest + record.digests.get() as usize * 32];
+        self.block += 1;
+        self.compressed += frame.len();
+        self.digest += digests.len();
+        let length = record.decoded.get() as usize;
+        let bytes = match zstd::bulk::decompress(frame, length) {
+            Ok(bytes) if bytes.len() == length => bytes,
+            _ => return Some(Err(self.index.damaged("a block of entries cannot be decoded"))),
+        };
+        Some(Ok(OpenBlock { bytes, digests, left: record.entries.get(), at: None }))
+    }
 
-impl Rejected {
-    /// True if the bytes are not those of the named layer (size or digest): another source may have the right ones.
-    pub fn is_wrong_bytes(&self) -> bool {
-        todo!()
+    fn read(&mut self) -> Option<Result<Entry, Error>> {
+        let damaged = || self.index.damaged("an entry is invalid");
+        let length = self.index.uncompressed_size();
+        loop {
+            if let Some(open) = &mut self.open
+                && open.left > 0
+            {
+                let reader = match open.at.take() {
+                    Some(at) => EntryReader::resume(at, &open.bytes, open.digests, length),
+                    None => Some(EntryReader::new(&open.bytes, open.digests, length)),
+                };
+                let Some(mut reader) = reader else { return Some(Err(damaged())) };
+                let entry = reader.next();
+                open.left -= 1;
+                if open.left == 0 && !reader.is_done() {
+                    return Some(Err(damaged()));
+                }
+                open.at = Some(reader.suspend());
+                return Some(entry.ok_or_else(damaged));
+            }
+            match self.open_next()? {
+                Ok(open) => self.open = Some(open),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Entry, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let item = self.read();
+        self.failed = matches!(item, None | Some(Err(_)));
+        item
     }
 }

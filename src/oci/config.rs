@@ -57,7 +57,7 @@ pub enum ConfigError {
     #[error("image configuration: {0}")]
     Json(#[from] JsonError),
     /// `rootfs.type` is not `layers` (B-063).
-    #[error("image configuration has a root file system of type {0:?}, only \"layers\" is supported")]
+    #[error("image configuration has a root file system of type \"{0}\", only \"layers\" is supported")]
     RootfsType(String),
     /// A diff id is not a usable digest.
     #[error("image configuration: diff_ids[{position}]: {problem}")]
@@ -70,6 +70,16 @@ pub enum ConfigError {
     /// More diff ids than [`crate::limits::LAYERS`].
     #[error("image configuration lists {0} diff ids, the limit is {limit}", limit = limits::LAYERS)]
     TooManyLayers(usize),
+}
+
+impl ConfigError {
+    /// True if the document is well-formed but of a kind that this program does not handle.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::RootfsType(_) | Self::DiffId { problem: DigestError::Unsupported(_), .. } => true,
+            Self::TooLong(_) | Self::Json(_) | Self::DiffId { .. } | Self::TooManyLayers(_) => false,
+        }
+    }
 }
 
 /// Declares a struct that reads an object as Go does: keys in any case, the exact spelling preferred, null for absent.

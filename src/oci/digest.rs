@@ -28,6 +28,7 @@ impl Algorithm {
     }
 
     /// Length of the hash in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a hash is never empty")]
     pub fn len(self) -> usize {
         match self {
             Self::Sha256 => 32,

@@ -28,7 +28,8 @@ impl From<serde_json::Error> for JsonError {
 pub(super) enum Keys {
     /// Any spelling; readers fold case themselves (C-030).
     AnyCase,
-    /// A key that differs from one of these names in case only is refused, except inside `annotations`.
+    /// A key that differs from one of these names in case only is refused, except inside `annotations` and inside
+    /// values of other keys, which nobody interprets.
     Exact(&'static [&'static str]),
 }
 
@@ -62,7 +63,10 @@ impl Scan {
         if self.depth == limits::JSON_DEPTH {
             return Err(E::custom(format!("nested deeper than {}", limits::JSON_DEPTH)));
         }
-        let keys = if key == Some("annotations") { Keys::AnyCase } else { self.keys };
+        let keys = match (self.keys, key) {
+            (Keys::Exact(names), Some(key)) if key == "annotations" || !names.contains(&key) => Keys::AnyCase,
+            (keys, _) => keys,
+        };
         Ok(Self { keys, depth: self.depth + 1 })
     }
 
@@ -162,9 +166,10 @@ mod tests {
         for key in ["Layers", "LAYERS", "layer\u{17f}", "SIZE", "\u{212a}ind"] {
             assert!(refusal(format!("{{\"{key}\":1}}").as_bytes()).contains("must be spelled"), "{key}");
         }
-        let free = br#"{"annotations":{"Size":"","size":""},"layers":[]}"#;
-        let keys = scan(free, Keys::Exact(&["layers", "size"])).expect("annotations are free");
-        assert!(keys.contains("layers") && keys.len() == 2);
+        refusal(br#"{"layers":[{"Size":1}]}"#);
+        let free = br#"{"annotations":{"Size":"","size":""},"layers":[],"x":[{"Size":1}]}"#;
+        let keys = scan(free, Keys::Exact(&["annotations", "layers", "size"])).expect("annotations are free");
+        assert!(keys.contains("layers") && keys.len() == 3);
         scan(br#"{"Size":1,"size":2}"#, Keys::AnyCase).expect("readers fold case themselves");
     }
 

@@ -16,6 +16,7 @@ use crate::limits;
 
 /// A document that a reference or an index entry leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one per image, and it is taken apart at once")]
 pub enum Manifest {
     /// A list of images for several platforms.
     Index(ImageIndex),

@@ -1,4 +1,5 @@
-//! The vocabulary of the OCI specifications as pure values: no I/O, no clock, no environment.
+//! The vocabulary of the OCI specifications as pure values: no I/O, no clock, no environment (only
+//! [`Platform::host`] asks the processor what it can do).
 //!
 //! Everything here is valid by construction: outside text and bytes are parsed once, at the edge, into these types, and
 //! no raw string or JSON value travels further. Wire structs (serde) are private to the files that parse them.

@@ -174,7 +174,7 @@ impl FromStr for Platform {
             !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| is_part(part)) {
+        if !parts.iter().all(is_part) {
             return Err(invalid());
         }
         match parts[..] {
@@ -252,7 +252,8 @@ impl Wanted {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Host(platform) | Self::Exactly(platform) => platform.fmt(f),
+            Self::Host(platform) => write!(f, "this machine ({platform})"),
+            Self::Exactly(platform) => platform.fmt(f),
         }
     }
 }

@@ -10,7 +10,11 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{Digest, DigestError, Printable};
+use super::{Digest, Printable};
+
+mod error;
+
+pub use error::{ReferenceError, Shown};
 
 /// An image as the user named it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,103 +56,6 @@ pub enum LocalSelector {
     Index(usize),
 }
 
-/// Why a text is not a reference; the messages say what to write instead.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReferenceError {
-    /// The text is empty.
-    #[error("empty image reference; try debian:12, ghcr.io/owner/name or oci:DIRECTORY")]
-    Empty,
-    /// The text starts with a URL scheme.
-    #[error("{text} starts with a URL scheme; write only HOST/NAME[:TAG], without {scheme}://")]
-    Scheme {
-        /// The reference.
-        text: Shown,
-        /// What stands before `://`.
-        scheme: String,
-    },
-    /// The text is a path.
-    #[error("{0} looks like a path; write oci:DIRECTORY, oci-archive:FILE or docker-archive:FILE")]
-    Path(Shown),
-    /// The text is 64 hexadecimal digits, which Docker takes for an image id.
-    #[error("{0} is an image id, not a name; to name content, write it after NAME@sha256:")]
-    Identifier(Shown),
-    /// The name has a transport of containers-transports(5) that is not served here.
-    #[error("cannot read images from {transport}: in {text}; use docker://, oci:, oci-archive: or docker-archive:")]
-    Transport {
-        /// The reference.
-        text: Shown,
-        /// The transport.
-        transport: String,
-    },
-    /// The host part is not a host name or address with an optional port.
-    #[error("invalid registry host {host} in {text}{}", hint_host(.host))]
-    Host {
-        /// The reference.
-        text: Shown,
-        /// The host part.
-        host: Shown,
-    },
-    /// The repository part breaks the grammar.
-    #[error("invalid repository name {repository} in {text}: {problem}")]
-    Repository {
-        /// The reference.
-        text: Shown,
-        /// The repository part.
-        repository: Shown,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The tag breaks the grammar.
-    #[error(
-        "invalid tag {tag} in {text}: a tag is 1 to 128 letters, digits, _ . or -, and starts with a letter, digit or _"
-    )]
-    Tag {
-        /// The reference.
-        text: Shown,
-        /// The tag.
-        tag: Shown,
-    },
-    /// The digest is not valid or its algorithm cannot be verified.
-    #[error("in {text}: {problem}")]
-    Digest {
-        /// The reference.
-        text: Shown,
-        /// What is wrong with the digest.
-        problem: DigestError,
-    },
-    /// A local reference names no path.
-    #[error("{text} names no path; write {transport}:PATH[:NAME]")]
-    NoPath {
-        /// The reference.
-        text: Shown,
-        /// The transport.
-        transport: &'static str,
-    },
-    /// What follows the path is no name, position or digest.
-    #[error("{0} does not select one image after its path; write :NAME, :@POSITION or @DIGEST, and only one of them")]
-    Selector(Shown),
-}
-
-/// Outside text kept for a message; it is shown escaped and cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown(String);
-
-impl Shown {
-    fn new(text: &str) -> Self {
-        Self(text.chars().take(300).collect())
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{:.200}\"", Printable::of(&self.0))
-    }
-}
-
-fn hint_host(host: &Shown) -> &'static str {
-    if host.0.parse::<Ipv6Addr>().is_ok() { "; put IPv6 addresses into brackets" } else { "" }
-}
-
 /// The host that Docker's short names mean.
 const DOCKER_HUB: &str = "docker.io";
 
@@ -166,6 +73,25 @@ impl Reference {
             Self::Layout(local) | Self::OciArchive(local) | Self::DockerArchive(local) => {
                 matches!(local.selector, Some(LocalSelector::Digest(_)))
             }
+        }
+    }
+
+    /// The same reference as seen from anywhere: a relative path is taken to start at `directory`.
+    ///
+    /// For handing a reference to a process with another working directory. Fails if the result has no text form.
+    pub fn against(self, directory: &Path) -> Result<Self, ReferenceError> {
+        let join = |local: Local| {
+            let path = directory.join(&local.path);
+            match path.to_str() {
+                Some(text) if !text.contains(':') => Ok(Local { path, ..local }),
+                _ => Err(ReferenceError::Unwritable(Shown::new(&path.to_string_lossy()))),
+            }
+        };
+        match self {
+            Self::Registry(name) => Ok(Self::Registry(name)),
+            Self::Layout(local) => join(local).map(Self::Layout),
+            Self::OciArchive(local) => join(local).map(Self::OciArchive),
+            Self::DockerArchive(local) => join(local).map(Self::DockerArchive),
         }
     }
 }

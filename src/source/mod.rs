@@ -16,7 +16,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{ConfigError, Descriptor, Digest, ManifestError};
+
+mod archive;
+mod docker_archive;
+mod files;
+mod image_layout;
+mod layout;
+mod members;
+mod section;
+
+pub use archive::OciArchive;
+pub use docker_archive::DockerArchive;
+pub use layout::Layout;
 
 /// A future that a source hands out; boxed, because sources are chosen at run time.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -147,6 +159,20 @@ impl Error {
     }
 }
 
+impl From<ManifestError> for Error {
+    fn from(error: ManifestError) -> Self {
+        let kind = if error.is_unsupported() { ErrorKind::Unsupported } else { ErrorKind::Invalid };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        let kind = if error.is_unsupported() { ErrorKind::Unsupported } else { ErrorKind::Invalid };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -158,3 +184,6 @@ impl std::error::Error for Error {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
+
+#[cfg(test)]
+mod conformance;

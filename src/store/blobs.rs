@@ -106,7 +106,8 @@ impl Drop for Claim<'_> {
 impl Store {
     /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
     ///
-    /// [`Error::Size`] if the blob is known to have another size: as an open value, or complete and good.
+    /// [`Error::Size`] if the blob is known to have another size: as an open value, or complete and good. Waits while
+    /// another thread loads or removes the same blob.
     pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<Blob>, Error> {
         match self.shared.blobs.find(digest) {
             Found::Live(blob) if blob.size() == size => Ok(blob),

@@ -67,8 +67,18 @@ struct Shared {
     pool: pool::Pool,
     files: files::Cache,
     limits: Mutex<Limits>,
-    /// Holds the lock of the directory while it is open.
-    _lock: File,
+    /// Holds the lock of the directory.
+    lock: File,
+}
+
+impl Drop for Shared {
+    /// Closing the file would not be enough: a child process that is just being started has a copy of the descriptor
+    /// until it executes its program, and the lock would last as long.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(%error, "lock left to the closing of its file");
+        }
+    }
 }
 
 /// Bytes and objects in one part of the cache.
@@ -170,7 +180,8 @@ impl Store {
     /// Leftovers of `tmp/` are removed. [`Error::Busy`] if another process holds the lock, [`Error::Foreign`] if the
     /// directory holds other things or belongs to another user, [`Error::Version`] if another version made it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let layout = layout::Layout::new(dir.to_owned());
+        // A daemon changes its working directory.
+        let layout = layout::Layout::new(std::path::absolute(dir).context("find", dir)?);
         let lock = lock::acquire(&layout)?;
         let shared = Shared {
             layout,
@@ -178,12 +189,12 @@ impl Store {
             pool: pool::Pool::new(),
             files: files::Cache::new(),
             limits: Mutex::default(),
-            _lock: lock,
+            lock,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The directory.
+    /// The directory, as an absolute path.
     pub fn dir(&self) -> &Path {
         self.shared.layout.root()
     }

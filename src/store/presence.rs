@@ -196,12 +196,12 @@ mod tests {
             let mut bytes = vec![0; records.len() * SLOT];
             file.read_exact_at(&mut bytes, 0)?;
             let at = spoilt.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             let mut rest = records.clone();
             rest.remove(at / SLOT);
             let replayed = replay(&map_of(&bytes), owner)?;
             prop_assert_eq!((&replayed.present, replayed.slots, replayed.bad), (&said_by(&rest), records.len() as u64, 1));
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             bytes.truncate(bytes.len() - cut);
             let whole = &records[..bytes.len() / SLOT];
             let replayed = replay(&map_of(&bytes), owner)?;

@@ -5,7 +5,7 @@ use super::documents::is_reference;
 use super::layout::{BlobFile, Found, Part, parse_blob, parse_file, parse_object};
 use super::{Context as _, Error, Store, Verified, object};
 use crate::limits::STORED_REFERENCE_BYTES;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::Digest;
 
 /// What a check found.
 enum Outcome {
@@ -59,17 +59,21 @@ impl Store {
 
     fn verify_blob(&self, found: &Found) -> Result<Outcome, Error> {
         let Some((digest, BlobFile::Complete)) = parse_blob(&found.name) else { return Ok(Outcome::Skipped) };
-        // The claim, if the blob is not in use, keeps it so until the damage is removed.
-        let claim = self.shared.blobs.claim_idle(&digest);
-        let good = has_digest(found, &digest)?;
-        match (good, claim) {
-            (None, _) => Ok(Outcome::Skipped),
-            (Some(good), Some(_claim)) => judge(found, good),
-            (Some(true), None) => Ok(Outcome::Good),
-            (Some(false), None) => Ok(match self.shared.blobs.live(&digest) {
-                Some(blob) => forget_all_of(&blob)?,
-                None => Outcome::Skipped,
-            }),
+        // Hashed without a claim, so that no mount waits for it, and once more with one before anything is removed.
+        match has_digest(found, &digest)? {
+            None => return Ok(Outcome::Skipped),
+            Some(true) => return Ok(Outcome::Good),
+            Some(false) => {}
+        }
+        if let Some(_claim) = self.shared.blobs.claim_idle(&digest) {
+            return match has_digest(found, &digest)? {
+                None => Ok(Outcome::Skipped),
+                Some(good) => judge(found, good),
+            };
+        }
+        match self.shared.blobs.live(&digest) {
+            Some(blob) => forget_all_of(&blob),
+            None => Ok(Outcome::Skipped),
         }
     }
 
@@ -96,8 +100,7 @@ impl Store {
 /// Whether the file's bytes have `digest`; `None` if the file is gone.
 fn has_digest(found: &Found, digest: &Digest) -> Result<Option<bool>, Error> {
     let Some(file) = object::open(&found.path)? else { return Ok(None) };
-    let algorithm: Algorithm = digest.algorithm();
-    let (actual, _) = object::hash(&file, algorithm).context("read", &found.path)?;
+    let (actual, _) = object::hash(&file, digest.algorithm()).context("read", &found.path)?;
     Ok(Some(actual == *digest))
 }
 

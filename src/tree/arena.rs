@@ -122,11 +122,13 @@ pub(super) struct Arena {
     bytes: usize,
     /// Runs of fragmented files ever kept.
     runs: usize,
+    /// At most [`limits::TREE_NAMES`].
+    max_names: usize,
 }
 
 impl Arena {
-    /// A tree of an empty root directory.
-    pub(super) fn new() -> Self {
+    /// A tree of an empty root directory that can have `max_names` names.
+    pub(super) fn new(max_names: usize) -> Self {
         let root = Node { attributes: Attributes::IMPLIED, body: Body::EMPTY_DIRECTORY, names: 1 };
         Self {
             nodes: vec![root],
@@ -139,6 +141,7 @@ impl Arena {
             xattr_numbers: HashMap::from([(Arc::from([]), XattrSet(0))]),
             bytes: 0,
             runs: 0,
+            max_names,
         }
     }
 
@@ -256,7 +259,7 @@ impl Arena {
         if name.len() > limits::NAME_BYTES {
             return Err(Reason::NameTooLong);
         }
-        if self.dentry_count() >= limits::TREE_NAMES {
+        if self.dentry_count() >= self.max_names {
             return Err(Reason::TooManyNames);
         }
         self.reserve_bytes(0)?;

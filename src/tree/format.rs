@@ -270,7 +270,7 @@ impl Layout {
             size_of::<ExtentRecord>(),
             32,
         ];
-        (0..SECTIONS).all(|number| self.section(number).len() % sizes[number] == 0)
+        (0..SECTIONS).all(|number| self.section(number).len().is_multiple_of(sizes[number]))
     }
 }
 

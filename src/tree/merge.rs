@@ -60,11 +60,16 @@ impl Default for Merger {
 impl Merger {
     /// Starts with an empty root directory.
     pub fn new() -> Self {
+        Self::with_limits(limits::TREE_NAMES, limits::TREE_STEPS)
+    }
+
+    /// Starts with other bounds than [`limits::TREE_NAMES`] and [`limits::TREE_STEPS`], which take long to reach.
+    pub(super) fn with_limits(names: usize, steps: u64) -> Self {
         Self {
-            arena: Arena::new(),
+            arena: Arena::new(names),
             layer: 0,
             layers: 0,
-            walk: Walk { steps: limits::TREE_STEPS, path: Vec::new(), directory: NodeIndex::ROOT },
+            walk: Walk { steps, path: Vec::new(), directory: NodeIndex::ROOT },
             aufs_metadata: Vec::new(),
         }
     }

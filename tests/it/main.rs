@@ -1,3 +1,12 @@
 //! Integration tests, one binary; each module says what it shows.
 
+mod demo_image;
+mod layering;
+mod merge_model;
+#[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
+mod support;
 mod tar_oracle;
+mod umoci;
+
+mod registry;
+mod source;

@@ -371,6 +371,35 @@ mod tests {
     }
 
     #[test]
+    fn libraries_are_found_beside_the_program_or_named_as_missing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let run = |arguments: &str| {
+            let mut command = std::process::Command::new("cc");
+            let status = command.current_dir(dir.path()).args(arguments.split(' ')).status();
+            status.is_ok_and(|status| status.success())
+        };
+        for (name, text) in [("a.c", "int b(void); int a(void) { return b(); }"), ("b.c", "int b(void) { return 0; }")]
+        {
+            std::fs::write(dir.path().join(name), text).expect("a source can be written");
+        }
+        std::fs::write(dir.path().join("main.c"), "int a(void); int main(void) { return a(); }").expect("the same");
+        std::fs::create_dir(dir.path().join("lib")).expect("a directory can be made");
+        let built = run("-shared -fPIC -o lib/libb.so b.c")
+            && run("-shared -fPIC -o lib/liba.so a.c -Llib -lb -Wl,-rpath,$ORIGIN")
+            && run("-o main main.c -Llib -la -Wl,-rpath-link,lib -Wl,-rpath,$ORIGIN/lib");
+        if !built {
+            assert!(std::env::var_os("CI").is_none(), "the C compiler that Rust links with is missing");
+            return eprintln!("SKIPPED: there is no C compiler");
+        }
+        let dir = dir.path().canonicalize().expect("it is there");
+        let found = closure(&dir.join("main")).expect("all are there");
+        assert!(found.contains(&dir.join("lib/liba.so")) && found.contains(&dir.join("lib/libb.so")), "{found:?}");
+        std::fs::remove_file(dir.join("lib/libb.so")).expect("it can be removed");
+        let missing = closure(&dir.join("main")).expect_err("one is missing").to_string();
+        assert!(missing.ends_with("liba.so needs libb.so, which is in none of the standard directories"), "{missing}");
+    }
+
+    #[test]
     fn what_is_no_program_is_refused() {
         assert!(matches!(read_bytes(b"#!/bin/sh\n"), Err(Failure::NotElf)));
         assert!(matches!(read(Path::new("/")), Err(Error::NotElf(_))));

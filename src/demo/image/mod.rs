@@ -44,7 +44,7 @@ const COMMANDS: [&str; 8] = ["cat", "head", "id", "ls", "stat", "tail", "uname",
 /// How the image is made.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Length of [`LARGE_FILE`] in bytes; the layer is about a twelfth of it.
+    /// Length of [`LARGE_FILE`] in bytes; the layer is about a seventeenth of it.
     pub large_bytes: u64,
     /// Where the layers are written, as `layer-1` to `layer-3`; none to keep them in memory. The caller creates the
     /// directory and keeps it as long as the content is served.

@@ -38,12 +38,14 @@ pub(super) struct Reply {
     pub(super) payload: Blob,
     /// The bytes of `payload` that make the body.
     pub(super) range: Range<u64>,
+    /// Whether `Content-Length` is sent.
+    pub(super) states_length: bool,
 }
 
 impl Reply {
     pub(super) fn new(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Self {
         let payload = Blob::Memory(body.into());
-        Self { status, headers, range: 0..payload.size(), payload }
+        Self { status, headers, range: 0..payload.size(), payload, states_length: true }
     }
 
     /// An error in the form of the specification ("Error codes").
@@ -99,7 +101,9 @@ pub(super) async fn answer(
     let mut response = Response::new(flow.map_or_else(body::empty, Flow::into_body));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
-    response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    if reply.states_length {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
     response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static("registry/2.0"));
     response
 }
@@ -213,14 +217,9 @@ fn blob(content: &Content, digest: &str, range: Option<&str>) -> Reply {
         return Reply::error(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "blob unknown to registry");
     };
     let size = payload.size();
-    let mut reply = match range::parse(range, size) {
-        Asked::Whole => Reply { status: StatusCode::OK, headers: HeaderMap::new(), range: 0..size, payload },
-        Asked::Part(range) => {
-            let stated = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-            let mut reply = Reply { status: StatusCode::PARTIAL_CONTENT, headers: HeaderMap::new(), range, payload };
-            reply.set(CONTENT_RANGE, &stated);
-            reply
-        }
+    let (status, range) = match range::parse(range, size) {
+        Asked::Whole => (StatusCode::OK, 0..size),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Asked::Unsatisfiable => {
             let status = StatusCode::RANGE_NOT_SATISFIABLE;
             let mut reply = Reply::error(status, "SIZE_INVALID", "the range is beyond the end of the blob");
@@ -228,6 +227,11 @@ fn blob(content: &Content, digest: &str, range: Option<&str>) -> Reply {
             return reply;
         }
     };
+    let mut reply = Reply { status, headers: HeaderMap::new(), payload, range, states_length: true };
+    if status == StatusCode::PARTIAL_CONTENT {
+        let (first, last) = (reply.range.start, reply.range.end - 1);
+        reply.set(CONTENT_RANGE, &format!("bytes {first}-{last}/{size}"));
+    }
     reply.set(CONTENT_TYPE, "application/octet-stream");
     reply.set(ACCEPT_RANGES, "bytes");
     name_content(&mut reply, &digest);

@@ -23,7 +23,8 @@ pub enum Fault {
     Status(Answer),
     /// Waits before the status line goes out.
     Delay(Duration),
-    /// Sends this many bytes of the body, then closes the connection. Nothing happens to a shorter body.
+    /// Sends this many bytes of the body, then closes the connection. Nothing happens to a shorter body; a client that
+    /// does not read meanwhile may get fewer.
     Truncate {
         /// Bytes of the body that are sent.
         after: u64,
@@ -56,8 +57,12 @@ pub enum Fault {
     OtherRange(Range<u64>),
     /// States this `Content-Range` in a partial answer, whatever the bytes are; none leaves it out.
     ContentRange(Option<String>),
-    /// Adds a header, or replaces it.
+    /// Adds a header, or replaces it. `Connection: close` ends the connection after the answer.
     Header(HeaderName, HeaderValue),
+    /// Adds a header beside any that is there already: the same twice, as broken proxies do.
+    SecondHeader(HeaderName, HeaderValue),
+    /// Leaves out the length, so that the body is sent in chunks.
+    NoLength,
     /// Sends the client elsewhere.
     Redirect {
         /// 301, 302, 303, 307 or 308.
@@ -130,6 +135,15 @@ impl Fault {
         Self::Redirect { status: StatusCode::TEMPORARY_REDIRECT, location: location.into() }
     }
 
+    /// Adds or replaces a header.
+    ///
+    /// # Panics
+    /// If the name or the value is not one that HTTP allows.
+    pub fn header(name: &str, value: &str) -> Self {
+        let name = HeaderName::try_from(name).expect("a valid header name");
+        Self::Header(name, HeaderValue::try_from(value).expect("a valid header value"))
+    }
+
     /// Changes `reply` if this fault is about what is answered.
     pub(super) fn change(&self, reply: &mut Reply) {
         match self {
@@ -141,6 +155,8 @@ impl Fault {
                 }
             }
             Self::Header(name, value) => drop(reply.headers.insert(name, value.clone())),
+            Self::SecondHeader(name, value) => drop(reply.headers.append(name, value.clone())),
+            Self::NoLength => reply.states_length = false,
             Self::Redirect { status, location } => {
                 *reply = Reply::new(*status, HeaderMap::new(), Bytes::new());
                 reply.set(LOCATION, location);

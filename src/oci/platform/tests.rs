@@ -84,7 +84,7 @@ fn b_054_an_explicit_platform_is_matched_exactly_and_failure_lists_what_there_is
 #[test]
 fn b_047_an_empty_index_has_no_match() {
     let error = select(&[], &Wanted::Host(platform("linux/amd64"))).expect_err("nothing to choose");
-    assert!(error.to_string().contains("no images at all"));
+    assert_eq!(error.to_string(), "no image for this machine (linux/amd64); there are no images at all");
 }
 
 #[test]

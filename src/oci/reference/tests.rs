@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::oci::DigestError;
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -163,6 +164,15 @@ fn b_012_selectors_that_select_nothing_are_refused() {
 }
 
 #[test]
+fn relative_paths_are_taken_to_start_at_a_directory() {
+    let against = |text: &str, directory: &str| text.parse::<Reference>().expect(text).against(Path::new(directory));
+    assert_eq!(against("oci:d:t", "/srv").expect("joined").to_string(), "oci:/srv/d:t");
+    assert_eq!(against("oci-archive:/f:@1", "/srv").expect("absolute").to_string(), "oci-archive:/f:@1");
+    assert_eq!(against("debian", "/s:v").expect("no path").to_string(), "docker.io/library/debian:latest");
+    assert!(matches!(against("docker-archive:f", "/s:v"), Err(ReferenceError::Unwritable(_))));
+}
+
+#[test]
 fn a_host_named_like_a_transport_reads_back() {
     let reference: Reference = "docker://oci:5000/x".parse().expect("a host called oci");
     assert_eq!(reference.to_string(), "docker://oci:5000/x:latest");
@@ -171,7 +181,7 @@ fn a_host_named_like_a_transport_reads_back() {
 
 #[test]
 fn d_070_errors_show_no_escape_sequences() {
-    for text in ["a\x1b[2J", "a:\x1b", "\x1b/x", "oci:d:@\x1b", "\x1b://x", "/\x1b\u{202e}"] {
+    for text in ["a\x1b[2J", "a:\x1b", "\x1b/x", "oci:d:@\x1b", "\x1b://x", "/\x1b\u{202e}", "a@\u{202e}", "a@b:\x1b"] {
         assert!(!fails(text).to_string().contains(['\x1b', '\u{202e}']), "{text:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! One blob: compressed bytes that arrive in any order from many threads, and at some point are all there.
 //!
 //! On disk a blob is nothing, a sparse `.partial` file with a `.map` that says which of its bytes are in place
-//! ([`presence`](super::presence)), or one file under its digest. No name says more than is true at any instant:
+//! ([`presence`]), or one file under its digest. No name says more than is true at any instant:
 //!
 //! - bytes are in place before a record speaks of them;
 //! - a map is removed before its `.partial` file, and made after it;
@@ -181,8 +181,7 @@ impl Blob {
     /// An error records nothing of the gap that it hit. Once a blob is in more than [`crate::limits::BLOB_PIECES`]
     /// pieces, further pieces are written but not recorded: they stay missing.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let end = offset.checked_add(bytes.len() as u64).unwrap_or(u64::MAX);
-        let range = offset..end;
+        let range = offset..offset.saturating_add(bytes.len() as u64);
         self.check(&range)?;
         loop {
             let Some(claim) = self.claim(&range) else { return Ok(()) };
@@ -320,7 +319,7 @@ impl Blob {
         Ok(Some(file))
     }
 
-    /// Notes the use of a complete blob's file, at most once per hour; writing to a partial one notes itself.
+    /// Notes that the blob was read, at most once per hour.
     fn touch(&self, file: &File) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let before = self.touched.load(Ordering::Relaxed);

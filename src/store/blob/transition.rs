@@ -14,6 +14,7 @@ use super::super::presence::{self, Record, Replay};
 use super::super::ranges::RangeSet;
 use super::super::{Context as _, Error, Shared, lock, object};
 use super::{Blob, Held, State};
+use crate::limits::BLOB_BYTES;
 use crate::oci::Digest;
 
 impl Blob {
@@ -21,6 +22,10 @@ impl Blob {
     ///
     /// The caller makes sure that no other value for `digest` exists.
     pub(in crate::store) fn load(shared: &Arc<Shared>, digest: &Digest, size: u64) -> Result<Self, Error> {
+        if size > BLOB_BYTES {
+            let path = shared.layout.blob(digest, BlobFile::Complete);
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge)).context("use", &path);
+        }
         let blob = Self {
             shared: Arc::clone(shared),
             digest: *digest,
@@ -173,7 +178,14 @@ impl Blob {
             self.forget_everything()?;
             return Err(Error::Mismatch(self.digest.to_string()));
         }
-        fs::rename(&path, self.path(BlobFile::Complete)).context("complete", &path)?;
+        match fs::rename(&path, self.path(BlobFile::Complete)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.forget_everything()?;
+                return Err(self.incomplete());
+            }
+            Err(error) => return Err(error).context("complete", &path),
+        }
         self.become_held(Held::Complete, |state| state.map = Weak::new());
         self.shared.pool.forget(self.keys[1]);
         if let Err(error) = object::remove(&self.path(BlobFile::Map)) {

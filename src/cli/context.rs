@@ -1,0 +1,115 @@
+//! One conversation with the daemon: a request, what it tells meanwhile, and the answer.
+
+use std::ffi::OsString;
+
+use serde::de::DeserializeOwned;
+
+use super::args::Global;
+use super::environment::Environment;
+use super::progress::Meter;
+use super::settings::Settings;
+use super::stop::{Stop, warn};
+use crate::daemon::control::{Event, Listed, Request};
+use crate::daemon::{Client, Code, Connection, Failure, Program};
+
+/// What a command has to work with.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    /// The environment of this process.
+    pub(super) environment: Environment,
+    /// What options, environment and files say.
+    pub(super) settings: Settings,
+}
+
+/// Where the parts of a long answer go.
+pub(super) trait Sink {
+    /// Takes one name of a listing.
+    fn item(&mut self, item: Listed) -> Result<(), Stop>;
+
+    /// Takes the next bytes of a file: exactly `length` of them from `connection`.
+    fn data(&mut self, length: u64, connection: &mut Connection) -> Result<(), Stop>;
+}
+
+/// For answers without such parts.
+#[derive(Debug)]
+struct Nothing;
+
+impl Sink for Nothing {
+    fn item(&mut self, _: Listed) -> Result<(), Stop> {
+        Err(unexpected().into())
+    }
+
+    fn data(&mut self, _: u64, _: &mut Connection) -> Result<(), Stop> {
+        Err(unexpected().into())
+    }
+}
+
+impl Context {
+    /// Settles what holds for this command.
+    pub(super) fn new(global: &Global, environment: &Environment) -> Result<Self, Failure> {
+        Ok(Self { settings: Settings::resolve(global, environment)?, environment: environment.clone() })
+    }
+
+    /// The way to the daemon of the cache directory.
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        let path = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
+        let Settings { cache_dir, runtime_dir, idle, .. } = &self.settings;
+        // The daemon inherits the environment, but must serve what this process has settled.
+        let arguments: [OsString; 7] = [
+            "--cache-dir".into(),
+            cache_dir.into(),
+            "--runtime-dir".into(),
+            runtime_dir.into(),
+            "daemon".into(),
+            "--idle".into(),
+            idle.as_secs().to_string().into(),
+        ];
+        Ok(Client {
+            cache_dir: cache_dir.clone(),
+            runtime_dir: runtime_dir.clone(),
+            program: Program { path, arguments: arguments.into() },
+        })
+    }
+
+    /// Asks for a short answer, starting the daemon if there is none.
+    pub(super) fn ask<T: DeserializeOwned>(&self, request: &Request, meter: &Meter) -> Result<T, Stop> {
+        self.hear(self.client()?.request(request)?, meter, &mut Nothing)
+    }
+
+    /// Asks for an answer in parts, starting the daemon if there is none.
+    pub(super) fn ask_into(&self, request: &Request, meter: &Meter, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let connection = self.client()?.request(request)?;
+        self.hear::<serde_json::Value>(connection, meter, sink).map(drop)
+    }
+
+    /// Asks for a short answer if a daemon is running.
+    pub(super) fn ask_if_running<T: DeserializeOwned>(&self, request: &Request) -> Result<Option<T>, Stop> {
+        let connection = self.client()?.request_if_running(request)?;
+        connection.map(|connection| self.hear(connection, &Meter::hidden(), &mut Nothing)).transpose()
+    }
+
+    fn hear<T: DeserializeOwned>(
+        &self,
+        mut connection: Connection,
+        meter: &Meter,
+        sink: &mut dyn Sink,
+    ) -> Result<T, Stop> {
+        loop {
+            match connection.next()? {
+                Event::Progress(progress) => meter.show(&progress),
+                Event::Warning { text } => meter.aside(|| warn(&self.environment, &text)),
+                Event::Item(item) => sink.item(item)?,
+                Event::Data { length } => sink.data(length, &mut connection)?,
+                Event::Done { answer } => {
+                    return Ok(serde_json::from_value(answer).map_err(|error| Failure::of(Code::Other, &error))?);
+                }
+                Event::Failed(failure) => return Err(failure.into()),
+            }
+        }
+    }
+}
+
+fn unexpected() -> Failure {
+    Failure::new(Code::Other, "the daemon sent what was not asked for")
+        .hint("it may be of another version: end its mounts, so that a new one starts")
+}

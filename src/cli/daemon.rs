@@ -1,0 +1,66 @@
+//! `ocifs daemon`: what a client starts when there is no daemon; not for people.
+//!
+//! The client waits for one line on this process's standard output. From then on nothing may be written there, so the
+//! pipe is taken away before anything else happens.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::context::Context;
+use super::logging;
+use super::stop::Stop;
+use crate::daemon::{self, Failure, Options};
+use crate::oci::Printable;
+
+/// Serve mounts until there are none (started by other commands)
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub(super) struct Args {
+    /// End after this long without a mount and without a client
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<u64>,
+}
+
+/// Serves.
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
+    let ready = take_stdout().map_err(|error| Failure::io("cannot take standard output", &error))?;
+    logging::start(&context.environment, false);
+    // Signals for the terminal's foreground processes are not for the daemon. Who starts it as a session's leader
+    // already has what this is for.
+    if let Err(error) = rustix::process::setsid() {
+        tracing::debug!(%error, "this process leads its group already");
+    }
+    make_runtime_dir(&context.settings.runtime_dir)?;
+    let mut options = options(context);
+    options.idle = args.idle.map_or(options.idle, |seconds| Some(Duration::from_secs(seconds)));
+    daemon::run(&options, Some(ready), None).map_err(Failure::into)
+}
+
+/// The daemon's options by the settings.
+pub(super) fn options(context: &Context) -> Options {
+    let settings = &context.settings;
+    Options {
+        cache_dir: settings.cache_dir.clone(),
+        runtime_dir: settings.runtime_dir.clone(),
+        idle: Some(settings.idle),
+    }
+}
+
+/// Creates the directory of the control socket; only its owner may enter one that is made here.
+pub(super) fn make_runtime_dir(dir: &Path) -> Result<(), Failure> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        Failure::io(&format!("cannot create the runtime directory {}", Printable::path(dir)), &error)
+            .hint("choose one that you may write to with --runtime-dir")
+    })
+}
+
+/// Moves standard output to a descriptor that no child inherits, and leaves the log in its place.
+fn take_stdout() -> io::Result<OwnedFd> {
+    let ready = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(ready)
+}

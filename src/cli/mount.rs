@@ -1,0 +1,95 @@
+//! `ocifs mount`: show an image as a directory.
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use clap::{ValueEnum, ValueHint};
+
+use super::context::Context;
+use super::interrupt::or_interrupted;
+use super::progress::Meter;
+use super::settings::settled;
+use super::stop::Stop;
+use super::{image, logging};
+use crate::daemon::control::{self, Fill, Request};
+use crate::daemon::{self, Failure};
+use crate::oci::Printable;
+
+const EXAMPLES: &str = "\
+Examples:
+  ocifs mount debian:12 /mnt/debian
+  ocifs mount --platform linux/arm64 ghcr.io/owner/name:1.2 rootfs
+  ocifs mount --offline --fill off oci:build/image:latest /mnt
+  ocifs mount --foreground localhost:5000/name /mnt     # for service managers";
+
+/// Mount an image on a directory
+///
+/// Returns 0 as soon as the directory shows the image; bytes are fetched when they are read. Layers that were never
+/// seen before are streamed once, which is what takes time. The mount is read-only and stays until `ocifs umount`.
+///
+/// The first mount starts a daemon, which serves all mounts of its cache directory and ends when there are none.
+/// Nothing is written to standard output; progress is shown on standard error if that is a terminal.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    image: image::Args,
+
+    /// The mount point: an empty directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: PathBuf,
+
+    /// When to fetch what nobody has read yet [default: idle]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    fill: Option<When>,
+
+    /// Serve the mount in this process, with its log on standard error, until it is unmounted
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// When the rest of an image is fetched.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum When {
+    /// Never
+    Off,
+    /// While no reader waits
+    Idle,
+    /// At once
+    Now,
+}
+
+impl From<When> for Fill {
+    fn from(when: When) -> Self {
+        match when {
+            When::Off => Self::Off,
+            When::Idle => Self::Idle,
+            When::Now => Self::Now,
+        }
+    }
+}
+
+/// Mounts.
+pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
+    let mount = control::Mount {
+        image: args.image.request(context)?,
+        dir: settled(&args.dir)?,
+        fill: args.fill.map_or(context.settings.fill, Fill::from),
+    };
+    if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, context) }
+}
+
+fn in_daemon(mount: control::Mount, context: &Context) -> Result<(), Stop> {
+    let meter = Meter::new(format!("looking up {}", Printable::of(&mount.image.reference)));
+    let (request, inner, shown) = (Request::Mount(mount), context.clone(), meter.clone());
+    let outcome = or_interrupted(move || inner.ask::<control::MountReport>(&request, &shown));
+    meter.clear();
+    outcome.map(drop)
+}
+
+fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
+    logging::start(&context.environment, context.environment.wants_colour(io::stderr().is_terminal()));
+    let options = daemon::Options { idle: None, ..super::daemon::options(context) };
+    super::daemon::make_runtime_dir(&options.runtime_dir)?;
+    daemon::run(&options, None, Some(mount)).map_err(Failure::into)
+}

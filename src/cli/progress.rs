@@ -1,0 +1,80 @@
+//! Progress on the terminal: one line on standard error that is gone when the command ends.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::daemon::control::Progress;
+
+/// How often the line moves while nothing arrives, so that waiting does not look like being stuck.
+const TICK: Duration = Duration::from_millis(200);
+
+const WAITING: &str = "{spinner} {msg}";
+const STREAMING: &str =
+    "{spinner} {msg} [{bar:24}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left";
+
+/// The line. Clones show the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Meter(ProgressBar);
+
+impl Meter {
+    /// A line that is shown only if standard error is a terminal.
+    pub(super) fn new(what: String) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        bar.set_style(style(WAITING));
+        bar.set_message(what);
+        if io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(TICK);
+        }
+        Self(bar)
+    }
+
+    /// No line, for what takes no time.
+    pub(super) fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
+    /// Shows how far it is.
+    pub(super) fn show(&self, progress: &Progress) {
+        if progress.layers == 0 {
+            return;
+        }
+        if self.0.length().is_none() {
+            self.0.set_style(style(STREAMING));
+        }
+        self.0.set_message(format!("{} of {} layers", progress.finished, progress.layers));
+        self.0.set_length(progress.total);
+        self.0.set_position(progress.taken);
+    }
+
+    /// Takes the line away while `print` writes others.
+    pub(super) fn aside(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
+    }
+
+    /// Takes the line away for good.
+    pub(super) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("the templates of this file are well formed");
+    style.progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_goes_from_waiting_to_streaming() {
+        let meter = Meter::hidden();
+        meter.show(&Progress { layers: 0, finished: 0, total: 0, taken: 0, received: 0 });
+        meter.show(&Progress { layers: 3, finished: 1, total: 1000, taken: 10, received: 10 });
+        assert_eq!((meter.0.length(), meter.0.position()), (Some(1000), 10));
+        assert_eq!(meter.0.message(), "1 of 3 layers");
+    }
+}

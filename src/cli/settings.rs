@@ -1,0 +1,196 @@
+//! What the options mean: the first of flag, environment, the user's file, the system's file and the default decides.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::args::Global;
+use super::config_file::ConfigFile;
+use super::environment::Environment;
+use super::paths;
+use super::stop::usage;
+use crate::daemon::control::Fill;
+use crate::daemon::{Code, Failure};
+use crate::oci::{Printable, Reference};
+
+/// The system's configuration file.
+const SYSTEM_FILE: &str = "/etc/ocifs/config.toml";
+
+/// How long a daemon without a mount and without a client waits before it ends.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The settings of one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// The cache directory, absolute and without symbolic links.
+    pub(super) cache_dir: PathBuf,
+    /// The directory of control sockets, likewise.
+    pub(super) runtime_dir: PathBuf,
+    /// When the rest of an image is fetched.
+    pub(super) fill: Fill,
+    /// How long an idle daemon stays.
+    pub(super) idle: Duration,
+    /// Registries that speak plain HTTP, as `host[:port]`.
+    plain_http: Vec<String>,
+}
+
+impl Settings {
+    /// Reads the configuration files and settles what they, the environment and the flags say.
+    pub(super) fn resolve(global: &Global, environment: &Environment) -> Result<Self, Failure> {
+        let user = match environment.config_home() {
+            Some(home) => ConfigFile::read(&home.join("ocifs/config.toml"))?,
+            None => ConfigFile::default(),
+        };
+        let system = ConfigFile::read(Path::new(SYSTEM_FILE))?;
+        Self::settle(global, environment, user.or(system))
+    }
+
+    fn settle(global: &Global, environment: &Environment, file: ConfigFile) -> Result<Self, Failure> {
+        let cache_dir = global.cache_dir.clone().or_else(|| environment.path("OCIFS_CACHE_DIR")).or(file.cache_dir);
+        let cache_dir = cache_dir.or_else(|| default_cache_dir(environment)).ok_or_else(|| {
+            usage("cannot tell where the cache is", "there is no home directory").hint("name it with --cache-dir")
+        })?;
+        let runtime_dir =
+            global.runtime_dir.clone().or_else(|| environment.path("OCIFS_RUNTIME_DIR")).or(file.runtime_dir);
+        let runtime_dir = match runtime_dir {
+            Some(dir) => dir,
+            None => default_runtime_dir(environment)?,
+        };
+        Ok(Self {
+            cache_dir: settled(&cache_dir)?,
+            runtime_dir: settled(&runtime_dir)?,
+            fill: file.fill.unwrap_or(Fill::Idle),
+            idle: file.idle.unwrap_or(IDLE),
+            plain_http: file.plain_http.unwrap_or_default(),
+        })
+    }
+
+    /// True if the registry of `reference` is configured to speak plain HTTP.
+    pub(super) fn is_plain_http(&self, reference: &Reference) -> bool {
+        match reference {
+            Reference::Registry(name) => self.plain_http.iter().any(|host| host.eq_ignore_ascii_case(name.host())),
+            Reference::Layout(_) | Reference::OciArchive(_) | Reference::DockerArchive(_) => false,
+        }
+    }
+}
+
+/// The absolute path of a directory that the user named.
+pub(super) fn settled(dir: &Path) -> Result<PathBuf, Failure> {
+    paths::settled(dir).map_err(|error| Failure::io(&format!("cannot find {}", Printable::path(dir)), &error))
+}
+
+fn default_cache_dir(environment: &Environment) -> Option<PathBuf> {
+    match environment.is_root() {
+        true => Some("/var/cache/ocifs".into()),
+        false => Some(environment.cache_home()?.join("ocifs")),
+    }
+}
+
+fn default_runtime_dir(environment: &Environment) -> Result<PathBuf, Failure> {
+    if environment.is_root() {
+        return Ok("/run/ocifs".into());
+    }
+    match environment.xdg("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir()) {
+        Some(dir) => Ok(dir.join("ocifs")),
+        None => private_dir(format!("/tmp/ocifs-{}", environment.user).into(), environment.user),
+    }
+}
+
+/// Makes sure that `dir` belongs to `user` and that nobody else can enter it: anyone can make names in /tmp, and whoever
+/// owns the directory of the control socket can pretend to be the daemon.
+fn private_dir(dir: PathBuf, user: u32) -> Result<PathBuf, Failure> {
+    let failed = |error| Failure::io(&format!("cannot use the runtime directory {}", dir.display()), &error);
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&dir);
+    let known = std::fs::symlink_metadata(&dir).map_err(|error| failed(made.err().unwrap_or(error)))?;
+    if known.is_dir() && known.uid() == user && known.mode() & 0o077 == 0 {
+        return Ok(dir);
+    }
+    Err(Failure::new(Code::Denied, format!("cannot use the runtime directory {}", dir.display()))
+        .because("it must be a directory that only this user may enter")
+        .hint("set XDG_RUNTIME_DIR, or choose another with --runtime-dir"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn user() -> Environment {
+        Environment { home: Some("/home/u".into()), user: 4711, ..Environment::default() }
+    }
+
+    fn settle(global: &Global, environment: &Environment, file: &str) -> Settings {
+        let file = ConfigFile::parse(file, Path::new("config.toml")).expect("a valid file");
+        Settings::settle(global, environment, file).expect("complete settings")
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_files_over_defaults() {
+        let none = Global::default();
+        let flag = Global { cache_dir: Some("/flag".into()), ..Global::default() };
+        let mut set = user();
+        set.variables.insert("OCIFS_CACHE_DIR", "/variable".into());
+        set.variables.insert("OCIFS_RUNTIME_DIR", "/no-such/runtime".into());
+        let file = "cache-dir = '/file'\nruntime-dir = '/file'";
+        assert_eq!(settle(&flag, &set, file).cache_dir, Path::new("/flag"));
+        assert_eq!(settle(&none, &set, file).cache_dir, Path::new("/variable"));
+        assert_eq!(settle(&none, &user(), file).cache_dir, Path::new("/file"));
+        assert_eq!(settle(&none, &set, "").cache_dir, Path::new("/home/u/.cache/ocifs"));
+        assert_eq!(settle(&none, &set, file).runtime_dir, Path::new("/no-such/runtime"));
+    }
+
+    #[test]
+    fn root_has_places_of_the_system_and_users_their_own() {
+        let root = settle(&Global::default(), &Environment { user: 0, ..user() }, "");
+        assert!(root.cache_dir.ends_with("var/cache/ocifs") && root.runtime_dir.ends_with("run/ocifs"), "{root:?}");
+        let runtime = tempfile::tempdir().expect("a directory");
+        let mut session = user();
+        session.variables.insert("XDG_RUNTIME_DIR", runtime.path().into());
+        session.variables.insert("XDG_CACHE_HOME", "/no-such/cache".into());
+        let settings = settle(&Global::default(), &session, "");
+        assert_eq!(settings.cache_dir, Path::new("/no-such/cache/ocifs"));
+        assert!(
+            settings.runtime_dir.ends_with(
+                runtime
+                    .path()
+                    .file_name()
+                    .expect("a name")
+                    .to_str()
+                    .map_or_else(PathBuf::new, |name| Path::new(name).join("ocifs"))
+            )
+        );
+    }
+
+    #[test]
+    fn without_a_home_the_cache_must_be_named() {
+        let nobody = Environment { user: 4711, ..Environment::default() };
+        let global = Global { runtime_dir: Some("/r".into()), ..Global::default() };
+        let failure = Settings::settle(&global, &nobody, ConfigFile::default()).expect_err("nowhere to put it");
+        assert_eq!(failure.hint.as_deref(), Some("name it with --cache-dir"));
+    }
+
+    #[test]
+    fn a_runtime_directory_in_tmp_must_be_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let me = rustix::process::geteuid().as_raw();
+        let path = dir.path().join("ocifs");
+        assert_eq!(private_dir(path.clone(), me), Ok(path.clone()), "it is made");
+        assert_eq!(private_dir(path.clone(), me), Ok(path.clone()), "and found again");
+        assert_eq!(private_dir(path.clone(), me + 1).map_err(|failure| failure.code), Err(Code::Denied));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        assert_eq!(private_dir(path.clone(), me).map_err(|failure| failure.code), Err(Code::Denied));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("a link");
+        assert_eq!(private_dir(link, me).map_err(|failure| failure.code), Err(Code::Denied));
+    }
+
+    #[test]
+    fn plain_http_is_by_host_and_port() {
+        let global = Global { runtime_dir: Some("/r".into()), ..Global::default() };
+        let settings = settle(&global, &user(), "plain-http = ['registry.lan', 'Host:5000']");
+        let is_plain = |text: &str| settings.is_plain_http(&text.parse().expect("a reference"));
+        assert!(is_plain("registry.lan/a/b:1") && is_plain("host:5000/a"));
+        assert!(!is_plain("host/a") && !is_plain("registry.lan:5000/a") && !is_plain("debian") && !is_plain("oci:d"));
+    }
+}

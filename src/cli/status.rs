@@ -1,0 +1,215 @@
+//! `ocifs status`: what mounts hold, what they fetched, and why.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueHint;
+use serde_json::json;
+
+use super::context::Context;
+use super::output::Output;
+use super::settings::settled;
+use super::stop::Stop;
+use super::table::{Column, Rows, count, percent, short_digest, size};
+use crate::daemon::control::{Fill, LayerReport, MountReport, Request, StatusReport};
+use crate::daemon::{Code, Failure};
+use crate::fuse;
+use crate::oci::Printable;
+
+const EXAMPLES: &str = "\
+Examples:
+  ocifs status
+  ocifs status /mnt/debian
+  ocifs status --json | jq '.mounts[] | [.dir, .bytes_fetched]'";
+
+/// Show what mounts hold, what they fetched, and why
+///
+/// For each layer: how its index was made (from the cache, or by streaming the layer once), how much of it is here, and
+/// why it cannot be read lazily if it cannot. Never starts a daemon.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The mount point; without it all mounts are shown
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the status.
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
+    let dir = args.dir.as_deref().map(settled).transpose()?;
+    let report: Option<StatusReport> = context.ask_if_running(&Request::Status { dir: dir.clone() })?;
+    let mut output = Output::new();
+    match (report, dir) {
+        (Some(report), _) if args.json => output.json(&report)?,
+        (Some(report), _) => write!(output, "{}", text(&report))?,
+        (None, Some(dir)) => return Err(unserved(&dir).into()),
+        // The fields of a report, so that programs need not look twice.
+        (None, None) if args.json => output.json(&json!({
+            "pid": null,
+            "version": env!("CARGO_PKG_VERSION"),
+            "cache_dir": context.settings.cache_dir,
+            "memory_spans": 0,
+            "mounts": [],
+        }))?,
+        (None, None) => {
+            writeln!(output, "no daemon is running for {}", Printable::path(&context.settings.cache_dir))?;
+        }
+    }
+    output.finish()
+}
+
+/// The failure for a mount point when there is no daemon.
+fn unserved(dir: &Path) -> Failure {
+    let shown = Printable::path(dir);
+    match fuse::mounted_at(dir) {
+        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
+            Failure::new(Code::NotFound, format!("no daemon of this cache directory serves {shown}"))
+                .because("it was killed, or the mount belongs to another --cache-dir")
+                .hint(format!("`ocifs umount {shown}` removes the mount"))
+        }
+        _ => Failure::new(Code::NotFound, format!("{shown} is not a mount of this daemon"))
+            .because("no daemon is running")
+            .hint("`ocifs mount` starts one"),
+    }
+}
+
+fn text(report: &StatusReport) -> String {
+    let head = format!(
+        "daemon {}, ocifs {}, cache {}, {} of decoded data in memory\n",
+        report.pid,
+        Printable::of(&report.version),
+        Printable::path(&report.cache_dir),
+        size(report.memory_spans)
+    );
+    report.mounts.iter().fold(head, |text, mount| text + "\n" + &describe(mount))
+}
+
+fn describe(mount: &MountReport) -> String {
+    let layers = count(mount.layers.len() as u64, "layer");
+    let fill = match mount.fill {
+        Fill::Off => "off",
+        Fill::Idle => "idle",
+        Fill::Now => "now",
+    };
+    let mut text = format!("{}\n", Printable::path(&mount.dir));
+    let lines = [
+        ("image", Printable::of(&mount.reference).to_string()),
+        ("digest", Printable::of(&mount.digest).to_string()),
+        ("platform", Printable::of(&mount.platform).to_string()),
+        ("size", format!("{} in {layers}, {}", size(mount.bytes_needed), count(mount.entries, "node"))),
+        ("local", format!("{} ({})", size(mount.bytes_local), percent(mount.bytes_local, mount.bytes_needed))),
+        ("fetched", format!("{} in {}", size(mount.bytes_fetched), count(mount.requests, "request"))),
+        ("open files", mount.open_files.to_string()),
+        ("fill", fill.to_owned()),
+    ];
+    for (label, value) in lines {
+        text += &format!("  {label:<11}{value}\n");
+    }
+    text + "\n" + &layer_table(&mount.layers).indented("  ") + &reasons(&mount.layers)
+}
+
+fn layer_table(layers: &[LayerReport]) -> Rows {
+    let mut rows = Rows::new(&[
+        Column::Text("LAYER"),
+        Column::Text("FORMAT"),
+        Column::Text("INDEX FROM"),
+        Column::Number("SIZE"),
+        Column::Number("LOCAL"),
+        Column::Number("FETCHED"),
+        Column::Number("REQUESTS"),
+        Column::Number("SPANS"),
+        Column::Text("LAZY"),
+    ]);
+    for layer in layers {
+        rows.add([
+            Printable::of(short_digest(&layer.digest)).to_string(),
+            Printable::of(&layer.compression).to_string(),
+            Printable::of(&layer.indexed).to_string(),
+            size(layer.size),
+            percent(layer.local, layer.size),
+            size(layer.fetched),
+            layer.requests.to_string(),
+            layer.spans.to_string(),
+            if layer.not_lazy.is_some() { "no" } else { "yes" }.to_owned(),
+        ]);
+    }
+    rows
+}
+
+/// Why layers are not lazy, one line each.
+fn reasons(layers: &[LayerReport]) -> String {
+    let reason = |layer: &LayerReport| {
+        let reason = layer.not_lazy.as_ref()?;
+        let digest = Printable::of(short_digest(&layer.digest)).to_string();
+        Some(format!("  {digest} is not lazy: {}\n", Printable::of(reason)))
+    };
+    layers.iter().filter_map(reason).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer() -> LayerReport {
+        LayerReport {
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
+            compression: "zstd".to_owned(),
+            indexed: "first-contact".to_owned(),
+            size: 3 << 20,
+            local: 1 << 20,
+            fetched: 1 << 20,
+            requests: 2,
+            spans: 1,
+            not_lazy: Some("one frame of 9 MiB".to_owned()),
+        }
+    }
+
+    fn report() -> StatusReport {
+        StatusReport {
+            pid: 12,
+            version: "1.2.3".to_owned(),
+            cache_dir: "/c".into(),
+            memory_spans: 1536,
+            mounts: vec![MountReport {
+                dir: "/mnt/\u{1b}[31m".into(),
+                reference: "debian:12".to_owned(),
+                digest: format!("sha256:{}", "cd".repeat(32)),
+                platform: "linux/amd64".to_owned(),
+                fill: Fill::Idle,
+                bytes_needed: 3 << 20,
+                bytes_local: 1 << 20,
+                bytes_fetched: 1 << 20,
+                requests: 2,
+                open_files: 0,
+                entries: 7,
+                layers: vec![layer()],
+            }],
+        }
+    }
+
+    #[test]
+    fn status_says_what_is_local_and_why_a_layer_is_not_lazy() {
+        let expected = "\
+daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory
+
+/mnt/\\x1b[31m
+  image      debian:12
+  digest     sha256:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd
+  platform   linux/amd64
+  size       3.0 MiB in 1 layer, 7 nodes
+  local      1.0 MiB (33 %)
+  fetched    1.0 MiB in 2 requests
+  open files 0
+  fill       idle
+
+  LAYER         FORMAT  INDEX FROM        SIZE  LOCAL  FETCHED  REQUESTS  SPANS  LAZY
+  abababababab  zstd    first-contact  3.0 MiB   33 %  1.0 MiB         2      1  no
+  abababababab is not lazy: one frame of 9 MiB
+";
+        assert_eq!(text(&report()), expected);
+    }
+}

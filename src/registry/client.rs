@@ -1,0 +1,386 @@
+//! Sending one request to a registry until it is answered: protocol, authorization, redirects.
+//!
+//! [`Client`] is what all repositories share. A [`Call`] says what is asked; [`Client::request`] starts at the registry
+//! and [`Client::follow`] anywhere. Both return the head of an answer that is neither a challenge nor a redirect, with
+//! the [`Location`] that gave it; what the status means is the caller's business, and so is trying again.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Response, StatusCode};
+
+use super::challenge::{self, Challenge};
+use super::credentials::Credentials;
+use super::error::{Complaint, Fault, answer, origin, refused};
+use super::grant::{Grant, Grants, Need, Refused, advise};
+use super::host::{Host, contact};
+use super::redirect::{self, Location};
+use super::retry::{Policy, Retries};
+use super::token;
+use super::transport::{Settings, Transport};
+use super::{Options, Repository, Selector};
+use crate::limits::{AUTHORIZATION_ROUNDS, REDIRECTS, REDIRECTS_KEPT, TOKEN_SCOPES};
+use crate::oci::Digest;
+use crate::source::{Error, ErrorKind};
+
+/// What all repositories of all registries share: connections, tokens, and what was learned about hosts.
+///
+/// Cheap to clone. Its connections belong to the runtime that first used them.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    policy: Policy,
+    transport: Transport,
+    grants: Grants,
+    /// Held only to find a host.
+    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    /// Where redirects led for each blob; held only to look one up.
+    resolved: Mutex<LruCache<BlobKey, Location>>,
+}
+
+/// A blob of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct BlobKey {
+    pub(super) host: String,
+    pub(super) repository: String,
+    pub(super) digest: Digest,
+}
+
+/// A repository as requests need to know it.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) host: Arc<Host>,
+    pub(super) repository: String,
+    /// The scopes that this repository's registry asked for; empty until it did. Held only to copy them.
+    scopes: Mutex<Vec<String>>,
+}
+
+impl Target {
+    pub(super) fn new(host: Arc<Host>, repository: String) -> Self {
+        Self { host, repository, scopes: Mutex::new(Vec::new()) }
+    }
+
+    /// `registry.example.com/library/debian`.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.host.name(), self.repository)
+    }
+
+    /// The scopes to ask for: what the registry demanded, or else what every registry understands (B-112).
+    fn scopes(&self) -> Vec<String> {
+        let learned = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if learned.is_empty() { vec![format!("repository:{}:pull", self.repository)] } else { learned }
+    }
+
+    /// Notes the scopes of a challenge, new ones first (B-119); true if there were new ones.
+    fn demand(&self, wanted: &[String], asked_before: bool) -> bool {
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked_before && scopes.is_empty() {
+            scopes.push(format!("repository:{}:pull", self.repository));
+        }
+        let mut merged: Vec<String> = wanted.iter().filter(|scope| !scopes.contains(*scope)).cloned().collect();
+        if merged.is_empty() {
+            return false;
+        }
+        merged.append(&mut scopes);
+        merged.truncate(TOKEN_SCOPES);
+        *scopes = merged;
+        true
+    }
+}
+
+/// One question to a registry.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    /// What is asked for, for messages: `manifest docker.io/library/debian:13`.
+    pub(super) what: &'a str,
+    pub(super) accept: Option<&'static str>,
+    /// The bytes wanted; all if absent.
+    pub(super) range: Option<Range<u64>>,
+}
+
+impl Call<'_> {
+    /// The headers of the request. Compression is always declined: ranges and digests are those of the bytes stored.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(accept) = self.accept {
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(range) = &self.range
+            && let Ok(value) = HeaderValue::try_from(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
+        {
+            headers.insert(RANGE, value);
+        }
+        headers
+    }
+}
+
+impl Client {
+    /// Makes a client. Does no I/O; credential files and certificates are read when they are first needed.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let settings = Settings {
+            user_agent: options.user_agent.clone(),
+            connect: options.connect_timeout,
+            stall: options.stall_timeout,
+        };
+        let credentials = Credentials::new(options.auth_files.clone(), options.helper_timeout);
+        let policy = Policy { attempts: options.attempts, first: options.first_pause, cap: options.longest_pause };
+        let kept = NonZeroUsize::new(REDIRECTS_KEPT).unwrap_or(NonZeroUsize::MIN);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                policy,
+                transport: Transport::new(settings)?,
+                grants: Grants::new(credentials),
+                hosts: Mutex::default(),
+                resolved: Mutex::new(LruCache::new(kept)),
+                options,
+            }),
+        })
+    }
+
+    /// The repository `repository` at `host` (`docker.io`, `localhost:5000`) as a source of what `selector` names.
+    ///
+    /// Does no I/O; names that cannot be part of a URL show at the first request.
+    pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
+        let target = Target::new(self.host(host), repository.to_owned());
+        Repository::new(self.clone(), Arc::new(target), selector)
+    }
+
+    fn host(&self, name: &str) -> Arc<Host> {
+        let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = hosts.entry(contact(name)).or_insert_with(|| Arc::new(Host::new(name, self.options().plain_http)));
+        Arc::clone(host)
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    pub(super) fn policy(&self) -> &Policy {
+        &self.shared.policy
+    }
+
+    pub(super) fn transport(&self) -> &Transport {
+        &self.shared.transport
+    }
+
+    /// Where the redirects of a blob led last time.
+    pub(super) fn resolved(&self, key: &BlobKey) -> Option<Location> {
+        self.shared.resolved.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Remembers where the redirects of a blob led; nothing means to ask the registry again.
+    pub(super) fn remember(&self, key: &BlobKey, location: Option<Location>) {
+        let mut resolved = self.shared.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        match location {
+            Some(location) => resolved.put(key.clone(), location),
+            None => resolved.pop(key),
+        };
+    }
+
+    /// Repeats `attempt` as long as its faults are worth it.
+    pub(super) async fn persist<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let mut retries = Retries::new(self.policy());
+        loop {
+            match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(fault) => retries.pause(fault).await?,
+            }
+        }
+    }
+
+    /// Asks the registry itself for `rest` below the repository, finding out how it speaks if that is not known.
+    pub(super) async fn request(
+        &self,
+        target: &Target,
+        rest: &[&str],
+        call: &Call<'_>,
+    ) -> Result<(Response, Location), Fault> {
+        let mut first = None;
+        let schemes = target.host.schemes();
+        for (index, &scheme) in schemes.iter().enumerate() {
+            let last = index + 1 == schemes.len();
+            let start = target.host.locate(scheme, &target.repository, rest).map_err(Fault::lasting)?;
+            let result = match self.follow(target, call, start.clone()).await {
+                // A TLS port answers plain requests with a 400 that says so.
+                Ok((response, at)) if !last && response.status() == StatusCode::BAD_REQUEST && at.url == start.url => {
+                    Err(complain(call.what, response).await)
+                }
+                other => other,
+            };
+            match result {
+                Ok(found) => {
+                    target.host.settle(scheme);
+                    return Ok(found);
+                }
+                Err(fault) if fault.wrong_protocol && !last => first = Some(fault),
+                // If neither way works, the first one was the likelier.
+                Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
+                Err(fault) => {
+                    return Err(first.filter(|_| fault.error.kind() == ErrorKind::Unreachable).unwrap_or(fault));
+                }
+            }
+        }
+        // There is always a scheme, so this is reached only after the first of two was wrong.
+        Err(first
+            .unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::Invalid, format!("cannot get {}", call.what)))))
+    }
+
+    /// Asks at `at`, and wherever that redirects to.
+    pub(super) async fn follow(
+        &self,
+        target: &Target,
+        call: &Call<'_>,
+        mut at: Location,
+    ) -> Result<(Response, Location), Fault> {
+        for _ in 0..=REDIRECTS {
+            let response = if at.trusted {
+                self.authorized(target, call, &at).await?
+            } else {
+                self.transport().get(call.what, &at, call.headers()).await?
+            };
+            if !redirect::is_redirect(response.status()) {
+                return Ok((response, at));
+            }
+            at = redirect::next(call.what, &at, response.headers()).map_err(Fault::lasting)?;
+        }
+        let message = format!("cannot get {}: more than {REDIRECTS} redirects, last to {}", call.what, origin(&at.url));
+        Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
+    }
+
+    /// Asks the registry, answering its challenges.
+    ///
+    /// A request is repeated only with another authorization than those refused: after the first challenge, with wider
+    /// scopes, with a token newer than the one that was at hand, or when the user's credentials have changed.
+    async fn authorized(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
+        let mut grant = self.grant_at_hand(target, call, at).await?;
+        let mut renewed = false;
+        let mut rounds = 0;
+        loop {
+            let mut headers = call.headers();
+            if let Some(grant) = &grant {
+                headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
+            }
+            let response = self.transport().get(call.what, at, headers).await?;
+            let status = response.status();
+            if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                return Ok(response);
+            }
+            let next = if rounds < AUTHORIZATION_ROUNDS {
+                self.grant_after(target, call, at, &response, grant.as_ref(), renewed).await?
+            } else {
+                None
+            };
+            if next.is_none() {
+                return Err(denied(target, call.what, response, grant.as_ref()).await);
+            }
+            renewed = grant.is_some();
+            grant = next;
+            rounds += 1;
+        }
+    }
+
+    /// The grant that the host's last challenge asks for, so that a known registry needs no second round trip.
+    async fn grant_at_hand(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Option<Grant>, Fault> {
+        let Some(challenge) = target.host.challenge() else {
+            return Ok(None);
+        };
+        match self.grant(target, call, at, &challenge, None).await {
+            // The challenge was for something else; this repository may be public.
+            Err(fault) if fault.error.kind() == ErrorKind::Denied => Ok(None),
+            other => other,
+        }
+    }
+
+    /// The grant to try after a refusal, if there is one that was not refused already.
+    async fn grant_after(
+        &self,
+        target: &Target,
+        call: &Call<'_>,
+        at: &Location,
+        response: &Response,
+        refused: Option<&Grant>,
+        renewed: bool,
+    ) -> Result<Option<Grant>, Fault> {
+        let forbidden = response.status() == StatusCode::FORBIDDEN;
+        let challenge = match challenge::choose(response.headers()) {
+            Ok(challenge) => {
+                target.host.learn(challenge.clone());
+                challenge
+            }
+            Err(error) if forbidden => match (target.host.challenge(), refused) {
+                (Some(challenge), Some(_)) => challenge,
+                _ => {
+                    tracing::debug!(%error, "forbidden without a challenge");
+                    return Ok(None);
+                }
+            },
+            Err(error) => {
+                let message = format!("cannot get {}: {} answered 401, but {error}", call.what, origin(&at.url));
+                return Err(Fault::lasting(Error::new(ErrorKind::Denied, message)));
+            }
+        };
+        let wider = match &challenge {
+            Challenge::Bearer(bearer) => target.demand(&bearer.scopes, refused.is_some()),
+            Challenge::Basic => false,
+        };
+        let refused = refused.filter(|_| !wider);
+        let refused = refused.map(|grant| Refused { grant, final_unless_credential_changed: forbidden || renewed });
+        self.grant(target, call, at, &challenge, refused).await
+    }
+
+    async fn grant(
+        &self,
+        target: &Target,
+        call: &Call<'_>,
+        at: &Location,
+        challenge: &Challenge,
+        refused: Option<Refused<'_>>,
+    ) -> Result<Option<Grant>, Fault> {
+        let scopes = target.scopes();
+        let need = Need {
+            what: call.what,
+            host: target.host.name(),
+            repository: &target.repository,
+            registry: &at.url,
+            challenge,
+            scopes: &scopes,
+        };
+        self.shared.grants.get(self.transport(), &need, refused).await
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+/// The fault of a final 401 or 403.
+async fn denied(target: &Target, what: &str, response: Response, grant: Option<&Grant>) -> Fault {
+    let (at, status) = (response.url().clone(), response.status());
+    let complaint = Complaint::of(response).await;
+    // Registries hide what does not exist behind a refusal (B-122).
+    let message =
+        format!("cannot get {what}: access denied, or it does not exist: {}", answer(&at, status, &complaint));
+    let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
+    advise(fault, target.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
+}
+
+/// The fault of an answer with an unwanted status.
+pub(super) async fn complain(what: &str, response: Response) -> Fault {
+    let (at, status, headers) = (response.url().clone(), response.status(), response.headers().clone());
+    refused(what, &at, status, &headers, &Complaint::of(response).await)
+}

@@ -1,0 +1,361 @@
+//! Saying what went wrong at a registry, and whether trying again may help.
+//!
+//! A [`Fault`] is one failed attempt: the error that the caller would see, and what a retry could do about it; that is
+//! decided here, where status and transport error are known, and nowhere else. [`Complaint`] is what the server itself
+//! said. All text from outside is bounded and escaped, and a URL is shown without its query, which may be a signature
+//! (B-102, B-105).
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Response, StatusCode, Url};
+use serde_json::Value;
+
+use super::retry::parse_retry_after;
+use super::transport;
+use crate::limits::{ERROR_BODY_BYTES, SHOWN_CHARACTERS};
+use crate::source::{Error, ErrorKind};
+
+/// How long an error answer may take to tell its reason; the status alone is good enough after that.
+const COMPLAINT_TIME: Duration = Duration::from_secs(5);
+
+/// One failed attempt.
+#[derive(Debug, Clone)]
+pub(super) struct Fault {
+    /// What the caller sees if no retry helps.
+    pub(super) error: Error,
+    pub(super) retry: Retry,
+    /// True if the peer seems to speak TLS where plain HTTP was tried.
+    pub(super) wrong_protocol: bool,
+}
+
+/// What a retry could do about a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// Nothing: the answer will be the same.
+    Never,
+    /// It may help after a pause, at least as long as the server asked for.
+    Later(Option<Duration>),
+    /// It may help, but nobody should wait long for a host that cannot be reached at all.
+    Briefly,
+}
+
+impl Fault {
+    /// A fault that no retry mends.
+    pub(super) fn lasting(error: Error) -> Self {
+        Self { error, retry: Retry::Never, wrong_protocol: false }
+    }
+
+    /// A fault that may be gone in a moment.
+    pub(super) fn passing(error: Error) -> Self {
+        Self { error, retry: Retry::Later(None), wrong_protocol: false }
+    }
+}
+
+/// What a server said about a refusal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Complaint {
+    codes: Vec<String>,
+    text: String,
+}
+
+impl Complaint {
+    /// Reads the body of an error answer as far as it is worth it.
+    pub(super) async fn of(response: Response) -> Self {
+        let limit = ERROR_BODY_BYTES;
+        let reading = transport::read_prefix(response, limit, COMPLAINT_TIME);
+        Self::parse(&reading.await)
+    }
+
+    /// Finds codes and messages in `body`: the distribution specification's form, then forms seen in token servers.
+    pub(super) fn parse(body: &[u8]) -> Self {
+        let Ok(value) = serde_json::from_slice::<Value>(body) else {
+            return Self { codes: Vec::new(), text: plain_text(body) };
+        };
+        let mut complaint = Self::default();
+        let mut parts = Vec::new();
+        let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        for error in value.get("errors").and_then(Value::as_array).into_iter().flatten().take(4) {
+            let (code, message) = (text(error, "code"), text(error, "message"));
+            parts.push(
+                [code.as_str(), message.as_str()]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+                    .join(": "),
+            );
+            complaint.codes.push(code);
+        }
+        if parts.is_empty() {
+            let fields = ["error", "error_description", "message", "details"];
+            parts.extend(fields.iter().map(|key| text(&value, key)));
+        }
+        parts.retain(|part| !part.is_empty());
+        complaint.text = escape(&parts.join("; "), SHOWN_CHARACTERS);
+        complaint
+    }
+
+    /// True if the server gave the error `code` of the distribution specification.
+    pub(super) fn has(&self, code: &str) -> bool {
+        self.codes.iter().any(|given| given == code)
+    }
+
+    /// True if a TLS server says that it was spoken to in plain HTTP.
+    pub(super) fn wants_tls(&self) -> bool {
+        let text = self.text.to_ascii_lowercase();
+        text.contains("https") && (text.contains("http request") || text.contains("plain http"))
+    }
+}
+
+/// Servers' plain texts are shown, pages are not.
+fn plain_text(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    if text.starts_with('<') && !text.to_ascii_lowercase().contains("plain http request") {
+        return String::new();
+    }
+    escape(text, SHOWN_CHARACTERS)
+}
+
+/// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
+pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
+    let error = Error::new(kind_of(status), format!("cannot get {what}: {}", answer(at, status, complaint)));
+    let retry = if is_passing(status) {
+        let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        Retry::Later(after.and_then(|value| parse_retry_after(value, SystemTime::now())))
+    } else {
+        Retry::Never
+    };
+    Fault { error, retry, wrong_protocol: complaint.wants_tls() }
+}
+
+/// `HOST answered 404 Not Found: MANIFEST_UNKNOWN: manifest unknown`.
+pub(super) fn answer(at: &Url, status: StatusCode, complaint: &Complaint) -> String {
+    let mut text = format!("{} answered {}", origin(at), status.as_u16());
+    if let Some(reason) = status.canonical_reason() {
+        text.push(' ');
+        text.push_str(reason);
+    }
+    if !complaint.text.is_empty() {
+        text.push_str(": ");
+        text.push_str(&complaint.text);
+    }
+    text
+}
+
+fn kind_of(status: StatusCode) -> ErrorKind {
+    match status.as_u16() {
+        401 | 403 => ErrorKind::Denied,
+        404 | 410 => ErrorKind::NotFound,
+        416 => ErrorKind::Corrupt,
+        _ if is_passing(status) => ErrorKind::Unreachable,
+        _ => ErrorKind::Invalid,
+    }
+}
+
+/// The statuses worth a retry (B-097, B-098): the request was good, only not now. 501 and 505 are about the request.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502..=504 | 506..)
+}
+
+/// The fault of a request that got no answer.
+pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
+    let error = error.without_url();
+    let trouble = Trouble::of(&error);
+    let host = origin(at);
+    let (problem, hint) = match trouble {
+        Trouble::Refused => ("connection refused", None),
+        Trouble::NoConnection => ("no connection in time", None),
+        Trouble::Timeout => ("no answer in time", None),
+        Trouble::Name => ("its name cannot be resolved", None),
+        Trouble::Certificate => {
+            ("its TLS certificate is not trusted", Some("add the registry's CA to the system's trust store"))
+        }
+        Trouble::SpeaksPlain => ("it does not speak TLS", Some("if the registry serves plain HTTP, use --plain-http")),
+        Trouble::Tls => ("the TLS connection failed", None),
+        Trouble::NotHttp => ("it does not answer in HTTP", None),
+        Trouble::Lost => ("the connection was lost", None),
+        Trouble::Other => ("the request failed", None),
+    };
+    let mut shown =
+        Error::new(ErrorKind::Unreachable, format!("cannot get {what}: cannot reach {host}: {problem}")).because(error);
+    if let Some(hint) = hint {
+        shown = shown.hint(hint);
+    }
+    let retry = match trouble {
+        Trouble::Refused | Trouble::NoConnection | Trouble::Name | Trouble::NotHttp => Retry::Briefly,
+        Trouble::Certificate | Trouble::SpeaksPlain => Retry::Never,
+        Trouble::Timeout | Trouble::Tls | Trouble::Lost | Trouble::Other => Retry::Later(None),
+    };
+    Fault {
+        error: shown,
+        retry,
+        wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused),
+    }
+}
+
+/// What a transport error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Refused,
+    NoConnection,
+    Timeout,
+    Name,
+    Certificate,
+    SpeaksPlain,
+    Tls,
+    NotHttp,
+    Lost,
+    Other,
+}
+
+impl Trouble {
+    fn of(error: &reqwest::Error) -> Self {
+        if error.is_timeout() {
+            return if error.is_connect() { Self::NoConnection } else { Self::Timeout };
+        }
+        if error.is_dns() {
+            return Self::Name;
+        }
+        let mut cause = std::error::Error::source(error);
+        while let Some(current) = cause {
+            if let Some(http) = current.downcast_ref::<hyper::Error>() {
+                if http.is_parse() {
+                    return Self::NotHttp;
+                }
+                if http.is_incomplete_message() || http.is_canceled() {
+                    return Self::Lost;
+                }
+            }
+            if let Some(found) = current.downcast_ref::<std::io::Error>().and_then(Self::of_io) {
+                return found;
+            }
+            cause = current.source();
+        }
+        Self::Other
+    }
+
+    fn of_io(error: &std::io::Error) -> Option<Self> {
+        use std::io::ErrorKind as Io;
+        match error.kind() {
+            Io::ConnectionRefused => Some(Self::Refused),
+            Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::UnexpectedEof => Some(Self::Lost),
+            Io::TimedOut => Some(Self::Timeout),
+            // The TLS library's own error type is not in reach; its text is stable enough to choose a hint by.
+            Io::InvalidData | Io::Other => Self::of_tls(&error.to_string()),
+            _ => None,
+        }
+    }
+
+    fn of_tls(text: &str) -> Option<Self> {
+        if text.contains("invalid peer certificate") {
+            Some(Self::Certificate)
+        } else if text.contains("InvalidContentType") {
+            Some(Self::SpeaksPlain)
+        } else if text.contains("corrupt message") || text.contains("fatal alert") || text.contains("peer") {
+            Some(Self::Tls)
+        } else {
+            None
+        }
+    }
+}
+
+/// Scheme, host and port of a URL: all of it that is neither secret nor long.
+pub(super) fn origin(url: &Url) -> String {
+    let mut text = format!("{}://{}", url.scheme(), escape(url.host_str().unwrap_or_default(), SHOWN_CHARACTERS));
+    if let Some(port) = url.port() {
+        // Writing to a string does not fail.
+        write!(text, ":{port}").unwrap_or_default();
+    }
+    text
+}
+
+/// `text` for people: control and direction-changing characters escaped, cut after `limit` characters.
+pub(super) fn escape(text: &str, limit: usize) -> String {
+    let mut shown = String::new();
+    for (count, character) in text.chars().enumerate() {
+        if count == limit {
+            shown.push('…');
+            break;
+        }
+        let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character.is_control() || reorders {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn status(code: u16) -> StatusCode {
+        StatusCode::from_u16(code).expect("a valid status")
+    }
+
+    #[test]
+    fn b_102_the_registrys_own_words_are_found_in_all_usual_forms() {
+        let spec = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"not known","detail":{"n":1}},{"code":"X"}]}"#;
+        let complaint = Complaint::parse(spec);
+        assert_eq!(complaint.text, "NAME_UNKNOWN: not known; X");
+        assert!(complaint.has("NAME_UNKNOWN") && !complaint.has("MANIFEST_UNKNOWN"));
+        assert_eq!(
+            Complaint::parse(br#"{"details":"incorrect username or password"}"#).text,
+            "incorrect username or password"
+        );
+        assert_eq!(Complaint::parse(b"  try later\n").text, "try later");
+        for silent in
+            [&b"<html><body>503</body></html>"[..], b"", b"[]", b"null", br#"{"errors":{}}"#, br#"{"errors":[7]}"#]
+        {
+            assert_eq!(Complaint::parse(silent).text, "", "{silent:?}");
+        }
+    }
+
+    #[test]
+    fn b_102_control_characters_of_a_message_are_escaped() {
+        let complaint = Complaint::parse(br#"{"errors":[{"code":"A","message":"x\u001b[31m\r\n\u202ey"}]}"#);
+        assert_eq!(complaint.text, r"A: x\u{1b}[31m\r\n\u{202e}y");
+        assert_eq!(escape("abcdef", 3), "abc…");
+    }
+
+    #[test]
+    fn b_141_tls_servers_that_are_spoken_to_in_the_clear_are_recognised() {
+        let go = b"Client sent an HTTP request to an HTTPS server.\n";
+        let nginx = b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>";
+        assert!(Complaint::parse(go).wants_tls() && Complaint::parse(nginx).wants_tls());
+        assert!(!Complaint::parse(b"bad request, see https://h/").wants_tls());
+    }
+
+    #[test]
+    fn b_105_urls_are_shown_without_user_and_query() {
+        let url = Url::parse("https://u:p@cdn.example:8443/x?X-Amz-Signature=abc#f").expect("a valid URL");
+        let fault = refused("blob x", &url, status(403), &HeaderMap::new(), &Complaint::default());
+        assert_eq!(fault.error.to_string(), "cannot get blob x: https://cdn.example:8443 answered 403 Forbidden");
+    }
+
+    #[test]
+    fn b_098_which_statuses_are_worth_a_retry_is_a_table() {
+        let url = Url::parse("https://h/").expect("a valid URL");
+        for code in 400..600 {
+            let fault = refused("x", &url, status(code), &HeaderMap::new(), &Complaint::default());
+            let passing = matches!(code, 408 | 429 | 500 | 502 | 503 | 504) || code >= 506;
+            assert_eq!(fault.retry == Retry::Later(None), passing, "{code}");
+            assert_eq!(fault.error.is_transient(), passing, "{code}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_gives_a_short_printable_complaint(body in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let complaint = Complaint::parse(&body);
+            prop_assert!(complaint.text.chars().count() <= 12 * SHOWN_CHARACTERS);
+            prop_assert!(!complaint.text.chars().any(char::is_control));
+        }
+    }
+}

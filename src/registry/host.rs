@@ -1,0 +1,213 @@
+//! One registry host: by which name it is known and contacted, and what was learned about it.
+//!
+//! [`Host`] remembers how the host speaks, what it demands before it answers and whether it serves ranges, so that each
+//! of these costs a round trip once per process and not once per request.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use reqwest::Url;
+
+use super::address::Reach;
+use super::challenge::Challenge;
+use super::error::escape;
+use super::redirect::Location;
+use crate::limits::SHOWN_CHARACTERS;
+use crate::source::{Error, ErrorKind};
+
+/// The names of Docker Hub; the last one is where it answers.
+const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
+/// How a host is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// HTTP without TLS.
+    Plain,
+    /// TLS with verified certificates.
+    Tls,
+    /// TLS with any certificate: only for this machine.
+    TlsUnverified,
+}
+
+/// A registry host.
+#[derive(Debug)]
+pub(super) struct Host {
+    name: String,
+    contact: String,
+    candidates: &'static [Scheme],
+    scheme: OnceLock<Scheme>,
+    /// The last challenge; held only to copy it.
+    challenge: Mutex<Option<Challenge>>,
+    rangeless: AtomicBool,
+}
+
+impl Host {
+    /// The host that users call `name` (`docker.io`, `localhost:5000`).
+    pub(super) fn new(name: &str, plain_http: bool) -> Self {
+        Self {
+            name: if is_docker_hub(name) { DOCKER_HUB[0].to_owned() } else { name.to_ascii_lowercase() },
+            contact: contact(name),
+            candidates: candidates(name, plain_http),
+            scheme: OnceLock::new(),
+            challenge: Mutex::new(None),
+            rangeless: AtomicBool::new(false),
+        }
+    }
+
+    /// The name that people use.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The ways to speak to the host that are still possible, the likeliest first.
+    pub(super) fn schemes(&self) -> &[Scheme] {
+        self.scheme.get().map_or(self.candidates, std::slice::from_ref)
+    }
+
+    /// Notes that the host answered to `scheme`; the first note stays.
+    pub(super) fn settle(&self, scheme: Scheme) {
+        self.scheme.get_or_init(|| scheme);
+    }
+
+    /// The challenge last met here.
+    pub(super) fn challenge(&self) -> Option<Challenge> {
+        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what the host demands.
+    pub(super) fn learn(&self, challenge: Challenge) {
+        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge);
+    }
+
+    /// False once a ranged request was answered with the whole blob.
+    pub(super) fn serves_ranges(&self) -> bool {
+        !self.rangeless.load(Ordering::Relaxed)
+    }
+
+    /// Notes that ranged requests are answered with whole blobs.
+    pub(super) fn lacks_ranges(&self) {
+        self.rangeless.store(true, Ordering::Relaxed);
+    }
+
+    /// The place of `/v2/` followed by the repository's and the other parts of a path.
+    ///
+    /// The parts come from references and documents, so they are put in as parts: none can leave its place (D-006).
+    pub(super) fn locate(&self, scheme: Scheme, repository: &str, rest: &[&str]) -> Result<Location, Error> {
+        let invalid = |what: &str, text: &str| {
+            Error::new(ErrorKind::Invalid, format!("invalid {what} {:?}", escape(text, SHOWN_CHARACTERS)))
+        };
+        let prefix = if scheme == Scheme::Plain { "http" } else { "https" };
+        let root = Url::parse(&format!("{prefix}://{}/v2/", self.contact));
+        let mut url = root.map_err(|error| invalid("registry host", &self.contact).because(error))?;
+        let plain_host = url.path() == "/v2/" && url.username().is_empty() && url.password().is_none();
+        if !plain_host || url.query().is_some() || url.fragment().is_some() {
+            return Err(invalid("registry host", &self.contact));
+        }
+        let names = repository.split('/').chain(rest.iter().copied());
+        for name in names.clone() {
+            // The URL parser drops tabs and line breaks, so these could hide dots.
+            if matches!(name, "" | "." | "..") || name.contains(char::is_control) {
+                return Err(invalid("repository name", repository));
+            }
+        }
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(names);
+        }
+        Ok(Location { url, trusted: true, verified: scheme != Scheme::TlsUnverified, moved: false })
+    }
+}
+
+/// True for all names of Docker Hub.
+pub(super) fn is_docker_hub(name: &str) -> bool {
+    DOCKER_HUB.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// The host to which requests go.
+pub(super) fn contact(name: &str) -> String {
+    if is_docker_hub(name) { DOCKER_HUB[2].to_owned() } else { name.to_ascii_lowercase() }
+}
+
+/// How a host may be spoken to (B-141).
+///
+/// Registries on this machine mostly speak plain HTTP, so that is tried first there and costs nothing; containerd asks
+/// in the other order, with the same outcome. No secret is at stake: credentials follow a challenge, never precede it.
+/// A TLS port means TLS. Nothing else is ever downgraded, unless the user said `--plain-http`.
+fn candidates(name: &str, plain_http: bool) -> &'static [Scheme] {
+    let (host, port) = match name.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => (host, Some(port)),
+        _ => (name, None),
+    };
+    if plain_http {
+        &[Scheme::Plain]
+    } else if Reach::of(host) == Reach::Loopback && port != Some("443") {
+        &[Scheme::Plain, Scheme::TlsUnverified]
+    } else {
+        &[Scheme::Tls]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn located(host: &str, repository: &str, rest: &[&str]) -> Option<String> {
+        Host::new(host, false).locate(Scheme::Tls, repository, rest).ok().map(|location| location.url.to_string())
+    }
+
+    #[test]
+    fn docker_hub_is_contacted_at_its_registry() {
+        for name in ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.io"] {
+            let host = Host::new(name, false);
+            assert_eq!((host.name(), contact(name).as_str()), ("docker.io", "registry-1.docker.io"));
+        }
+    }
+
+    #[test]
+    fn b_141_plain_http_is_for_this_machine_or_on_demand() {
+        const HERE: &[Scheme] = &[Scheme::Plain, Scheme::TlsUnverified];
+        for name in ["localhost:5000", "localhost", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000"] {
+            assert_eq!(Host::new(name, false).schemes(), HERE, "{name}");
+        }
+        for name in ["localhost:443", "[::1]:443", "r.example", "r.example:5000", "10.0.0.1:5000", "docker.io"] {
+            assert_eq!(Host::new(name, false).schemes(), &[Scheme::Tls], "{name}");
+            assert_eq!(Host::new(name, true).schemes(), &[Scheme::Plain], "{name}");
+        }
+        let host = Host::new("localhost:5000", false);
+        host.settle(Scheme::TlsUnverified);
+        host.settle(Scheme::Plain);
+        assert_eq!(host.schemes(), &[Scheme::TlsUnverified]);
+    }
+
+    #[test]
+    fn d_006_names_cannot_leave_their_place_in_the_url() {
+        assert_eq!(
+            located("r.example:5000", "a/b", &["manifests", "v1"]).as_deref(),
+            Some("https://r.example:5000/v2/a/b/manifests/v1")
+        );
+        assert_eq!(located("[::1]:5000", "a", &["x"]).as_deref(), Some("https://[::1]:5000/v2/a/x"));
+        assert_eq!(
+            located("h", "a", &["manifests", "v?x#y/z"]).as_deref(),
+            Some("https://h/v2/a/manifests/v%3Fx%23y%2Fz")
+        );
+        for repository in ["../x", "a/../b", "a//b", "", "/", ".", ".\t./x"] {
+            assert_eq!(located("h", repository, &["manifests", "v"]), None, "{repository}");
+        }
+        for host in ["u@h", "u:p@h", "h/x", "h?x", "h#x", "", "h:99999", "h x"] {
+            assert_eq!(located(host, "a", &["manifests", "v"]), None, "{host}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn d_006_any_name_stays_below_v2_of_its_host(repository in "\\PC{0,30}", tag in "\\PC{0,20}") {
+            if let Ok(location) = Host::new("h.example", false).locate(Scheme::Tls, &repository, &["manifests", &tag]) {
+                prop_assert_eq!(location.url.host_str(), Some("h.example"));
+                prop_assert!(location.url.path().starts_with("/v2/"));
+                prop_assert!(location.url.query().is_none() && location.url.fragment().is_none());
+                prop_assert_eq!(location.url.path().split('/').count(), 4 + repository.split('/').count());
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Which tags there are, to say it when one is not (distribution-spec, "Listing tags").
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+
+use super::client::{Call, Client, Target};
+use super::error::{Complaint, escape};
+use super::transport::Body;
+use crate::limits::TAG_LIST_BYTES;
+
+/// How many tags a hint names.
+const SHOWN: usize = 10;
+
+/// The longest that a hint may delay an error.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What could be learned about a repository's tags.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Listing {
+    /// The first page of them.
+    Tags(Vec<String>),
+    /// The repository does not exist.
+    NoRepository,
+    /// Nothing: registries need not list tags, nor allow it.
+    Unknown,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    tags: Option<Vec<String>>,
+}
+
+/// Asks for the first page of tags, once; one page is plenty for a hint.
+pub(super) async fn list(client: &Client, target: &Target) -> Listing {
+    let what = format!("tags of {}", target.name());
+    let call = Call { what: &what, accept: None, range: None };
+    let asking = async {
+        let (response, _) = client.request(target, &["tags", "list"], &call).await?;
+        let stall = client.transport().stall();
+        Ok(match response.status() {
+            StatusCode::OK => {
+                let body = Body::new(response, stall).whole(&what, TAG_LIST_BYTES, PATIENCE).await?;
+                parse(&body)
+            }
+            StatusCode::NOT_FOUND if Complaint::of(response).await.has("NAME_UNKNOWN") => Listing::NoRepository,
+            _ => Listing::Unknown,
+        })
+    };
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(Ok(listing)) => listing,
+        Ok(Err(fault)) => {
+            let fault: super::error::Fault = fault;
+            tracing::debug!(error = %fault.error, "no tags for the hint");
+            Listing::Unknown
+        }
+        Err(_) => Listing::Unknown,
+    }
+}
+
+fn parse(body: &[u8]) -> Listing {
+    match serde_json::from_slice::<Wire>(body) {
+        Ok(wire) => Listing::Tags(wire.tags.unwrap_or_default()),
+        Err(_) => Listing::Unknown,
+    }
+}
+
+/// A hint with the tags most like `wanted`.
+pub(super) fn suggest(wanted: &str, mut tags: Vec<String>) -> String {
+    if tags.is_empty() {
+        return "the repository has no tags".to_owned();
+    }
+    let alike = |tag: &String| tag.bytes().zip(wanted.bytes()).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
+    tags.sort_by_cached_key(|tag| (Reverse(alike(tag)), tag.clone()));
+    let more = if tags.len() > SHOWN { ", …" } else { "" };
+    tags.truncate(SHOWN);
+    let shown: Vec<_> = tags.iter().map(|tag| escape(tag, 128)).collect();
+    format!("tags that exist: {}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn b_160_a_list_may_be_null_unsorted_or_broken() {
+        assert_eq!(parse(br#"{"name":"x","tags":null}"#), Listing::Tags(Vec::new()));
+        assert_eq!(parse(br#"{"tags":["b","a"]}"#), Listing::Tags(tags(&["b", "a"])));
+        assert_eq!(parse(b"<html>"), Listing::Unknown);
+    }
+
+    #[test]
+    fn the_tags_most_like_the_wanted_one_are_suggested_and_escaped() {
+        assert_eq!(suggest("latst", tags(&["1", "v2", "latest"])), "tags that exist: latest, 1, v2");
+        assert_eq!(suggest("x", tags(&["a\x1b"])), r"tags that exist: a\u{1b}");
+        assert_eq!(suggest("x", Vec::new()), "the repository has no tags");
+        let many: Vec<_> = (0..50).map(|number| format!("t{number:02}")).collect();
+        let hint = suggest("t4", many);
+        assert!(hint.starts_with("tags that exist: t40, t41") && hint.ends_with("t49, …"), "{hint}");
+    }
+}

@@ -1,0 +1,102 @@
+//! What depends on the environment of the process: helper programs on the PATH, certificates of the system.
+//!
+//! The environment of a running process cannot be changed safely, so each test here runs a hidden one in a new process.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use ocifs::registry::{Options, Selector};
+use ocifs::source::{ErrorKind, Source};
+
+use super::scripted::{Reply, Server};
+use super::{client, descriptor, quick, read, repository, shown};
+
+/// Runs the hidden test `name` of this module in a process with the given environment.
+fn run(name: &str, environment: &[(&str, &Path)]) {
+    let program = std::env::current_exe().expect("the test program has a path");
+    let name = format!("registry::environment::{name}");
+    let output = Command::new(program)
+        .args(["--exact", &name, "--ignored", "--nocapture"])
+        .envs(environment.iter().copied())
+        .output()
+        .expect("the test program runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn without_certificates_only_tls_fails() {
+    run(
+        "hidden_without_certificates",
+        &[("SSL_CERT_FILE", Path::new("/dev/null")), ("SSL_CERT_DIR", Path::new("/dev/null"))],
+    );
+}
+
+#[tokio::test]
+#[ignore = "runs in the process that without_certificates_only_tls_fails starts"]
+async fn hidden_without_certificates() {
+    if std::env::var_os("SSL_CERT_FILE").is_none_or(|path| path != "/dev/null") {
+        return;
+    }
+    let server = Server::start(|_, count| match count {
+        0 => Reply::new(200, "{}"),
+        _ => Reply::redirect("https://127.0.0.1:9/x"),
+    })
+    .await;
+    let repository = repository(&server);
+    repository.resolve().await.expect("plain HTTP needs no certificates");
+    let error = read(&repository.blob(&descriptor(b"0123456789")), 0..5).await.expect_err("TLS needs them");
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    let text = shown(&error);
+    assert!(text.contains("TLS to https://127.0.0.1:9 is not possible here"), "{text}");
+    assert!(text.contains("No CA certificates") && text.contains("ca-certificates"), "{text}");
+}
+
+#[test]
+fn b_137_a_helper_for_the_host_comes_before_the_store_and_the_store_before_the_file() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (name, script) in [
+        ("one", r#"read host; case "$host" in 127.*) printf '{"Username":"one","Secret":"p"}';; *) exit 1;; esac"#),
+        ("two", r#"printf '{"ServerURL":"x","Username":"two","Secret":"p"}'"#),
+        ("none", "echo credentials not found in native keychain; exit 1"),
+        ("hangs", "exec sleep 100"),
+    ] {
+        let path = directory.path().join(format!("docker-credential-{name}"));
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("the directory is writable");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    }
+    let path = format!("{}:/usr/bin:/bin", directory.path().display());
+    run("hidden_helpers", &[("PATH", Path::new(&path)), ("TEST_DIRECTORY", directory.path())]);
+}
+
+#[tokio::test]
+#[ignore = "runs in the process that b_137_… starts"]
+async fn hidden_helpers() {
+    let Some(directory) = std::env::var_os("TEST_DIRECTORY") else {
+        return;
+    };
+    let server = Server::start(|request, _| match request.header("authorization") {
+        Some(header) => Reply::error(404, "SEEN", header),
+        None => Reply::new(401, "").with("WWW-Authenticate", "Basic"),
+    })
+    .await;
+    let host = server.host();
+    let file = Path::new(&directory).join("config.json");
+    let auths = format!(r#""auths":{{"{host}":{{"username":"three","password":"p"}}}}"#);
+    let seen = async |helper: &str, store: &str| {
+        let json = format!(r#"{{"credHelpers":{{"{host}":"{helper}"}},"credsStore":"{store}",{auths}}}"#);
+        std::fs::write(&file, json).expect("the directory is writable");
+        let helper_timeout = std::time::Duration::from_millis(700);
+        let options = Options { auth_files: vec![file.clone()], helper_timeout, ..quick() };
+        let repository = client(options).repository(&host, "a", Selector::Tag("v1".to_owned()));
+        shown(&repository.resolve().await.expect_err("the answer is always an error"))
+    };
+    // The user names one, two and three with the password p, in base64.
+    assert!(seen("one", "two").await.contains("SEEN: Basic b25lOnA="));
+    assert!(seen("", "two").await.contains("SEEN: Basic dHdvOnA="));
+    assert!(seen("none", "none").await.contains("SEEN: Basic dGhyZWU6cA=="));
+    assert!(seen("none", "hangs").await.contains("SEEN: Basic dGhyZWU6cA=="));
+    let hung = seen("hangs", "two").await;
+    assert!(hung.contains("docker-credential-hangs did not answer within 700ms"), "{hung}");
+}
