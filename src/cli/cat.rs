@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use super::context::{Context, Sink};
+use super::context::{Context, Sink, unexpected};
 use super::image::ImageArgs;
 use super::output::Output;
 use super::progress::Meter;
@@ -45,7 +45,7 @@ struct File(Output);
 
 impl Sink for File {
     fn item(&mut self, _: Listed) -> Result<(), Stop> {
-        Ok(())
+        Err(unexpected().into())
     }
 
     fn data(&mut self, length: u64, connection: &mut Connection) -> Result<(), Stop> {

@@ -109,7 +109,8 @@ impl Context {
     }
 }
 
-fn unexpected() -> Failure {
+/// The failure for a part of an answer that does not belong to it.
+pub(super) fn unexpected() -> Failure {
     Failure::new(Code::Other, "the daemon sent what was not asked for")
         .hint("it may be of another version: end its mounts, so that a new one starts")
 }

@@ -10,13 +10,13 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 
-use super::context::{Context, Sink};
+use super::context::{Context, Sink, unexpected};
 use super::image::ImageArgs;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
+use crate::daemon::Connection;
 use crate::daemon::control::{Listed, Request};
-use crate::daemon::{Code, Connection, Failure};
 use crate::oci::Printable;
 
 /// Names whose widths align the columns.
@@ -148,7 +148,7 @@ impl Sink for Listing {
     }
 
     fn data(&mut self, _: u64, _: &mut Connection) -> Result<(), Stop> {
-        Err(Failure::new(Code::Other, "the daemon sent a file instead of a listing").into())
+        Err(unexpected().into())
     }
 }
 
@@ -297,7 +297,7 @@ impl Sink for JsonListing {
     }
 
     fn data(&mut self, _: u64, _: &mut Connection) -> Result<(), Stop> {
-        Err(Failure::new(Code::Other, "the daemon sent a file instead of a listing").into())
+        Err(unexpected().into())
     }
 }
 
@@ -359,7 +359,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_number_of_seconds_has_a_date_and_dates_follow_each_other(seconds: i64) {
-            let _ = date(seconds);
+            prop_assert!(date(seconds).len() >= "1970-01-01 00:00".len());
             let day = i64::from(seconds as i32).div_euclid(86_400) * 86_400;
             let (today, tomorrow) = (date(day), date(day + 86_400));
             prop_assert!(today < tomorrow || today.len() != tomorrow.len(), "{} {}", today, tomorrow);

@@ -1,8 +1,5 @@
 //! Integration tests, one binary; each module says what it shows.
 mod cli;
-mod merge_model;
-mod umoci;
-
 mod demo_image;
 mod layering;
 mod merge_model;
