@@ -209,7 +209,7 @@ pub(super) async fn usage(images: &Images) -> Result<control::CacheReport, Failu
 pub(super) async fn verify(images: &Images) -> Result<control::VerifyReport, Failure> {
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || {
-        store.verify(&|part, name, bytes| match part {
+        store.verify(&|path, name, bytes| match path.split('/').next().unwrap_or(path) {
             "indexes" => LayerIndex::open(Bytes::copy_from_slice(bytes))
                 .is_ok_and(|index| index.layer() == *name && index.check().is_ok()),
             "trees" => Tree::open(Bytes::copy_from_slice(bytes)).is_ok(),
