@@ -103,6 +103,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
     tokio::select! {
         () = server.accept(listener) => {}
         () = server.finished() => {}
+        () = server.keep_small() => {}
         () = stop_signal() => {}
     }
     // New clients must start a new daemon instead of waiting for this one to end.

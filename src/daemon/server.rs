@@ -18,6 +18,9 @@ use crate::image::{Images, Progress};
 /// Longest request accepted, in bytes.
 const REQUEST_BYTES: u64 = 1 << 20;
 
+/// How long readers must have been quiet before decoded spans are dropped from memory.
+const MEMORY_QUIET: Duration = Duration::from_secs(5);
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
@@ -102,6 +105,11 @@ impl Server {
                 _ = clients.changed() => {}
             }
         }
+    }
+
+    /// Gives memory back while nothing happens. Runs for ever.
+    pub(super) async fn keep_small(&self) {
+        self.images.fetcher().shrink_when_idle(MEMORY_QUIET).await;
     }
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.

@@ -1,21 +1,19 @@
 //! First contact: one streamed pass over a layer that nobody has indexed.
 //!
-//! Several ranged reads run ahead at once, because one connection seldom fills a line, and their answers are handed on
-//! in order. Every piece lands in the blob store as soon as it arrives, so an interrupted pass resumes where it was: what
-//! is on disk is read from there. Nothing of it is believed until the builder has seen the whole layer and both digests
-//! are right.
+//! Every piece lands in the blob store as soon as it arrives ([`pieces`]), so an interrupted pass resumes where it was:
+//! what is on disk is read from there. Nothing of it is believed until the builder has seen the whole layer and both
+//! digests are right.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::{Error, Traffic, read_range};
+use super::pieces::pieces;
+use super::{Error, Traffic};
 use crate::index::{self, BuildError, Expected, LayerIndex};
-use crate::limits;
 use crate::source::BlobReader;
 use crate::store::{Blob, Store};
 
@@ -72,7 +70,7 @@ async fn keep(store: &Arc<Store>, blob: Arc<Blob>, index: LayerIndex) -> Result<
         }
         match mapped {
             // The mapped copy takes no memory that the kernel cannot have back.
-            Ok(mapped) => LayerIndex::open(mapped).unwrap_or(index),
+            Ok(mapped) => LayerIndex::open(mapped.bytes().clone()).unwrap_or(index),
             Err(error) => {
                 tracing::debug!(layer = %index.layer(), %error, "the index is not kept");
                 index
@@ -93,13 +91,7 @@ async fn pass(
     let builder = tokio::task::spawn_blocking(move || {
         index::build(std::iter::from_fn(move || receiver.blocking_recv()), expected)
     });
-    let pieces = chunks(expected.size).map(|range| {
-        let blob = Arc::clone(blob);
-        let reader = reader.clone();
-        let progress = Arc::clone(&progress);
-        async move { piece(&blob, reader.as_deref(), range, &progress.traffic).await }
-    });
-    let mut pieces = stream::iter(pieces).buffered(limits::PARALLEL_READS);
+    let mut pieces = std::pin::pin!(pieces(blob, reader.as_ref(), 0..expected.size, &progress.traffic));
     while let Some(piece) = pieces.next().await {
         let failed = piece.is_err();
         if let Ok(bytes) = &piece {
@@ -110,61 +102,6 @@ async fn pass(
             break;
         }
     }
-    drop(pieces);
     drop(sender);
     builder.await.unwrap_or(Err(BuildError::Input(Error::Interrupted)))
-}
-
-/// The ranges in which a blob of `size` bytes is read.
-fn chunks(size: u64) -> impl Iterator<Item = Range<u64>> {
-    let step = limits::READ_CHUNK;
-    (0..size.div_ceil(step)).map(move |number| number * step..size.min((number + 1) * step))
-}
-
-/// The bytes of one chunk: from the disk what is there, the rest from the source and onto the disk.
-async fn piece(
-    blob: &Arc<Blob>,
-    reader: Option<&dyn BlobReader>,
-    range: Range<u64>,
-    traffic: &Traffic,
-) -> Result<Bytes, Error> {
-    let mut whole = BytesMut::new();
-    let mut at = range.start;
-    for gap in blob.missing(range.clone()) {
-        append_local(&mut whole, blob, at..gap.start).await?;
-        at = gap.end;
-        let Some(reader) = reader else {
-            return Err(Error::Offline { layer: blob.digest(), start: gap.start, end: gap.end });
-        };
-        let bytes = read_range(reader, gap.clone(), traffic).await?;
-        let target = Arc::clone(blob);
-        let copy = bytes.clone();
-        let written = tokio::task::spawn_blocking(move || target.write(gap.start, &copy)).await;
-        if let Err(error) = written.map_err(|_| Error::Interrupted)? {
-            // The pass goes on from memory; what is not on disk will be fetched again when it is read.
-            tracing::debug!(layer = %blob.digest(), %error, "layer bytes are not kept");
-        }
-        if whole.is_empty() && at == range.end {
-            return Ok(bytes);
-        }
-        whole.extend_from_slice(&bytes);
-    }
-    append_local(&mut whole, blob, at..range.end).await?;
-    Ok(whole.freeze())
-}
-
-async fn append_local(whole: &mut BytesMut, blob: &Arc<Blob>, range: Range<u64>) -> Result<(), Error> {
-    if range.is_empty() {
-        return Ok(());
-    }
-    let source = Arc::clone(blob);
-    let wanted = range.clone();
-    let read = tokio::task::spawn_blocking(move || source.read(wanted)).await.map_err(|_| Error::Interrupted)?;
-    match read? {
-        Some(bytes) => {
-            whole.extend_from_slice(&bytes);
-            Ok(())
-        }
-        None => Err(Error::Offline { layer: blob.digest(), start: range.start, end: range.end }),
-    }
 }

@@ -14,8 +14,10 @@ mod fill;
 mod first_contact;
 mod large;
 mod once_map;
+mod pieces;
 mod spans;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -184,6 +186,16 @@ impl Fetcher {
         self.inner.cache.get(&spans::Key::new(layer, span)).or_else(|| layer.large.get(span))
     }
 
+    /// Gives back the memory of decoded spans whenever no reader has waited for `quiet`: what was read is in the kernel's
+    /// cache by then. Runs for ever.
+    pub async fn shrink_when_idle(&self, quiet: std::time::Duration) {
+        loop {
+            self.demand().begins().await;
+            self.demand().idle_for(quiet).await;
+            self.inner.cache.clear();
+        }
+    }
+
     /// Bytes of decoded spans held in memory.
     pub fn memory_used(&self) -> u64 {
         self.inner.cache.used()
@@ -201,7 +213,7 @@ impl Fetcher {
         let layer = Arc::clone(layer);
         let flight = self.inner.flights.join(key, || async move {
             let bytes = inner.obtain(&layer, span).await?;
-            if !layer.large.put(span, &bytes) {
+            if !LargeSpans::is_large(&layer.index, span) {
                 inner.cache.put(key, bytes.clone());
             }
             Ok(bytes)
@@ -218,20 +230,15 @@ impl Inner {
     async fn obtain(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
         for attempt in 0..2 {
-            let (compressed, missing) = layer.compressed(&range).await?;
-            let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
-            let task = Arc::clone(layer);
-            let start = range.start;
-            let decoded = tokio::task::spawn_blocking(move || {
-                let decoded = task.large.decode(&task.index, span, &compressed);
-                if decoded.is_ok() {
-                    task.keep(start, &compressed, &missing);
+            let decoded = if LargeSpans::is_large(&layer.index, span) {
+                match large::obtain(layer, span).await {
+                    Ok(bytes) => Ok(bytes),
+                    Err(large::Failure::Input(error)) => return Err(error),
+                    Err(large::Failure::Decode(error)) => Err(error),
                 }
-                decoded
-            })
-            .await
-            .map_err(|_| Error::Interrupted)?;
-            drop(permit);
+            } else {
+                self.decode(layer, span, &range).await?
+            };
             match decoded {
                 Ok(bytes) => return Ok(bytes),
                 Err(error @ index::Error::Span { .. }) => {
@@ -252,15 +259,34 @@ impl Inner {
             source_name: layer.source_name.clone(),
         })
     }
+
+    /// Decodes a span in memory, on one of a bounded number of threads.
+    async fn decode(
+        &self,
+        layer: &Arc<Layer>,
+        span: SpanId,
+        range: &Range<u64>,
+    ) -> Result<Result<Bytes, index::Error>, Error> {
+        let (compressed, missing) = layer.compressed(range).await?;
+        let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
+        let (task, start) = (Arc::clone(layer), range.start);
+        let decoded = tokio::task::spawn_blocking(move || {
+            let decoded = task.index.decode(span, &compressed);
+            if decoded.is_ok() {
+                task.keep(start, &compressed, &missing);
+            }
+            decoded
+        });
+        let decoded = decoded.await.map_err(|_| Error::Interrupted);
+        drop(permit);
+        decoded
+    }
 }
 
 impl Layer {
     /// The bytes of `range`, from the blob store where it has them and from the source where not, and which parts the
     /// source gave.
-    async fn compressed(
-        self: &Arc<Self>,
-        range: &std::ops::Range<u64>,
-    ) -> Result<(Bytes, Vec<std::ops::Range<u64>>), Error> {
+    async fn compressed(self: &Arc<Self>, range: &Range<u64>) -> Result<(Bytes, Vec<Range<u64>>), Error> {
         let missing = self.blob.missing(range.clone());
         if missing.is_empty() {
             let layer = Arc::clone(self);
@@ -288,7 +314,7 @@ impl Layer {
         Ok((whole.freeze(), missing))
     }
 
-    async fn append_local(self: &Arc<Self>, whole: &mut BytesMut, range: std::ops::Range<u64>) -> Result<(), Error> {
+    async fn append_local(self: &Arc<Self>, whole: &mut BytesMut, range: Range<u64>) -> Result<(), Error> {
         if range.is_empty() {
             return Ok(());
         }
@@ -303,7 +329,7 @@ impl Layer {
     }
 
     /// One ranged read at the source.
-    async fn fetch(&self, range: std::ops::Range<u64>) -> Result<Bytes, Error> {
+    async fn fetch(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let Some(reader) = &self.reader else {
             return Err(Error::Offline { layer: self.index.layer(), start: range.start, end: range.end });
         };
@@ -311,7 +337,7 @@ impl Layer {
     }
 
     /// Records verified bytes in the blob store. A full or failing disk costs a later fetch, never this read.
-    fn keep(&self, start: u64, compressed: &[u8], fetched: &[std::ops::Range<u64>]) {
+    fn keep(&self, start: u64, compressed: &[u8], fetched: &[Range<u64>]) {
         for gap in fetched {
             let within = |offset: u64| usize::try_from(offset - start).ok();
             let Some(bytes) = within(gap.start).zip(within(gap.end)).and_then(|(from, to)| compressed.get(from..to))
@@ -326,7 +352,7 @@ impl Layer {
 }
 
 /// Collects one ranged read, counting it.
-async fn read_range(reader: &dyn BlobReader, range: std::ops::Range<u64>, traffic: &Traffic) -> Result<Bytes, Error> {
+async fn read_range(reader: &dyn BlobReader, range: Range<u64>, traffic: &Traffic) -> Result<Bytes, Error> {
     if range.is_empty() {
         return Ok(Bytes::new());
     }

@@ -63,6 +63,14 @@ impl SpanCache {
         }
     }
 
+    /// Drops everything.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        let dropped = std::mem::replace(&mut *state, State { spans: LruCache::unbounded(), used: 0 });
+        drop(state);
+        drop(dropped);
+    }
+
     pub(super) fn used(&self) -> u64 {
         self.lock().used
     }

@@ -95,8 +95,10 @@ impl Images {
     async fn stored_index(&self, expected: Expected) -> Result<Option<LayerIndex>, Error> {
         let store = Arc::clone(&self.store);
         let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
-            let Some(bytes) = store.index(&expected.layer)? else { return Ok(None) };
-            match LayerIndex::open(bytes).and_then(|index| index.check().map(|()| index)) {
+            let Some(mapped) = store.index(&expected.layer)? else { return Ok(None) };
+            let opened = LayerIndex::open(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
+            mapped.release_pages();
+            match opened {
                 Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
                     return Ok(Some(index));
                 }

@@ -21,7 +21,7 @@ use crate::fetch::{self, Fetcher, OnceMap};
 use crate::index::LayerIndex;
 use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, Wanted};
 use crate::source::Source;
-use crate::store::Store;
+use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::Error;
@@ -204,22 +204,19 @@ impl Images {
             }
             let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
             let encoded = crate::tree::merge(&indexes)?;
-            let bytes = match store.put_tree(&id, &encoded) {
-                Ok(mapped) => mapped,
-                Err(error) => {
-                    tracing::warn!(%error, "the tree is not kept, the next mount will merge it again");
-                    Bytes::from(encoded)
-                }
-            };
-            Ok((Tree::open(bytes)?, id))
+            let mapped = store.put_tree(&id, &encoded).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the tree is not kept, the next mount will merge it again");
+                Mapped::from(Bytes::from(encoded))
+            });
+            Ok((open_tree(&mapped)?, id))
         });
         task.await.map_err(|_| Error::Interrupted)?
     }
 }
 
 fn stored_tree(store: &Store, id: &Digest) -> Result<Option<Tree>, Error> {
-    let Some(bytes) = store.tree(id)? else { return Ok(None) };
-    match Tree::open(bytes) {
+    let Some(mapped) = store.tree(id)? else { return Ok(None) };
+    match open_tree(&mapped) {
         Ok(tree) => Ok(Some(tree)),
         Err(error) => {
             tracing::warn!(tree = %id, %error, "merging the tree again");
@@ -227,4 +224,11 @@ fn stored_tree(store: &Store, id: &Digest) -> Result<Option<Tree>, Error> {
             Ok(None)
         }
     }
+}
+
+/// Opens a tree, which reads all of it; the pages that were only needed for checking are given back.
+fn open_tree(mapped: &Mapped) -> Result<Tree, crate::tree::Error> {
+    let tree = Tree::open(mapped.bytes().clone())?;
+    mapped.release_pages();
+    Ok(tree)
 }

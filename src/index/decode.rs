@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use zstd_safe::DCtx;
 
 use super::format::{FRESH, SpanRecord, ZEROS};
@@ -83,9 +83,13 @@ impl LayerIndex {
         Ok(Bytes::from(decoded))
     }
 
-    pub(super) fn decode_span_to<W: Write>(&self, id: SpanId, compressed: &[u8], out: &mut W) -> Result<(), Error> {
+    pub(super) fn decode_span_to<W: Write>(
+        &self,
+        id: SpanId,
+        pieces: &mut dyn Iterator<Item = Bytes>,
+        out: &mut W,
+    ) -> Result<(), Error> {
         let span = self.span(id);
-        self.check_length(&span, compressed)?;
         let mut hasher = blake3::Hasher::new();
         let mut left = span.length;
         let mut sink = |bytes: &[u8]| {
@@ -95,14 +99,21 @@ impl LayerIndex {
             out.write_all(bytes).map_err(Error::Output)
         };
         match self.parts.compression {
-            Compression::None => sink(compressed)?,
+            Compression::None => {
+                for piece in pieces {
+                    sink(&piece)?;
+                }
+            }
             Compression::Gzip => {
                 let mut decoder = gzip::Decoder::new();
-                let rest = self.enter(&mut decoder, &span, compressed)?;
-                self.stream(&span, codec::Decoder::Gzip(decoder), rest, &mut sink)?;
+                let first = pieces.next().unwrap_or_default();
+                let rest = self.enter(&mut decoder, &span, &first)?;
+                let rest = first.slice_ref(rest);
+                let mut pieces = std::iter::once(rest).chain(pieces);
+                self.stream(&span, codec::Decoder::Gzip(decoder), &mut pieces, &mut sink)?;
             }
             Compression::Zstd => {
-                self.stream(&span, codec::Decoder::Zstd(zstd::Decoder::new()), compressed, &mut sink)?;
+                self.stream(&span, codec::Decoder::Zstd(zstd::Decoder::new()), pieces, &mut sink)?;
             }
         }
         if left != 0 || *hasher.finalize().as_bytes() != span.record.digest {
@@ -143,21 +154,22 @@ impl LayerIndex {
         &self,
         span: &Span,
         mut decoder: codec::Decoder,
-        mut input: &[u8],
+        pieces: &mut dyn Iterator<Item = Bytes>,
         sink: &mut impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut piece = vec![0; PIECE];
+        let mut input = Bytes::new();
         let mut left = span.length;
         while left > 0 {
             let room = left.min(PIECE as u64) as usize;
             let step =
-                decoder.step(input, &mut piece[..room]).map_err(|error| self.fault(span, SpanFault::Codec(error)))?;
-            if step.is_idle() {
-                return Err(self.fault(span, SpanFault::Codec(codec::Error::Truncated)));
-            }
+                decoder.step(&input, &mut piece[..room]).map_err(|error| self.fault(span, SpanFault::Codec(error)))?;
             sink(&piece[..step.written])?;
-            input = &input[step.read..];
+            input.advance(step.read);
             left -= step.written as u64;
+            if step.is_idle() {
+                input = pieces.next().ok_or_else(|| self.fault(span, SpanFault::Codec(codec::Error::Truncated)))?;
+            }
         }
         Ok(())
     }

@@ -219,11 +219,18 @@ impl LayerIndex {
         self.decode_span(span, compressed)
     }
 
-    /// Like [`Self::decode`], but streams the decoded bytes to `out` in bounded memory.
+    /// Like [`Self::decode`], but in bounded memory: takes the compressed bytes in pieces, in order, and streams the
+    /// decoded bytes to `out`.
     ///
-    /// The digest is known only at the end: what was written is to be thrown away on any error.
-    pub fn decode_to(&self, span: SpanId, compressed: &[u8], out: &mut impl Write) -> Result<(), Error> {
-        self.decode_span_to(span, compressed, out)
+    /// Pieces that end early are wrong bytes. The digest is known only at the end: what was written is to be thrown away
+    /// on any error.
+    pub fn decode_to(
+        &self,
+        span: SpanId,
+        mut pieces: impl Iterator<Item = Bytes>,
+        out: &mut impl Write,
+    ) -> Result<(), Error> {
+        self.decode_span_to(span, &mut pieces, out)
     }
 
     /// Why reads of this layer cannot be lazy, if they cannot: one span holds most of it (a single zstd frame).

@@ -1,7 +1,7 @@
 //! Layer indexes and trees: files that are mapped into memory instead of read.
 //!
 //! The store does not know their formats. Whoever decodes one checks it, and removes it here if it is damaged. They are
-//! never written in place, so a map cannot change or shrink under its reader (see [`object::map`]), and removing one
+//! never written in place, so a map cannot change or shrink under its reader (see [`Mapped`]), and removing one
 //! that is mapped takes away its name only.
 
 use std::collections::HashSet;
@@ -9,17 +9,18 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::layout::{Part, parse_object};
+use super::object::Mapped;
 use super::{Context as _, Error, Store, Usage, object};
 use crate::oci::Digest;
 
 impl Store {
     /// Keeps an encoded layer index and returns it memory-mapped.
-    pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Bytes, Error> {
+    pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
         self.put_mapped(Part::Indexes, layer, encoded)
     }
 
     /// The encoded index of `layer`, memory-mapped. The caller checks it and calls [`Self::remove_index`] if damaged.
-    pub fn index(&self, layer: &Digest) -> Result<Option<Bytes>, Error> {
+    pub fn index(&self, layer: &Digest) -> Result<Option<Mapped>, Error> {
         self.mapped(Part::Indexes, layer)
     }
 
@@ -29,12 +30,12 @@ impl Store {
     }
 
     /// Keeps an encoded tree and returns it memory-mapped.
-    pub fn put_tree(&self, id: &Digest, encoded: &[u8]) -> Result<Bytes, Error> {
+    pub fn put_tree(&self, id: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
         self.put_mapped(Part::Trees, id, encoded)
     }
 
     /// The encoded tree `id`, memory-mapped. The caller checks it and calls [`Self::remove_tree`] if damaged.
-    pub fn tree(&self, id: &Digest) -> Result<Option<Bytes>, Error> {
+    pub fn tree(&self, id: &Digest) -> Result<Option<Mapped>, Error> {
         self.mapped(Part::Trees, id)
     }
 
@@ -58,20 +59,20 @@ impl Store {
         Ok(freed)
     }
 
-    fn put_mapped(&self, part: Part, digest: &Digest, encoded: &[u8]) -> Result<Bytes, Error> {
+    fn put_mapped(&self, part: Part, digest: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
         let path = self.shared.layout.object(part, digest);
         object::put(&self.shared.layout, &path, encoded)?;
         match self.mapped(part, digest)? {
-            Some(bytes) => Ok(bytes),
+            Some(mapped) => Ok(mapped),
             // Evicted in between; what was given is as good.
-            None => Ok(Bytes::copy_from_slice(encoded)),
+            None => Ok(Mapped::from(Bytes::copy_from_slice(encoded))),
         }
     }
 
-    fn mapped(&self, part: Part, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    fn mapped(&self, part: Part, digest: &Digest) -> Result<Option<Mapped>, Error> {
         let path = self.shared.layout.object(part, digest);
         let Some(file) = object::open(&path)? else { return Ok(None) };
         object::touch(&file);
-        object::map(&file).map(Some).context("map", &path)
+        Mapped::new(&file).map(Some).context("map", &path)
     }
 }

@@ -6,11 +6,14 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{self, Write as _};
+use std::ops::Deref;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use super::layout::{self, Layout};
 use super::{Context as _, Error};
@@ -121,14 +124,63 @@ pub(super) fn touch(file: &File) {
     }
 }
 
-/// The whole of `file` as memory that the kernel pages in on demand.
-pub(super) fn map(file: &File) -> io::Result<Bytes> {
-    if file.metadata()?.len() == 0 {
-        return Ok(Bytes::new());
+/// A file in memory that the kernel pages in on demand. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    bytes: Bytes,
+    map: Option<Arc<Mmap>>,
+}
+
+/// The map as the owner of a [`Bytes`].
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
-    // SAFETY: the bytes behind a map must not change or shrink. Objects are never written in place: a new version is
-    // another file renamed over the name, and the map keeps the old one. The directory has mode 0700 and one process
-    // owns it, so nobody else writes either.
-    let map = unsafe { memmap2::Mmap::map(file) }?;
-    Ok(Bytes::from_owner(map))
+}
+
+impl Mapped {
+    /// The whole of `file`.
+    pub(super) fn new(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Self::from(Bytes::new()));
+        }
+        // SAFETY: the bytes behind a map must not change or shrink. Objects are never written in place: a new version is
+        // another file renamed over the name, and the map keeps the old one. The directory has mode 0700 and one process
+        // owns it, so nobody else writes either.
+        let map = Arc::new(unsafe { Mmap::map(file) }?);
+        Ok(Self { bytes: Bytes::from_owner(Owner(Arc::clone(&map))), map: Some(map) })
+    }
+
+    /// The contents.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Gives the memory back to the kernel, which reads the pages again when they are used.
+    ///
+    /// For contents that were read as a whole to be checked and are then used here and there.
+    pub fn release_pages(&self) {
+        let Some(map) = &self.map else { return };
+        // SAFETY: the map is of a file, private and never written to, so dropped pages come back with the same bytes.
+        if let Err(error) = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) } {
+            tracing::debug!(%error, "mapped pages stay in memory");
+        }
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl From<Bytes> for Mapped {
+    /// Contents that are not mapped after all.
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, map: None }
+    }
 }

@@ -92,7 +92,8 @@ impl Store {
     fn verify_mapped(&self, found: &Found, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Outcome, Error> {
         let Some(digest) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
         let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
-        let bytes = object::map(&file).context("map", &found.path)?;
+        let mapped = object::Mapped::new(&file).context("map", &found.path)?;
+        let bytes = mapped.bytes();
         judge(found, check(&self.shared.layout.relative(&found.path), &digest, &bytes))
     }
 }
