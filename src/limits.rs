@@ -85,6 +85,13 @@ pub const INDEX_BYTES: u64 = 512 << 20;
 /// where they are parsed.
 pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
 
+/// Shortest file that has a content digest, and so can be in the file store.
+///
+/// A digest is 32 bytes that do not compress: in a layer of JavaScript packages, half of whose files are shorter than
+/// this, all digests would take as much of the index as everything else. A short file costs a file store a whole block
+/// and spares its reader one part of a span, which is verified anyway.
+pub const CONTENT_DIGEST_BYTES: u64 = 1024;
+
 /// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
 /// bytes can declare exabytes of zeros (D-010).
 pub const SPARSE_HASH_BYTES: u64 = 1 << 30;

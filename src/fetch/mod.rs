@@ -4,7 +4,7 @@
 //! decoded once ([`OnceMap`]). *Nothing unverified*: bytes may come from a disk that rots or a server that lies, so a span
 //! counts only after its decoded form matched the index ([`Fetcher::span`]), and only then are its bytes recorded in the
 //! blob store. *Never in the way*: decoding runs on a bounded number of threads, decoded spans live in a byte-bounded
-//! cache ([`spans::SpanCache`]), and background work yields to readers ([`Demand`]).
+//! cache (`SpanCache`), and background work yields to readers ([`Demand`]).
 //!
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
 //! verifies the whole of it.
