@@ -9,6 +9,7 @@
 mod client;
 pub mod control;
 mod failure;
+mod memory;
 mod mount;
 mod mounts;
 mod query;
@@ -73,6 +74,7 @@ pub fn socket_path(cache_dir: &Path, runtime_dir: &Path) -> PathBuf {
 /// `ready` is told by one line when requests can be made, or why they cannot. With `first`, that mount is made before
 /// anything else, and the daemon ends when it ends.
 pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
+    memory::give_back_large_buffers();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
