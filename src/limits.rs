@@ -5,6 +5,8 @@
 //! error that names the object. The modules below take the constants by name, so that a limit is found and argued
 //! about in one place.
 
+// Documents of the OCI specifications.
+
 /// Longest manifest or image index accepted, in bytes.
 ///
 /// Registries must accept pushes of 4 MiB (distribution-spec, "Pushing manifests"); clients accept 4 to 8 MiB (B-058).
@@ -16,47 +18,71 @@ pub const CONFIG_BYTES: u64 = 8 << 20;
 /// Deepest nesting of image indexes followed before giving up (B-046): two is common, ten is absurd.
 pub const INDEX_DEPTH: usize = 8;
 
+/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
+pub const INDEX_ENTRIES: usize = 10_000;
+
+/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
+pub const DOCUMENTS: usize = 64;
+
 /// Most layers in one image. Docker stops at 127; overlayfs at 500.
 pub const LAYERS: usize = 1024;
 
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
 
-// The merged tree (src/tree).
+/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
+pub const JSON_DEPTH: usize = 32;
 
-/// Most symbolic links followed on the way to one parent directory or hard link target, as in umoci and
-/// containerd. A longer chain is taken for a loop and the layer is rejected.
-pub const TREE_LINKS: usize = 255;
+/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
+pub const JSON_KEYS: usize = 10_000;
 
-/// Most names in one merged tree (D-014). The largest images in use hold one to two million files; merging a million
-/// takes 310 MB at its peak and two seconds, and this many in proportion.
-pub const TREE_NAMES: usize = 4 << 20;
+/// Longest `oci-layout` file, in bytes; it holds one version number.
+pub const LAYOUT_MARKER_BYTES: u64 = 4096;
 
-/// Most bytes of distinct names, link targets and attribute sets that merging one image may keep: four million names of
-/// 15 bytes are an eighth of it. Offsets into the stored tree stay below 2^32 because of it.
-pub const TREE_BYTES: usize = 512 << 20;
+// Image archives (`source`).
 
-/// Most extents of fragmented (sparse) files in the layers of one image; a file in one piece needs none. At 24 bytes
-/// each while merging they stay below 100 MB.
-pub const TREE_EXTENTS: usize = 4 << 20;
+/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
+pub const ARCHIVE_MEMBERS: usize = 200_000;
 
-/// Most path components walked while merging one image, link targets included, and names looked at for whiteouts:
-/// under a minute of work. An ordinary image of a million entries needs ten million; only layers made to multiply work
-/// (long link chains, one opaque marker after another) come near.
-pub const TREE_STEPS: u64 = 1 << 30;
+/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
+/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
+pub const ARCHIVE_NAME_BYTES: usize = 512;
 
-/// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
-pub const RESOLVE_LINKS: usize = 40;
-/// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
-/// short enough that the pieces held while waiting for the first one stay few MiB.
-pub const READ_CHUNK: u64 = 1 << 20;
+/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
 
-/// Ranged reads of one layer that run ahead at once during a first contact.
-pub const PARALLEL_READS: usize = 4;
+/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
+pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
 
-/// Layers of one image that are streamed at once.
-pub const PARALLEL_LAYERS: usize = 4;
-// Codecs and layer indexes.
+// Tar streams (`tar`).
+
+/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
+///
+/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
+pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
+
+/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
+///
+/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
+/// pieces stays below.
+pub const SPARSE_REGIONS: usize = 1 << 17;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
+pub const SYMLINK_BYTES: usize = 4095;
+
+/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
+pub const XATTR_NAME_BYTES: usize = 255;
+
+/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
+pub const XATTR_VALUE_BYTES: usize = 1 << 16;
+
+/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
+pub const XATTR_LIST_BYTES: usize = 1 << 16;
+
+// Codecs and layer indexes (`codec`, `index`).
 
 /// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` makes; `--long=31` asks for 2 GiB (D-010).
 pub const ZSTD_WINDOW_LOG: u32 = 27;
@@ -74,6 +100,10 @@ pub const DECODED_RATIO: u64 = 128;
 /// Most bytes one span may decode to: 16 GiB, because a zstd layer is commonly one frame and must mount, whatever its size.
 /// Readers look at a span's length before they decode it to memory.
 pub const SPAN_BYTES: u64 = 16 << 30;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
 
 /// Most entries in one layer: eight million, eight times what the largest known images have.
 pub const LAYER_ENTRIES: u64 = 8 << 20;
@@ -98,76 +128,45 @@ pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
 
 /// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
 pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
-// Tar streams.
 
-/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
-///
-/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
-pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
+// The merged tree (`tree`).
 
-/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
-///
-/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
-/// pieces stays below.
-pub const SPARSE_REGIONS: usize = 1 << 17;
+/// Most symbolic links followed on the way to one parent directory or hard link target, as in umoci and
+/// containerd. A longer chain is taken for a loop and the layer is rejected.
+pub const TREE_LINKS: usize = 255;
 
-/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
-pub const SYMLINK_BYTES: usize = 4095;
+/// Most names in one merged tree (D-014). The largest images in use hold one to two million files; merging a million
+/// takes 310 MB at its peak and two seconds, and this many in proportion.
+pub const TREE_NAMES: usize = 4 << 20;
 
-/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
-pub const XATTR_NAME_BYTES: usize = 255;
+/// Most bytes of distinct names, link targets and attribute sets that merging one image may keep: four million names of
+/// 15 bytes are an eighth of it. Offsets into the stored tree stay below 2^32 because of it.
+pub const TREE_BYTES: usize = 512 << 20;
 
-/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
-pub const XATTR_VALUE_BYTES: usize = 1 << 16;
+/// Most extents of fragmented (sparse) files in the layers of one image; a file in one piece needs none. At 24 bytes
+/// each while merging they stay below 100 MB.
+pub const TREE_EXTENTS: usize = 4 << 20;
 
-/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
-pub const XATTR_LIST_BYTES: usize = 1 << 16;
-/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
-pub const JSON_DEPTH: usize = 32;
+/// Most path components walked while merging one image, link targets included, and names looked at for whiteouts:
+/// under a minute of work. An ordinary image of a million entries needs ten million; only layers made to multiply work
+/// (long link chains, one opaque marker after another) come near.
+pub const TREE_STEPS: u64 = 1 << 30;
 
-/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
-pub const JSON_KEYS: usize = 10_000;
+/// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
+pub const RESOLVE_LINKS: usize = 40;
 
-/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
-pub const INDEX_ENTRIES: usize = 10_000;
+// Fetching (`fetch`, `image`).
 
-/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
-pub const ARCHIVE_MEMBERS: usize = 200_000;
+/// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
+/// short enough that the pieces held while waiting for the first one stay few MiB.
+pub const READ_CHUNK: u64 = 1 << 20;
 
-/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
-/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
-pub const ARCHIVE_NAME_BYTES: usize = 512;
+/// Ranged reads of one layer that run ahead at once during a first contact.
+pub const PARALLEL_READS: usize = 4;
 
-/// Longest `oci-layout` file, in bytes; it holds one version number.
-pub const LAYOUT_MARKER_BYTES: u64 = 4096;
+/// Layers of one image that are streamed at once.
+pub const PARALLEL_LAYERS: usize = 4;
 
-/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
-pub const DOCUMENTS: usize = 64;
-// The embedded registry and the demo image (`demo`): clients on the loopback interface and the host's own programs.
-
-/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
-pub const DEMO_REQUESTS: usize = 1 << 16;
-
-/// Most connections the embedded registry serves at once; more wait in the listener's queue.
-pub const DEMO_CONNECTIONS: usize = 256;
-
-/// Longest request body the embedded registry reads: a token request is a short form.
-pub const DEMO_REQUEST_BODY: usize = 64 << 10;
-
-/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
-pub const DEMO_TOKENS: usize = 1 << 12;
-
-/// Most program headers of a host program put into the demo image: real ones have about a dozen.
-pub const ELF_PROGRAM_HEADERS: u16 = 256;
-
-/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
-pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
-
-/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
-pub const ELF_STRING_BYTES: u64 = 4096;
-
-/// Most libraries the programs of the demo image may need together.
-pub const ELF_LIBRARIES: usize = 256;
 // The cache directory (`store`): its files are ours, but a disk may rot and a crash may tear.
 
 /// Longest document the cache keeps or reads back: the larger of [`MANIFEST_BYTES`] and [`CONFIG_BYTES`].
@@ -193,10 +192,8 @@ pub const VERIFIED_FILES: usize = 1 << 16;
 
 /// Most candidates for eviction collected in one walk of the cache, so that a million files cost no more memory.
 pub const EVICTION_BATCH: usize = 1 << 14;
-// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
 
-/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB; others stop at 64 KiB or 1 MiB.
-// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+// The registry client (`registry`): registries, token servers, object stores and credential helpers.
 
 /// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB.
 pub const TOKEN_BYTES: u64 = 256 << 10;
@@ -251,15 +248,29 @@ pub const LOW_SPEED: u64 = 100;
 
 /// Bytes that must arrive between two faults for the count of attempts to start again (B-094).
 pub const RESUME_PROGRESS: u64 = 1 << 20;
-/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
-pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
 
-/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
-pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+// The embedded registry and the demo image (`demo`): loopback clients and the host's own programs.
 
-/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
-pub const NAME_BYTES: usize = 255;
+/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
+pub const DEMO_REQUESTS: usize = 1 << 16;
 
-/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
-/// talked about.
-pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
+/// Most connections the embedded registry serves at once; more wait in the listener's queue.
+pub const DEMO_CONNECTIONS: usize = 256;
+
+/// Longest request body the embedded registry reads: a token request is a short form.
+pub const DEMO_REQUEST_BODY: usize = 64 << 10;
+
+/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
+pub const DEMO_TOKENS: usize = 1 << 12;
+
+/// Most program headers of a host program put into the demo image: real ones have about a dozen.
+pub const ELF_PROGRAM_HEADERS: u16 = 256;
+
+/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
+pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
+
+/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
+pub const ELF_STRING_BYTES: u64 = 4096;
+
+/// Most libraries the programs of the demo image may need together.
+pub const ELF_LIBRARIES: usize = 256;
