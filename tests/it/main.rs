@@ -1,5 +1,6 @@
 //! Integration tests, one binary; each module says what it shows.
 mod cli;
+mod damage;
 mod demo_image;
 mod layering;
 mod merge_model;
