@@ -21,6 +21,7 @@ use ocifs::index::LayerIndex;
 use ocifs::oci::{Digest, Platform, Wanted};
 use ocifs::store::{self, Store};
 use ocifs::tree::Tree;
+use rustix::process::Pid;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -43,16 +44,16 @@ impl Dice {
     }
 }
 
-/// Text of `size` bytes that compresses about as well as programs do, so that gzip spans need their windows.
+/// Bytes that compress to about two thirds of their length, with matches far behind, so that gzip spans need their windows.
 pub(crate) fn prose(seed: u64, size: usize) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let mut text: Vec<u8> = (0..size.min(4096)).map(|_| dice.below(256) as u8).collect();
     while text.len() < size {
-        let length = (20 + dice.below(200) as usize).min(size - text.len());
+        let length = 8 + dice.below(16) as usize;
         let start = text.len() - 1 - dice.below(text.len().min(30_000) as u64 - 1) as usize;
         let end = (start + length).min(text.len());
         text.extend_from_within(start..end);
-        text.push(dice.below(256) as u8);
+        text.extend((0..24).map(|_| dice.below(256) as u8));
     }
     text.truncate(size);
     text
@@ -76,7 +77,7 @@ pub(crate) fn image() -> (Image, Files) {
         layer.compressed(compression)
     };
     let image = Image::new()
-        .layer(layer("gzip", &[0, 1, 511, 512, 30_000, 1_300_000, 7000], Compression::Gzip))
+        .layer(layer("gzip", &[0, 1, 511, 512, 30_000, 1_900_000, 7000], Compression::Gzip))
         .layer(layer("members", &[600, 90_000, 5], Compression::GzipMembers(40_000)))
         .layer(layer("zstd", &[100, 4096, 200_000, 300_000], Compression::ZstdFrames(100_000)))
         .layer(layer("frame", &[3, 260_000], Compression::Zstd))
@@ -454,16 +455,16 @@ fn copy_below(from: &Path, to: &Path) {
 fn a_damaged_document_or_reference_is_fetched_again_or_missed() {
     let served = Served::new();
     let cache = served.complete();
-    damage(&served, cache.path(), "manifests", 12, Alone::Error);
-    damage(&served, cache.path(), "refs", 12, Alone::Error);
+    damage(&served, cache.path(), "manifests", 10, Alone::Error);
+    damage(&served, cache.path(), "refs", 10, Alone::Error);
 }
 
 #[test]
 fn a_damaged_index_or_tree_is_made_again_from_the_layers() {
     let served = Served::new();
     let cache = served.complete();
-    damage(&served, cache.path(), "indexes", 8, Alone::Right);
-    damage(&served, cache.path(), "trees", 24, Alone::Right);
+    damage(&served, cache.path(), "indexes", 7, Alone::Right);
+    damage(&served, cache.path(), "trees", 20, Alone::Right);
 }
 
 #[test]
@@ -477,7 +478,7 @@ fn a_damaged_index_is_made_again_by_fetching_the_layer_if_that_is_not_here() {
 fn a_damaged_byte_of_a_complete_layer_is_never_read() {
     let served = Served::new();
     let cache = served.complete();
-    damage(&served, cache.path(), "blobs", 12, Alone::Either);
+    damage(&served, cache.path(), "blobs", 10, Alone::Either);
 }
 
 #[test]
@@ -487,7 +488,7 @@ fn a_damaged_byte_of_a_partial_layer_or_its_map_is_never_read() {
     let names = files_below(&cache.path().join("blobs"));
     let with = |suffix: &str| names.iter().filter(|name| name.to_string_lossy().ends_with(suffix)).count();
     assert!(with(".partial") > 3 && with(".partial") == with(".map"), "{names:?}");
-    damage(&served, cache.path(), "blobs", 10, Alone::Either);
+    damage(&served, cache.path(), "blobs", 7, Alone::Either);
 }
 
 #[test]
@@ -504,6 +505,18 @@ enum Outcome {
     Right,
     /// There is nothing right to be had.
     Error,
+    /// An error if a part of the blob is asked for; asking for the whole of it gets it.
+    ErrorOfRange,
+}
+
+impl Outcome {
+    fn fits(self, looked: &Looked) -> bool {
+        match self {
+            Self::Right => looked.is_ok(),
+            Self::Error => looked.is_err(),
+            Self::ErrorOfRange => true,
+        }
+    }
 }
 
 /// Decides how one kind of answer goes wrong.
@@ -515,7 +528,7 @@ fn lie(lie: impl Fn(&Asked) -> Option<Fault> + Send + Sync + 'static) -> Lie {
 
 /// The ways in which a server lies about a blob of `size` bytes.
 fn lies(size: u64) -> Vec<(String, Lie, Outcome)> {
-    use Outcome::{Error, Right};
+    use Outcome::{Error, ErrorOfRange, Right};
     let early = |asked: &Asked| asked.attempt < 2;
     let slow = Fault::Drip { bytes: 20_000, every: Duration::from_millis(5) };
     let mut lies = vec![
@@ -535,13 +548,13 @@ fn lies(size: u64) -> Vec<(String, Lie, Outcome)> {
             Right,
         ),
         ("ignores ranges".to_owned(), lie(|_| Some(Fault::IgnoreRange)), Right),
-        ("states no range".to_owned(), lie(|asked| asked.range().map(|_| Fault::ContentRange(None))), Error),
+        ("states no range".to_owned(), lie(|asked| asked.range().map(|_| Fault::ContentRange(None))), ErrorOfRange),
         (
             "states another range".to_owned(),
             lie(|asked| asked.range().map(|_| Fault::ContentRange(Some("bytes 1-2/3".to_owned())))),
-            Error,
+            ErrorOfRange,
         ),
-        ("sends another range".to_owned(), lie(|asked| Some(Fault::Many(vec![Fault::OtherRange(1..9)]))), Error),
+        ("sends another range".to_owned(), lie(|_| Some(Fault::OtherRange(1..9))), Error),
         ("sends another blob".to_owned(), lie(|_| Some(Answer::new(200).body("<html>not found</html>").into())), Error),
         (
             "sends zeros".to_owned(),
@@ -570,19 +583,24 @@ fn tell(served: &Served, digest: Digest, lie: Lie) {
 fn a_server_that_lies_at_first_contact_gets_no_byte_through_and_is_believed_again_when_it_is_right() {
     let served = Served::new();
     let config = served.built.config.clone();
+    let mut refused_ranges = 0;
     for blob in served.built.layers.iter().chain([&config]) {
         for (what, lie, outcome) in lies(blob.size) {
             let what = format!("blob of {} bytes: the server {what}", blob.size);
             let cache = temp_dir();
             tell(&served, blob.digest, lie);
             let looked = served.look(cache.path(), &served.tagged(), false);
-            assert_eq!(looked.is_err(), outcome == Outcome::Error, "{what}: {looked:?}");
+            assert!(outcome.fits(&looked), "{what}: {looked:?}");
+            if outcome == Outcome::ErrorOfRange && looked.is_err() {
+                refused_ranges += 1;
+            }
             served.assert_nothing_wrong_is_kept(cache.path());
             served.registry.clear_faults();
             let looked = served.look(cache.path(), &served.tagged(), false);
             assert_eq!(looked, Ok(()), "{what}, but no more");
         }
     }
+    assert!(refused_ranges > 0, "no layer was asked for in parts: {:?}", served.built.layers);
 }
 
 #[test]
@@ -604,10 +622,7 @@ fn a_server_that_lies_to_lazy_reads_gets_no_byte_through_and_is_believed_again_w
             });
             // Bytes that no file needs, such as the end of the archive, may be wrong as they like.
             let may_be_right = what.contains("inverts byte") || number + 1 == served.built.layers.len();
-            assert!(
-                first.is_err() == (outcome == Outcome::Error) || (first.is_ok() && may_be_right),
-                "{what}: {first:?}"
-            );
+            assert!(outcome.fits(&first) || (first.is_ok() && may_be_right), "{what}: {first:?}");
             assert_eq!(second, Ok(()), "{what}, but no more");
             served.assert_nothing_wrong_is_kept(copy.path());
         }
@@ -661,6 +676,24 @@ fn program() -> (Ocifs, Embedded, Files, Built) {
     (Ocifs::new(), Embedded::start(content), files, built)
 }
 
+/// Tells the daemon to end and waits until it has.
+pub(crate) fn end_daemon(ocifs: &Ocifs) {
+    let pid = ocifs.daemon().expect("a daemon is running");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told to end");
+    wait_for_end(pid);
+}
+
+/// Waits until a process has ended.
+pub(crate) fn wait_for_end(pid: Pid) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Nobody waits for a daemon but init, or whoever stands in for it.
+    let status = PathBuf::from(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    while fs::read_to_string(&status).is_ok_and(|text| !text.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "process {pid:?} does not end");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Reads all files through the kernel; the first error ends it. Panics at a wrong byte.
 #[track_caller]
 pub(crate) fn read_all(root: &Path, files: &Files) -> std::io::Result<()> {
@@ -697,6 +730,8 @@ fn a_mount_from_a_server_that_always_lies_is_exit_code_6_and_works_when_it_is_ri
 
     ocifs.umount(&point);
     ocifs.drop_bytes();
+    // What the daemon has decoded and verified stays in its memory.
+    end_daemon(&ocifs);
     ocifs.mount(&reference, &point);
     registry.set_faults(|asked| {
         // Every byte of every range, as far as one can tell from outside.
