@@ -21,7 +21,8 @@ use ocifs::index::LayerIndex;
 use ocifs::oci::{Digest, Platform, Wanted};
 use ocifs::store::{self, Store};
 use ocifs::tree::Tree;
-use rustix::process::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -287,7 +288,7 @@ impl Served {
 }
 
 /// What lies between the gaps.
-fn present(missing: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
+pub(crate) fn present(missing: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
     let starts = std::iter::once(0).chain(missing.iter().map(|gap| gap.end));
     let ends = missing.iter().map(|gap| gap.start).chain(std::iter::once(size));
     starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty()).collect()
@@ -443,7 +444,7 @@ pub(crate) fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn copy_below(from: &Path, to: &Path) {
+pub(crate) fn copy_below(from: &Path, to: &Path) {
     for file in files_below(from) {
         let target = to.join(file.strip_prefix(from).expect("it is below"));
         fs::create_dir_all(target.parent().expect("it has one")).expect("a directory");
@@ -683,14 +684,13 @@ pub(crate) fn end_daemon(ocifs: &Ocifs) {
     wait_for_end(pid);
 }
 
-/// Waits until a process has ended.
+/// Waits until a process has ended, with all of its threads.
 pub(crate) fn wait_for_end(pid: Pid) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    // Nobody waits for a daemon but init, or whoever stands in for it.
-    let status = PathBuf::from(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    while fs::read_to_string(&status).is_ok_and(|text| !text.contains(") Z ")) {
-        assert!(Instant::now() < deadline, "process {pid:?} does not end");
-        std::thread::sleep(Duration::from_millis(2));
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    // If it cannot be opened it is gone already.
+    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).expect("it can be waited for");
+        assert!(ended > 0, "process {pid:?} does not end");
     }
 }
 

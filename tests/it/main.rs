@@ -2,6 +2,7 @@
 mod cli;
 mod damage;
 mod demo_image;
+mod kill;
 mod layering;
 mod merge_model;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
