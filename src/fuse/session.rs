@@ -90,10 +90,13 @@ pub fn mounted_at(dir: &Path) -> io::Result<Option<MountPoint>> {
     kernel::find(dir)
 }
 
-/// True if a FUSE mount's daemon is gone, which every access answers with ENOTCONN. Asks the mount, so it may block as
-/// long as a daemon that is alive takes to answer.
+/// True if a FUSE mount's daemon is gone. Asks the mount, so it may block as long as a daemon that is alive takes to
+/// answer.
+///
+/// Only a request that the kernel cannot answer from what it remembers tells: attributes are kept for ever, so stat(2)
+/// succeeds long after the daemon's death, but statfs(2) always goes to the daemon and fails with ENOTCONN.
 pub fn is_dead(dir: &Path) -> bool {
-    let answer = rustix::fs::stat(dir);
+    let answer = rustix::fs::statfs(dir);
     answer.is_err_and(|error| error == rustix::io::Errno::NOTCONN || error == rustix::io::Errno::CONNABORTED)
 }
 

@@ -343,6 +343,11 @@ impl Image {
         self
     }
 
+    /// The compressed bytes of the layers, from the bottom.
+    pub(crate) fn blobs(&self) -> Vec<Vec<u8>> {
+        self.layers.iter().map(Layer::blob).collect()
+    }
+
     /// Writes the image into an image layout, made if it is not there, as `tag`.
     pub(crate) fn to_layout(&self, layout: &Path, tag: &str) -> Built {
         let blobs = layout.join("blobs/sha256");

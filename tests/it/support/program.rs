@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Mount, detach_below, temp_dir};
@@ -13,9 +16,12 @@ use super::{Mount, detach_below, temp_dir};
 /// Longest that one command may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Longest that a daemon may take to end.
+const FAREWELL: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
 /// An installation of ocifs: cache, run-time directory, home and mount points in one temporary directory.
 ///
-/// Dropping it unmounts what is mounted there. Daemons end by themselves when they have nothing mounted.
+/// Dropping it ends its daemon, which unmounts what it serves, and then whatever is still mounted there.
 #[derive(Debug)]
 pub(crate) struct Ocifs {
     home: TempDir,
@@ -88,11 +94,65 @@ impl Ocifs {
     pub(crate) fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
         run(&mut self.command(args))
     }
+
+    /// Runs a command that answers in JSON; panics if it fails.
+    #[track_caller]
+    pub(crate) fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
+        serde_json::from_str(&self.run(args).ok().stdout).expect("JSON on standard output")
+    }
+
+    /// Mounts an image without background fetching, so that a test alone decides what is fetched.
+    #[track_caller]
+    pub(crate) fn mount(&self, reference: &str, point: &Mount) -> Ran {
+        self.run([OsStr::new("mount"), "--fill=off".as_ref(), reference.as_ref(), point.path().as_ref()]).ok()
+    }
+
+    /// Ends a mount.
+    #[track_caller]
+    pub(crate) fn umount(&self, point: &Mount) {
+        self.run([OsStr::new("umount"), point.path().as_ref()]).ok();
+    }
+
+    /// What `status` tells of one mount.
+    #[track_caller]
+    pub(crate) fn status(&self, point: &Mount) -> Value {
+        self.json([OsStr::new("status"), "--json".as_ref(), point.path().as_ref()])
+    }
+
+    /// Removes what a lazy mount does not need: the bytes, not the indexes.
+    #[track_caller]
+    pub(crate) fn drop_bytes(&self) {
+        self.run(["cache", "drop", "--blobs", "--files"]).ok();
+    }
+
+    /// The daemon's process, if one is running. Asks no more than the program tells, and panics never.
+    pub(crate) fn daemon(&self) -> Option<Pid> {
+        let output = self.command(["status", "--json"]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        Pid::from_raw(status["pid"].as_i64()?.try_into().ok()?)
+    }
+
+    /// Tells the daemon to end and waits until it has; false if it had to be killed.
+    fn end_daemon(&self) -> bool {
+        // A process that ended between the question and the answer is as good as one that was told to.
+        let Some(daemon) = self.daemon().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return true };
+        for signal in [Signal::TERM, Signal::KILL] {
+            pidfd_send_signal(&daemon, signal).ok();
+            // The descriptor becomes readable when the process has ended, whoever its parent is.
+            if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&FAREWELL)).is_ok_and(|ready| ready > 0) {
+                return signal == Signal::TERM;
+            }
+        }
+        false
+    }
 }
 
 impl Drop for Ocifs {
     fn drop(&mut self) {
+        let ended = self.end_daemon();
         detach_below(self.home());
+        // A second panic would abort the process, and the first one says more.
+        assert!(ended || std::thread::panicking(), "the daemon did not end when it was told to");
     }
 }
 
