@@ -55,6 +55,10 @@ impl FileSystem {
         if self.tree.node(parent).kind() != NodeKind::Directory {
             return Err(Error::NotDirectory);
         }
+        // The kernel itself only refuses names of more than 1024 bytes (FUSE_NAME_MAX).
+        if name.len() > StatFs::NAME as usize {
+            return Err(Error::NameTooLong);
+        }
         let node = self.tree.lookup(parent, name).ok_or(Error::NotFound)?;
         Ok(self.attr(node))
     }

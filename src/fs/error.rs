@@ -9,6 +9,9 @@ pub enum Error {
     /// There is no such name.
     #[error("no such entry")]
     NotFound,
+    /// The name is longer than statfs says names are.
+    #[error("name too long")]
+    NameTooLong,
     /// The inode number is not one of this tree.
     #[error("inode {0:?} is unknown")]
     Stale(Ino),
@@ -40,6 +43,8 @@ pub enum Error {
 pub enum Errno {
     /// `ENOENT`
     NoEntry,
+    /// `ENAMETOOLONG`
+    NameTooLong,
     /// `ESTALE`
     Stale,
     /// `ENOTDIR`
@@ -61,6 +66,7 @@ impl Error {
     pub fn errno(&self) -> Errno {
         match self {
             Self::NotFound => Errno::NoEntry,
+            Self::NameTooLong => Errno::NameTooLong,
             Self::Stale(_) => Errno::Stale,
             Self::NotDirectory => Errno::NotDirectory,
             Self::WrongType => Errno::Invalid,

@@ -201,6 +201,7 @@ fn logged(ino: INodeNo, error: &fs::Error) -> Errno {
 fn errno(error: &fs::Error) -> Errno {
     match error.errno() {
         fs::Errno::NoEntry => Errno::ENOENT,
+        fs::Errno::NameTooLong => Errno::ENAMETOOLONG,
         fs::Errno::Stale => Errno::ESTALE,
         fs::Errno::NotDirectory => Errno::ENOTDIR,
         fs::Errno::Invalid => Errno::EINVAL,
