@@ -343,6 +343,16 @@ impl Image {
         self
     }
 
+    /// The uncompressed streams of its layers.
+    pub(crate) fn streams(&self) -> Vec<Vec<u8>> {
+        self.layers.iter().map(Layer::stream).collect()
+    }
+
+    /// Its configuration, without the digests of its layers.
+    pub(crate) fn configuration(&self) -> Value {
+        self.config.clone()
+    }
+
     /// The compressed bytes of the layers, from the bottom.
     pub(crate) fn blobs(&self) -> Vec<Vec<u8>> {
         self.layers.iter().map(Layer::blob).collect()

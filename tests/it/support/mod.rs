@@ -8,7 +8,9 @@ mod docker_registry;
 mod embedded;
 mod image;
 mod mount;
+mod overlay;
 mod program;
+mod rich;
 
 use std::process::Command;
 
@@ -17,7 +19,9 @@ pub(crate) use docker_registry::DockerRegistry;
 pub(crate) use embedded::Embedded;
 pub(crate) use image::{Built, Compression, Content as EntryContent, Entry, Image, Layer};
 pub(crate) use mount::{Mount, detach_below};
+pub(crate) use overlay::Overlay;
 pub(crate) use program::{Ocifs, Ran, run};
+pub(crate) use rich::{BIG, SPARSE, SPARSE_DATA, big, long_name, noise, rich};
 
 /// True if every one of these programs is here. If one is not: a panic where `CI` is set, else a loud line, and the test
 /// is to return.

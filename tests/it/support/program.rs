@@ -133,7 +133,7 @@ impl Ocifs {
     }
 
     /// Tells the daemon to end and waits until it has; false if it had to be killed.
-    fn end_daemon(&self) -> bool {
+    pub(crate) fn end_daemon(&self) -> bool {
         // A process that ended between the question and the answer is as good as one that was told to.
         let Some(daemon) = self.daemon().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return true };
         for signal in [Signal::TERM, Signal::KILL] {
