@@ -10,5 +10,6 @@ mod support;
 mod tar_oracle;
 mod umoci;
 
+mod mount;
 mod registry;
 mod source;

@@ -1,0 +1,75 @@
+//! What processes see in a mount: cases, through the program and the kernel's FUSE.
+//!
+//! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
+//! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
+//! another file system.
+
+mod bytes;
+mod overlay;
+mod refused;
+mod stat;
+
+use std::path::PathBuf;
+
+use ocifs::demo::registry::Content;
+
+use crate::support::{
+    Embedded, Field, Image, Mount, Ocifs, assert_same, require, require_fuse, require_root, rich, umoci_unpack, walk,
+};
+
+/// An image mounted from an embedded registry. The daemon ends first, then the mount point goes, then the registry.
+#[derive(Debug)]
+struct Mounted {
+    ocifs: Ocifs,
+    point: Mount,
+    registry: Embedded,
+}
+
+impl Mounted {
+    /// Mounts `image`; none, loudly, where that cannot be done.
+    fn new(image: &Image) -> Option<Self> {
+        if !require_fuse() || !require_root() {
+            return None;
+        }
+        let content = Content::new();
+        image.to_content(&content, "it", "latest");
+        let ocifs = Ocifs::new();
+        let mounted = Self { point: ocifs.mount_point("m"), ocifs, registry: Embedded::start(content) };
+        mounted.mount();
+        Some(mounted)
+    }
+
+    fn mount(&self) {
+        self.ocifs.mount(&self.registry.name("it:latest"), &self.point);
+    }
+
+    /// Mounts again with nothing in the cache but indexes, and with nothing in the memory of kernel and daemon.
+    fn remount_lazily(&self) {
+        self.ocifs.umount(&self.point);
+        self.ocifs.drop_bytes();
+        assert!(self.ocifs.end_daemon(), "it ends when it is told to");
+        self.mount();
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.point.path().join(relative)
+    }
+}
+
+#[test]
+fn every_file_is_what_umoci_unpacks() {
+    if !require(&["umoci"]) {
+        return;
+    }
+    let image = rich(20);
+    let Some(mounted) = Mounted::new(&image) else { return };
+    let layout = mounted.ocifs.home().join("layout");
+    image.to_layout(&layout, "latest");
+    let expected = walk(&umoci_unpack(&layout, "latest", &mounted.ocifs.home().join("bundle"))).expect("a tree");
+    // umoci leaves the time of unpacking where no entry gave one, and where it removed something afterwards.
+    let touched: [&[u8]; 6] = [b"home", b"opaque", b"etc", b"links", b"other", b""];
+    let ignored = |path: &[u8], field| field == Field::Mtime && (touched.contains(&path) || path.starts_with(b"deep "));
+    assert_same(&walk(mounted.point.path()).expect("a tree"), &expected, ignored);
+    mounted.remount_lazily();
+    assert_same(&walk(mounted.point.path()).expect("a tree"), &expected, ignored);
+}
