@@ -10,6 +10,7 @@ mod support;
 mod tar_oracle;
 mod umoci;
 
+mod formats;
 mod mount;
 mod registry;
 mod source;
