@@ -13,4 +13,5 @@ mod umoci;
 mod formats;
 mod mount;
 mod registry;
+mod runtime;
 mod source;
