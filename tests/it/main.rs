@@ -1,17 +1,18 @@
 //! Integration tests, one binary; each module says what it shows.
+
 mod cli;
 mod damage;
 mod demo_image;
+mod formats;
+mod images;
 mod kill;
 mod layering;
 mod merge_model;
-#[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
-mod support;
-mod tar_oracle;
-mod umoci;
-
-mod formats;
 mod mount;
 mod registry;
 mod runtime;
 mod source;
+#[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
+mod support;
+mod tar_oracle;
+mod umoci;
