@@ -4,6 +4,7 @@ mod damage;
 mod demo_image;
 mod kill;
 mod layering;
+mod limits;
 mod merge_model;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;
