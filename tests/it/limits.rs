@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 use crate::damage::{files_below, image, read_all};
-use crate::support::{Built, Embedded, Image, Layer, Ocifs, Ran, require, require_fuse, require_root, run};
+use crate::support::{
+    Built, Compression, Embedded, Image, Layer, Ocifs, Ran, require, require_fuse, require_root, run,
+};
 
 /// Most memory that the daemon may have used after it met a hostile layer.
 const MEMORY: u64 = 300 << 20;
@@ -217,6 +219,23 @@ fn a_disk_that_is_full_during_first_contact_costs_fetches_and_no_read() {
 }
 
 #[test]
+fn a_disk_that_is_full_costs_the_files_of_a_layer_too_large_for_memory_and_no_others() {
+    let Some(bench) = Bench::new() else { return };
+    let large = crate::damage::prose(7, 20 << 20);
+    let frame = Layer::new().file("large", &large).compressed(Compression::Zstd);
+    bench.add(&Image::new().layer(frame).layer(Layer::new().file("small", "here")), "1.0");
+    tiny_cache(&bench.ocifs, "size=1m");
+    let point = bench.ocifs.mount_point("m");
+    bench.ocifs.mount(&bench.reference("1.0"), &point);
+    assert_eq!(fs::read(point.path().join("small")).expect("it fits into memory"), b"here");
+    match fs::read(point.path().join("large")) {
+        Ok(bytes) => assert!(bytes == large, "wrong bytes"),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}"),
+    }
+    bench.ocifs.umount(&point);
+}
+
+#[test]
 fn a_disk_without_room_for_the_cache_directory_itself_is_exit_code_9() {
     let Some(bench) = Bench::new() else { return };
     bench.add(&Image::new().layer(Layer::new().file("f", "x")), "1.0");
@@ -246,13 +265,16 @@ fn a_cache_directory_of_somebody_else_is_exit_code_9() {
     let built = env!("CARGO_BIN_EXE_ocifs");
     fs::hard_link(built, &program).or_else(|_| fs::copy(built, &program).map(drop)).expect("a copy");
     let point = ocifs.mount_point("m");
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).arg("mount");
-    command.arg(bench.reference("1.0")).arg(point.path());
-    command.env("HOME", home).env("OCIFS_CACHE_DIR", ocifs.cache()).env("OCIFS_RUNTIME_DIR", ocifs.runtime());
-    let ran = run(&mut command);
-    assert_failure(&ran, 9, &[ocifs.cache().to_str().expect("a simple path"), "\nhint: ", "--cache-dir"]);
-    assert!(files_below(&ocifs.cache()).is_empty() && !point.is_mounted());
+    // A directory of root's, and one that would have to be made where only root may.
+    for cache in [ocifs.cache(), home.join("below")] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).arg("mount");
+        command.arg(bench.reference("1.0")).arg(point.path());
+        command.env("HOME", home).env("OCIFS_CACHE_DIR", &cache).env("OCIFS_RUNTIME_DIR", ocifs.runtime());
+        let ran = run(&mut command);
+        assert_failure(&ran, 9, &[cache.to_str().expect("a simple path"), "\nhint: choose ", "--cache-dir"]);
+    }
+    assert!(files_below(&ocifs.cache()).is_empty() && !home.join("below").exists() && !point.is_mounted());
 }
 
 /// One tar member, with a PAX header before it if there are records.
@@ -378,7 +400,7 @@ fn d_015_a_path_ten_thousand_directories_deep_can_be_walked_and_read() {
 /// Adds an image of one gzip layer whose stream is written piece by piece, so that it never is in memory.
 fn add_streamed(bench: &Bench, tag: &str, write: impl FnOnce(&mut dyn FnMut(&[u8]))) -> u64 {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     write(&mut |piece| {
         hasher.update(piece);
         encoder.write_all(piece).expect("memory can be written");
