@@ -5,6 +5,8 @@
 //! error that names the object. The modules below take the constants by name, so that a limit is found and argued
 //! about in one place.
 
+// Documents of the OCI specifications.
+
 /// Longest manifest or image index accepted, in bytes.
 ///
 /// Registries must accept pushes of 4 MiB (distribution-spec, "Pushing manifests"); clients accept 4 to 8 MiB (B-058).
@@ -16,13 +18,118 @@ pub const CONFIG_BYTES: u64 = 8 << 20;
 /// Deepest nesting of image indexes followed before giving up (B-046): two is common, ten is absurd.
 pub const INDEX_DEPTH: usize = 8;
 
+/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
+pub const INDEX_ENTRIES: usize = 10_000;
+
+/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
+pub const DOCUMENTS: usize = 64;
+
 /// Most layers in one image. Docker stops at 127; overlayfs at 500.
 pub const LAYERS: usize = 1024;
 
 /// Largest blob size a descriptor may state: 2^53, the largest integer JSON carries exactly (B-059).
 pub const BLOB_BYTES: u64 = 1 << 53;
 
-// The merged tree (src/tree).
+/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
+pub const JSON_DEPTH: usize = 32;
+
+/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
+pub const JSON_KEYS: usize = 10_000;
+
+/// Longest `oci-layout` file, in bytes; it holds one version number.
+pub const LAYOUT_MARKER_BYTES: u64 = 4096;
+
+// Image archives (`source`).
+
+/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
+pub const ARCHIVE_MEMBERS: usize = 200_000;
+
+/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
+/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
+pub const ARCHIVE_NAME_BYTES: usize = 512;
+
+/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
+pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
+pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+
+// Tar streams (`tar`).
+
+/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
+///
+/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
+pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
+
+/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
+///
+/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
+/// pieces stays below.
+pub const SPARSE_REGIONS: usize = 1 << 17;
+
+/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
+pub const NAME_BYTES: usize = 255;
+
+/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
+pub const SYMLINK_BYTES: usize = 4095;
+
+/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
+pub const XATTR_NAME_BYTES: usize = 255;
+
+/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
+pub const XATTR_VALUE_BYTES: usize = 1 << 16;
+
+/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
+pub const XATTR_LIST_BYTES: usize = 1 << 16;
+
+// Codecs and layer indexes (`codec`, `index`).
+
+/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` makes; `--long=31` asks for 2 GiB (D-010).
+pub const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Largest zstd window accepted, in bytes.
+pub const ZSTD_WINDOW_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
+
+/// Bytes that any layer may decode to, however small it is; up to here a bomb costs a minute of one core (D-010).
+pub const DECODED_FREE_BYTES: u64 = 16 << 30;
+
+/// How many times its compressed bytes a layer larger than [`DECODED_FREE_BYTES`] may decode to. Deflate reaches 1032,
+/// layers of programs 2 to 10.
+pub const DECODED_RATIO: u64 = 128;
+
+/// Most bytes one span may decode to: 16 GiB, because a zstd layer is commonly one frame and must mount, whatever its size.
+/// Readers look at a span's length before they decode it to memory.
+pub const SPAN_BYTES: u64 = 16 << 30;
+
+/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
+/// talked about.
+pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
+
+/// Most entries in one layer: eight million, eight times what the largest known images have.
+pub const LAYER_ENTRIES: u64 = 8 << 20;
+
+/// Largest encoded layer index. At 1.4 % of the layer, far above any layer that registries take.
+pub const INDEX_BYTES: u64 = 512 << 20;
+
+/// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
+/// where they are parsed.
+pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
+
+/// Shortest file that has a content digest, and so can be in the file store.
+///
+/// A digest is 32 bytes that do not compress: in a layer of JavaScript packages, half of whose files are shorter than
+/// this, all digests would take as much of the index as everything else. A short file costs a file store a whole block
+/// and spares its reader one part of a span, which is verified anyway.
+pub const CONTENT_DIGEST_BYTES: u64 = 1024;
+
+/// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
+/// bytes can declare exabytes of zeros (D-010).
+pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
+
+/// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
+pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
+
+// The merged tree (`tree`).
 
 /// Most symbolic links followed on the way to one parent directory or hard link target, as in umoci and
 /// containerd. A longer chain is taken for a loop and the layer is rejected.
@@ -47,6 +154,9 @@ pub const TREE_STEPS: u64 = 1 << 30;
 
 /// Most symbolic links followed when a path is resolved in a finished tree: what Linux allows a process (MAXSYMLINKS).
 pub const RESOLVE_LINKS: usize = 40;
+
+// Fetching (`fetch`, `image`).
+
 /// Bytes asked for in one ranged read of a first contact: long enough that a round trip is small beside the transfer,
 /// short enough that the pieces held while waiting for the first one stay few MiB.
 pub const READ_CHUNK: u64 = 1 << 20;
@@ -56,111 +166,7 @@ pub const PARALLEL_READS: usize = 4;
 
 /// Layers of one image that are streamed at once.
 pub const PARALLEL_LAYERS: usize = 4;
-// Codecs and layer indexes.
 
-/// Largest zstd window accepted, as a power of two: what `zstd --ultra -22` makes; `--long=31` asks for 2 GiB (D-010).
-pub const ZSTD_WINDOW_LOG: u32 = 27;
-
-/// Largest zstd window accepted, in bytes.
-pub const ZSTD_WINDOW_BYTES: u64 = 1 << ZSTD_WINDOW_LOG;
-
-/// Bytes that any layer may decode to, however small it is; up to here a bomb costs a minute of one core (D-010).
-pub const DECODED_FREE_BYTES: u64 = 16 << 30;
-
-/// How many times its compressed bytes a layer larger than [`DECODED_FREE_BYTES`] may decode to. Deflate reaches 1032,
-/// layers of programs 2 to 10.
-pub const DECODED_RATIO: u64 = 128;
-
-/// Most bytes one span may decode to: 16 GiB, because a zstd layer is commonly one frame and must mount, whatever its size.
-/// Readers look at a span's length before they decode it to memory.
-pub const SPAN_BYTES: u64 = 16 << 30;
-
-/// Most entries in one layer: eight million, eight times what the largest known images have.
-pub const LAYER_ENTRIES: u64 = 8 << 20;
-
-/// Largest encoded layer index. At 1.4 % of the layer, far above any layer that registries take.
-pub const INDEX_BYTES: u64 = 512 << 20;
-
-/// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
-/// where they are parsed.
-pub const INDEX_ENTRY_BYTES: usize = 16 << 20;
-
-/// Largest sparse file that is hashed with its holes; larger ones have no content digest. A header of a few hundred
-/// bytes can declare exabytes of zeros (D-010).
-pub const SPARSE_HASH_BYTES: u64 = 1 << 30;
-
-/// Hole bytes hashed in one layer, after which sparse files have no content digest: ten seconds of one core.
-pub const SPARSE_HASH_LAYER_BYTES: u64 = 16 << 30;
-// Tar streams.
-
-/// Longest extended header (`x`, `g`) or GNU long name (`L`, `K`) in a tar stream, in bytes.
-///
-/// The bound of Go's archive/tar and of libarchive; what one entry can make a parser keep follows from it.
-pub const TAR_SPECIAL_BYTES: u64 = 1 << 20;
-
-/// Most regions in the map of a sparse file (D-012, CVE-2025-58183).
-///
-/// A region costs an archive a dozen bytes that compress well, and an index 24. A 64 GiB disk image written in 512 KiB
-/// pieces stays below.
-pub const SPARSE_REGIONS: usize = 1 << 17;
-
-/// Longest target of a symbolic link, in bytes: `symlink(2)` takes no longer one, and FUSE answers in one page (D-061).
-pub const SYMLINK_BYTES: usize = 4095;
-
-/// Longest name of an extended attribute, in bytes: Linux's `XATTR_NAME_MAX`.
-pub const XATTR_NAME_BYTES: usize = 255;
-
-/// Longest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
-pub const XATTR_VALUE_BYTES: usize = 1 << 16;
-
-/// Longest list of a file's extended attribute names, each with its NUL, in bytes: Linux's `XATTR_LIST_MAX`.
-pub const XATTR_LIST_BYTES: usize = 1 << 16;
-/// Deepest nesting of a JSON document. Manifests and configurations need 5; the parser recurses, so this bounds its stack.
-pub const JSON_DEPTH: usize = 32;
-
-/// Most keys in one JSON object. Labels and annotations come in tens; every key is held while its object is read.
-pub const JSON_KEYS: usize = 10_000;
-
-/// Most entries of an image index. Indexes of many platforms have tens; a layout's `index.json` may list a whole mirror.
-pub const INDEX_ENTRIES: usize = 10_000;
-
-/// Most headers scanned of an archive. An image of [`LAYERS`] layers needs nine per layer, and an archive may hold several.
-pub const ARCHIVE_MEMBERS: usize = 200_000;
-
-/// Longest member name of an archive that is remembered, in bytes. Names in image archives have at most 150; with
-/// [`ARCHIVE_MEMBERS`] this bounds the list of members.
-pub const ARCHIVE_NAME_BYTES: usize = 512;
-
-/// Longest `oci-layout` file, in bytes; it holds one version number.
-pub const LAYOUT_MARKER_BYTES: u64 = 4096;
-
-/// Manifests and indexes read while looking for the one image: an index of entries without platforms costs one each.
-pub const DOCUMENTS: usize = 64;
-// The embedded registry and the demo image (`demo`): clients on the loopback interface and the host's own programs.
-
-/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
-pub const DEMO_REQUESTS: usize = 1 << 16;
-
-/// Most connections the embedded registry serves at once; more wait in the listener's queue.
-pub const DEMO_CONNECTIONS: usize = 256;
-
-/// Longest request body the embedded registry reads: a token request is a short form.
-pub const DEMO_REQUEST_BODY: usize = 64 << 10;
-
-/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
-pub const DEMO_TOKENS: usize = 1 << 12;
-
-/// Most program headers of a host program put into the demo image: real ones have about a dozen.
-pub const ELF_PROGRAM_HEADERS: u16 = 256;
-
-/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
-pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
-
-/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
-pub const ELF_STRING_BYTES: u64 = 4096;
-
-/// Most libraries the programs of the demo image may need together.
-pub const ELF_LIBRARIES: usize = 256;
 // The cache directory (`store`): its files are ours, but a disk may rot and a crash may tear.
 
 /// Longest document the cache keeps or reads back: the larger of [`MANIFEST_BYTES`] and [`CONFIG_BYTES`].
@@ -186,10 +192,8 @@ pub const VERIFIED_FILES: usize = 1 << 16;
 
 /// Most candidates for eviction collected in one walk of the cache, so that a million files cost no more memory.
 pub const EVICTION_BATCH: usize = 1 << 14;
-// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
 
-/// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB; others stop at 64 KiB or 1 MiB.
-// The registry client. Registries, token servers, object stores and credential helpers are outside parties.
+// The registry client (`registry`): registries, token servers, object stores and credential helpers.
 
 /// Longest answer of a token server, in bytes (B-124): tokens with many scopes reach 16 KiB.
 pub const TOKEN_BYTES: u64 = 256 << 10;
@@ -244,15 +248,29 @@ pub const LOW_SPEED: u64 = 100;
 
 /// Bytes that must arrive between two faults for the count of attempts to start again (B-094).
 pub const RESUME_PROGRESS: u64 = 1 << 20;
-/// Longest PAX or GNU extended header of an archive member, in bytes (D-011).
-pub const ARCHIVE_EXTENSION_BYTES: u64 = 1 << 20;
 
-/// Most bytes that a compressed archive may decompress to: the disk would fill long before, but not every disk is small.
-pub const ARCHIVE_UNPACKED_BYTES: u64 = 1 << 40;
+// The embedded registry and the demo image (`demo`): loopback clients and the host's own programs.
 
-/// Longest name of a file, in bytes: Linux's `NAME_MAX`.
-pub const NAME_BYTES: usize = 255;
+/// Most requests the embedded registry remembers; the oldest are forgotten first. A soak of ten minutes fits.
+pub const DEMO_REQUESTS: usize = 1 << 16;
 
-/// Decoded length from which on a span makes a layer that it mostly fills not lazy: below, it is quicker fetched than
-/// talked about.
-pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
+/// Most connections the embedded registry serves at once; more wait in the listener's queue.
+pub const DEMO_CONNECTIONS: usize = 256;
+
+/// Longest request body the embedded registry reads: a token request is a short form.
+pub const DEMO_REQUEST_BODY: usize = 64 << 10;
+
+/// Most tokens the embedded registry keeps valid at once; beyond it the whole set is forgotten, as in a restart.
+pub const DEMO_TOKENS: usize = 1 << 12;
+
+/// Most program headers of a host program put into the demo image: real ones have about a dozen.
+pub const ELF_PROGRAM_HEADERS: u16 = 256;
+
+/// Longest dynamic section read, in bytes: 4,096 entries, where real programs have about thirty.
+pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
+
+/// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
+pub const ELF_STRING_BYTES: u64 = 4096;
+
+/// Most libraries the programs of the demo image may need together.
+pub const ELF_LIBRARIES: usize = 256;

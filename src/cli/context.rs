@@ -95,7 +95,7 @@ impl Context {
         sink: &mut dyn Sink,
     ) -> Result<T, Stop> {
         loop {
-            match connection.next()? {
+            match connection.event()? {
                 Event::Progress(progress) => meter.show(&progress),
                 Event::Warning { text } => meter.aside(|| warn(&self.environment, &text)),
                 Event::Item(item) => sink.item(item)?,

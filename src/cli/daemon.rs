@@ -37,7 +37,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     make_runtime_dir(&context.settings.runtime_dir)?;
     let mut options = options(context);
     options.idle = args.idle.map_or(options.idle, |seconds| Some(Duration::from_secs(seconds)));
-    daemon::run(&options, Some(ready), None).map_err(Failure::into)
+    daemon::run(&options, Some(ready), None)?;
+    Ok(())
 }
 
 /// The daemon's options by the settings.

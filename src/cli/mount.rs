@@ -13,7 +13,7 @@ use super::progress::Meter;
 use super::settings::settled;
 use super::stop::Stop;
 use crate::daemon::control::{self, Fill, Request};
-use crate::daemon::{self, Failure};
+use crate::daemon::{self, End};
 use crate::oci::Printable;
 
 const EXAMPLES: &str = "\
@@ -92,5 +92,8 @@ fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     logging::start(&context.environment, context.environment.wants_colour(io::stderr().is_terminal()));
     let options = daemon::Options { idle: None, ..super::daemon::options(context) };
     super::daemon::make_runtime_dir(&options.runtime_dir)?;
-    daemon::run(&options, None, Some(mount)).map_err(Failure::into)
+    match daemon::run(&options, None, Some(mount))? {
+        End::Finished => Ok(()),
+        End::Interrupted => Err(Stop::Interrupted),
+    }
 }

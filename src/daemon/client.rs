@@ -118,7 +118,7 @@ fn is_busy(failure: &Failure) -> bool {
 
 impl Connection {
     /// Reads the next event.
-    pub fn next(&mut self) -> Result<Event, Failure> {
+    pub fn event(&mut self) -> Result<Event, Failure> {
         let mut line = Vec::new();
         let read = self.stream.read_until(b'\n', &mut line);
         let count = read.map_err(|error| Failure::io("lost the daemon", &error))?;
@@ -137,7 +137,7 @@ impl Connection {
     /// Reads events until the end, giving all but the last to `each`, and returns the answer.
     pub fn finish<T: DeserializeOwned>(mut self, mut each: impl FnMut(Event)) -> Result<T, Failure> {
         loop {
-            match self.next()? {
+            match self.event()? {
                 Event::Done { answer } => {
                     return serde_json::from_value(answer).map_err(|error| Failure::of(Code::Other, &error));
                 }

@@ -135,7 +135,7 @@ impl From<&image::Error> for Failure {
             image::Error::Platform(_) => {
                 return Self::of(Code::NotFound, error).hint("choose one of them with --platform");
             }
-            image::Error::Manifest { source: ManifestError::NotRunnable(_), .. } => {
+            image::Error::Manifest { source, .. } if matches!(**source, ManifestError::NotRunnable(_)) => {
                 return Self::of(Code::BadImage, error).hint("this is an artifact, not a container image");
             }
             image::Error::Offline(_) => {
@@ -144,7 +144,7 @@ impl From<&image::Error> for Failure {
             image::Error::Manifest { .. }
             | image::Error::Config { .. }
             | image::Error::Depth(_)
-            | image::Error::DiffId { .. }
+            | image::Error::DiffId(_)
             | image::Error::Tree(_) => Code::BadImage,
             image::Error::Interrupted => Code::Other,
         };

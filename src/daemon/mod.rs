@@ -9,6 +9,7 @@
 mod client;
 pub mod control;
 mod failure;
+mod memory;
 mod mount;
 mod mounts;
 mod query;
@@ -49,6 +50,15 @@ pub struct Options {
     pub idle: Option<Duration>,
 }
 
+/// How a daemon came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was idle, its mount ended, or it was told to stop.
+    Finished,
+    /// It was told to stop before its first mount was made.
+    Interrupted,
+}
+
 /// The control socket of the daemon that owns `cache_dir`.
 ///
 /// The name is made from the cache directory, so that each has its own, and short, because socket paths are limited to
@@ -63,7 +73,8 @@ pub fn socket_path(cache_dir: &Path, runtime_dir: &Path) -> PathBuf {
 ///
 /// `ready` is told by one line when requests can be made, or why they cannot. With `first`, that mount is made before
 /// anything else, and the daemon ends when it ends.
-pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mount>) -> Result<(), Failure> {
+pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
+    memory::give_back_large_buffers();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
@@ -83,7 +94,7 @@ pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mou
     outcome
 }
 
-async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<(), Failure> {
+async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
     let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
     let images = Images::new(store, Fetcher::new(fetch::Options::default()));
     let listener = listen(options)?;
@@ -93,7 +104,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         let made = server.mount_in_foreground(mount);
         tokio::select! {
             made = made => made?,
-            () = stop_signal() => return Ok(()),
+            () = stop_signal() => return Ok(End::Interrupted),
         }
     }
     if let Some(ready) = ready {
@@ -111,7 +122,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         tracing::debug!(%error, "control socket is gone already");
     }
     server.unmount_all().await;
-    Ok(())
+    Ok(End::Finished)
 }
 
 /// Binds the control socket. The cache's lock is held, so whatever is at its path is a leftover.

@@ -4,7 +4,7 @@
 //! decoded once ([`OnceMap`]). *Nothing unverified*: bytes may come from a disk that rots or a server that lies, so a span
 //! counts only after its decoded form matched the index ([`Fetcher::span`]), and only then are its bytes recorded in the
 //! blob store. *Never in the way*: decoding runs on a bounded number of threads, decoded spans live in a byte-bounded
-//! cache ([`spans::SpanCache`]), and background work yields to readers ([`Demand`]).
+//! cache (`SpanCache`), and background work yields to readers ([`Demand`]).
 //!
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
 //! verifies the whole of it.
@@ -205,20 +205,45 @@ impl Fetcher {
     ///
     /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others.
     pub async fn span(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
-        let key = spans::Key::new(layer, span);
         if let Some(bytes) = self.cached(layer, span) {
             return Ok(bytes);
         }
+        let bytes = self.flight(layer, span).await?;
+        self.decode_ahead(layer, span);
+        Ok(bytes)
+    }
+
+    /// Joins or starts the fetch of a span that is not in memory.
+    fn flight(&self, layer: &Arc<Layer>, span: SpanId) -> impl Future<Output = Result<Bytes, Error>> + Send + 'static {
+        let key = spans::Key::new(layer, span);
         let inner = Arc::clone(&self.inner);
         let layer = Arc::clone(layer);
-        let flight = self.inner.flights.join(key, || async move {
+        let flight = self.inner.flights.join(key, move || async move {
             let bytes = inner.obtain(&layer, span).await?;
             if !LargeSpans::is_large(&layer.index, span) {
                 inner.cache.put(key, bytes.clone());
             }
             Ok(bytes)
         });
-        flight.await.unwrap_or(Err(Error::Interrupted))
+        async move { flight.await.unwrap_or(Err(Error::Interrupted)) }
+    }
+
+    /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read
+    /// together, and the reader that waited for this one is busy with it for a while.
+    fn decode_ahead(&self, layer: &Arc<Layer>, span: SpanId) {
+        let Some(next) = layer.index.next_span(span) else { return };
+        let is_wanted = self.inner.decoders.available_permits() > 0
+            && self.cached(layer, next).is_none()
+            && !LargeSpans::is_large(&layer.index, next)
+            && layer.blob.missing(layer.index.compressed(next)).is_empty();
+        if is_wanted {
+            let flight = self.flight(layer, next);
+            tokio::spawn(async move {
+                if let Err(error) = flight.await {
+                    tracing::debug!(%error, "span is not decoded ahead");
+                }
+            });
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The file system without FUSE: what each operation answers, in plain types.
 //!
-//! A [`FileSystem`] joins a [`Tree`] with the [`fetch::Layer`]s its extents point into. Metadata is answered from the
+//! A [`FileSystem`] joins a [`Tree`] with the [`Layer`]s its extents point into. Metadata is answered from the
 //! mapped tree without a lock. A read is answered at once when its bytes are in a decoded file or in memory, and is
 //! otherwise handed back as a future ([`Read::Later`]), so that no thread of the kernel adapter ever waits for a disk
 //! full of work or for the network.

@@ -58,7 +58,7 @@ impl FileSystem {
         }
         self.open.note_read(id);
         let parts = parts(node.extents(), offset, end);
-        if let Some(bytes) = self.from_memory(&parts) {
+        if let Some(bytes) = self.in_memory(&parts) {
             return Ok(Read::Ready(bytes));
         }
         let fetcher = self.fetcher.clone();
@@ -68,7 +68,7 @@ impl FileSystem {
     }
 
     /// The parts put together if every span they need is decoded in memory.
-    fn from_memory(&self, parts: &[Part]) -> Option<Bytes> {
+    fn in_memory(&self, parts: &[Part]) -> Option<Bytes> {
         let mut pieces = Vec::new();
         for part in parts {
             match *part {

@@ -1,1 +1,208 @@
+//! The file system in process: an image of one layer, served from memory, without FUSE and without a registry.
 
+use std::ops::Range;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::fetch::{LargeSpans, Options, Traffic};
+use crate::index::{Expected, build};
+use crate::oci::Digest;
+use crate::source::{self, BlobReader, BoxFuture, ByteStream};
+use crate::tar::{Entry, Kind, Timestamp, Writer, Xattr};
+use crate::tree::Merger;
+
+/// A blob in memory that counts how often it is read.
+#[derive(Debug)]
+struct Memory(Bytes, std::sync::atomic::AtomicU64);
+
+impl BlobReader for Memory {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bytes = self.0.slice(range.start as usize..range.end as usize);
+        Box::pin(async move { Ok(Box::pin(futures_util::stream::iter([Ok(bytes)])) as ByteStream) })
+    }
+}
+
+/// A file system of one gzip layer, with the directory its store is in.
+struct Scene {
+    fs: FileSystem,
+    blob: Arc<Memory>,
+    _cache: TempDir,
+}
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    let mtime = Timestamp { seconds: 50, nanos: 7 };
+    Entry { path: path.into(), kind, mode: 0o755, uid: 1, gid: 2, mtime, xattrs: Vec::new() }
+}
+
+fn file(path: &str, size: usize) -> Entry {
+    entry(path, Kind::Regular { size: size as u64, segments: Vec::new(), content: None })
+}
+
+/// Bytes that do not repeat within a span and compress a little.
+fn content(size: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8 & 0x3f
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
+    let mut writer = Writer::new(Vec::new());
+    for (entry, content) in entries {
+        writer.append(entry, &content[..]).expect("written to memory");
+    }
+    let tar = writer.finish().expect("written to memory");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &tar).expect("written to memory");
+    let blob = Bytes::from(gzip.finish().expect("written to memory"));
+    let expected = Expected { layer: Digest::sha256(&blob), size: blob.len() as u64, diff_id: Digest::sha256(&tar) };
+    let pieces = std::iter::once(Ok::<_, std::convert::Infallible>(blob.clone()));
+    let index = build(pieces, expected).expect("a good layer");
+    let mut merger = Merger::new();
+    merger.layer(Some(expected.layer), index.entries()).expect("a good layer");
+    let tree = Tree::open(Bytes::from(merger.finish())).expect("a good tree");
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
+    let blob = Arc::new(Memory(blob, std::sync::atomic::AtomicU64::new(0)));
+    let layer = Arc::new(Layer {
+        blob: store.blob(&expected.layer, expected.size).expect("a new blob"),
+        index,
+        reader: Some(Arc::clone(&blob) as Arc<dyn BlobReader>),
+        source_name: "memory".to_owned(),
+        traffic: Traffic::default(),
+        large: LargeSpans::new(store.dir().join("tmp")),
+    });
+    let fetcher = Fetcher::new(Options::default());
+    Scene { fs: FileSystem::new(tree, vec![layer], fetcher, store), blob, _cache: cache }
+}
+
+impl Scene {
+    fn ino(&self, path: &str) -> Ino {
+        let start = Ino::from(NodeId::ROOT);
+        path.split('/').fold(start, |parent, name| self.fs.lookup(parent, name.as_bytes()).expect("it is there").ino)
+    }
+
+    async fn read(&self, ino: Ino, offset: u64, size: u32) -> Bytes {
+        match self.fs.read(ino, offset, size).expect("a regular file") {
+            Read::Ready(bytes) => bytes,
+            Read::Later(pending) => pending.await.expect("a good source"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn names_attributes_and_links_are_answered_from_the_tree() {
+    let mut decorated = file("d/f", 3);
+    decorated.xattrs = vec![Xattr { name: b"user.a".to_vec(), value: b"1".to_vec() }];
+    let link = entry("d/l", Kind::Symlink { target: b"f".to_vec() });
+    let device = entry("d/n", Kind::CharDevice { major: 1, minor: 300 });
+    let scene =
+        scene(&[(entry("d", Kind::Directory), vec![]), (decorated, b"abc".to_vec()), (link, vec![]), (device, vec![])]);
+    let (fs, f) = (&scene.fs, scene.ino("d/f"));
+    let attr = fs.getattr(f).expect("an inode");
+    assert_eq!((attr.size, attr.blocks, attr.mode, attr.uid, attr.gid), (3, 1, 0o755, 1, 2));
+    assert_eq!(attr.mtime, Timestamp { seconds: 50, nanos: 7 });
+    assert_eq!(fs.getattr(scene.ino("d/n")).expect("an inode").device, (1, 300));
+    assert_eq!(fs.readlink(scene.ino("d/l")).expect("a link"), b"f");
+    assert!(matches!(fs.readlink(f), Err(Error::WrongType)));
+    assert!(matches!(fs.lookup(f, b"x"), Err(Error::NotDirectory)));
+    assert!(matches!(fs.lookup(scene.ino("d"), b"x"), Err(Error::NotFound)));
+    assert_eq!(fs.listxattr(f).expect("an inode"), b"user.a\0");
+    assert_eq!(fs.getxattr(f, b"user.a").expect("an attribute"), b"1");
+    assert!(matches!(fs.getxattr(f, b"user.b"), Err(Error::NoAttribute)));
+    for unknown in [0, 99, u64::MAX] {
+        assert!(matches!(fs.getattr(Ino(unknown)), Err(Error::Stale(_))), "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn a_206_a_listing_goes_on_from_any_position() {
+    let mut entries = vec![(entry("d", Kind::Directory), vec![])];
+    entries.extend((0..100).map(|number| (file(&format!("d/{number:03}"), 0), vec![])));
+    let scene = scene(&entries);
+    let directory = scene.fs.directory(scene.ino("d")).expect("a directory");
+    let all: Vec<_> = directory.entries(0).map(|entry| (entry.name.to_vec(), entry.ino, entry.next)).collect();
+    assert_eq!(all.len(), 102);
+    assert_eq!((&all[0].0[..], all[0].1), (&b"."[..], scene.ino("d")));
+    assert_eq!((&all[1].0[..], all[1].1), (&b".."[..], Ino::from(NodeId::ROOT)));
+    for (number, (_, _, next)) in all.iter().enumerate() {
+        let rest: Vec<_> = directory.entries(*next).map(|entry| entry.name.to_vec()).collect();
+        let expected: Vec<_> = all[number + 1..].iter().map(|(name, ..)| name.clone()).collect();
+        assert_eq!(rest, expected, "after position {next}");
+    }
+    assert_eq!(directory.entries(u64::MAX).count(), 0);
+}
+
+#[tokio::test]
+async fn what_is_read_once_is_fetched_once() {
+    let bytes = content(2_000_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let ino = scene.ino("f");
+    for _ in 0..3 {
+        for offset in (0..bytes.len()).step_by(300_000) {
+            let read = scene.read(ino, offset as u64, 300_000).await;
+            assert!(read == bytes[offset..bytes.len().min(offset + 300_000)], "at {offset}");
+        }
+    }
+    let spans = u64::from(scene.fs.layers()[0].index.span_count());
+    assert!(scene.blob.1.load(std::sync::atomic::Ordering::Relaxed) <= spans, "one read a span at most");
+}
+
+#[tokio::test]
+async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
+    let bytes = content(700_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let (fs, ino) = (&scene.fs, scene.ino("f"));
+    fs.open(ino).expect("a regular file");
+    assert_eq!(fs.open_files(), 1);
+    assert!(scene.read(ino, 0, 1 << 20).await == bytes);
+    fs.release(ino);
+    assert_eq!(fs.open_files(), 0);
+    let content = *fs.tree.node(fs.node_id(ino).expect("an inode")).content().expect("a digest");
+    for _ in 0..200 {
+        if fs.store.file(&content).expect("a good store").is_some() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    fs.open(ino).expect("a regular file");
+    assert!(fs.open.file(fs.node_id(ino).expect("an inode")).is_some(), "the copy serves the next open");
+    assert!(matches!(fs.read(ino, 5, 10), Ok(Read::Ready(read)) if read == bytes[5..15]));
+    fs.release(ino);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn any_read_gives_the_bytes_of_the_file(
+        sizes in prop::collection::vec(0_usize..900_000, 1..4),
+        reads in prop::collection::vec((0_usize..4, 0_u64..1_000_000, 0_u32..400_000), 1..20),
+    ) {
+        let files: Vec<_> = sizes.iter().enumerate().map(|(number, &size)| {
+            (file(&format!("f{number}"), size), content(size + number)[number..].to_vec())
+        }).collect();
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        runtime.block_on(async {
+            let scene = scene(&files);
+            for (number, offset, size) in reads {
+                let number = number % files.len();
+                let bytes = &files[number].1;
+                let start = bytes.len().min(offset as usize);
+                let end = bytes.len().min(start + size as usize);
+                let read = scene.read(scene.ino(&format!("f{number}")), offset, size).await;
+                assert!(read == bytes[start..end], "{number} at {offset} for {size}");
+            }
+        });
+    }
+}

@@ -1,6 +1,6 @@
 //! The kernel's side: mounts a [`FileSystem`](crate::fs::FileSystem) and answers its requests.
 //!
-//! The only module that names the FUSE crate. [`Adapter`](adapter) turns requests into calls of the file system and its
+//! The only module that names the FUSE crate. `Adapter` turns requests into calls of the file system and its
 //! answers into replies; [`Mount`] owns the connection.
 //!
 //! Caching is total, because the tree never changes: look-ups, attributes and negative look-ups are valid for ever,

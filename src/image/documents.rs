@@ -31,7 +31,7 @@ impl Images {
             }
             documents.push(digest);
             let parsed = Manifest::parse(&document.bytes, &document.media_type)
-                .map_err(|source| Error::Manifest { digest, source })?;
+                .map_err(|source| Error::Manifest { digest, source: Box::new(source) })?;
             let manifest = match parsed {
                 Manifest::Image(manifest) => manifest,
                 Manifest::Index(children) => {
@@ -45,13 +45,13 @@ impl Images {
                     continue;
                 }
             };
-            manifest.check_runnable().map_err(|source| Error::Manifest { digest, source })?;
+            manifest.check_runnable().map_err(|source| Error::Manifest { digest, source: Box::new(source) })?;
             let (config, config_bytes) = self.config(&manifest, source).await?;
             if !is_certain && !request.wanted.accepts(&config.platform) {
                 continue;
             }
             documents.push(manifest.config.digest);
-            manifest.check(&config).map_err(|source| Error::Manifest { digest, source })?;
+            manifest.check(&config).map_err(|source| Error::Manifest { digest, source: Box::new(source) })?;
             note_platform(request, &config, index.is_some(), &mut warnings);
             let manifest_size = document.bytes.len() as u64;
             return Ok(Resolved { index, digest, manifest_size, manifest, config, config_bytes, warnings, documents });
@@ -139,7 +139,7 @@ impl Images {
                 bytes
             }
         };
-        let config = ImageConfig::parse(&bytes).map_err(|source| Error::Config { digest, source })?;
+        let config = ImageConfig::parse(&bytes).map_err(|source| Error::Config { digest, source: Box::new(source) })?;
         Ok((config, bytes))
     }
 

@@ -19,7 +19,7 @@ pub enum Error {
         digest: Digest,
         /// What is wrong with it.
         #[source]
-        source: oci::ManifestError,
+        source: Box<oci::ManifestError>,
     },
     /// The configuration is malformed or does not fit the manifest.
     #[error("image configuration {digest} cannot be used")]
@@ -28,7 +28,7 @@ pub enum Error {
         digest: Digest,
         /// What is wrong with it.
         #[source]
-        source: oci::ConfigError,
+        source: Box<oci::ConfigError>,
     },
     /// An image index nests deeper than anybody needs.
     #[error("image index {0} is nested too deeply")]
@@ -37,15 +37,8 @@ pub enum Error {
     #[error("{0} is not in the cache, and the source may not be asked")]
     Offline(String),
     /// The layer's uncompressed bytes are not what this image's configuration says.
-    #[error("layer {layer} has diffID {found}, but the image configuration says {expected}")]
-    DiffId {
-        /// The layer.
-        layer: Digest,
-        /// What its bytes have.
-        found: Digest,
-        /// What the configuration says.
-        expected: Digest,
-    },
+    #[error(transparent)]
+    DiffId(Box<DiffIdMismatch>),
     /// A layer could not be fetched or is rejected.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
@@ -58,4 +51,16 @@ pub enum Error {
     /// A task ended without an answer: the daemon is stopping.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A layer that the image's configuration describes wrongly.
+#[derive(Debug, thiserror::Error)]
+#[error("layer {layer} has diffID {found}, but the image configuration says {expected}")]
+pub struct DiffIdMismatch {
+    /// The layer.
+    pub layer: Digest,
+    /// What its bytes have.
+    pub found: Digest,
+    /// What the configuration says.
+    pub expected: Digest,
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
-use super::{Error, ImageLayer, Images, Origin, Progress, Resolved};
+use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
 use crate::fetch;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
@@ -49,7 +49,8 @@ impl Images {
             let Indexed { index, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
-                return Err(Error::DiffId { layer: descriptor.digest, found, expected: *diff_id });
+                let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
+                return Err(Error::DiffId(Box::new(mismatch)));
             }
             let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
             let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };

@@ -24,7 +24,7 @@ use crate::source::Source;
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
-pub use error::Error;
+pub use error::{DiffIdMismatch, Error};
 
 /// What the caller wants resolved, and how the source may be asked.
 #[derive(Debug, Clone)]

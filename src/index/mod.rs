@@ -175,6 +175,11 @@ impl LayerIndex {
         (0..self.span_count()).map(SpanId)
     }
 
+    /// The span after `span`, if it is not the last.
+    pub fn next_span(&self, span: SpanId) -> Option<SpanId> {
+        (span.0 + 1 < self.span_count()).then_some(SpanId(span.0 + 1))
+    }
+
     /// The spans that hold `range` of the uncompressed stream, in order; none for an empty range or one that ends
     /// beyond the stream.
     pub fn spans(&self, range: Range<u64>) -> impl Iterator<Item = SpanId> + use<> {

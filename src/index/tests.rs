@@ -7,6 +7,7 @@ use flate2::{Compression as Level, GzBuilder, write::GzEncoder};
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::CONTENT_DIGEST_BYTES;
 use crate::oci::Algorithm;
 use crate::tar::{Kind, Segment, Timestamp, Writer, Xattr};
 
@@ -145,7 +146,7 @@ fn a_180_to_a_187_one_stream_in_any_compression_has_the_same_entries_and_exact_s
             let range = segment.layer_offset..segment.layer_offset + segment.length;
             assert!(blob_bytes(&tar, range) == content, "{entry:?} holds its content");
         }
-        let expected = (!content.is_empty()).then(|| Digest::sha256(content));
+        let expected = (content.len() as u64 >= CONTENT_DIGEST_BYTES).then(|| Digest::sha256(content));
         assert_eq!(digest.map(Digest::Sha256), expected);
     }
     let mut blobs: Vec<(Compression, Vec<u8>)> =

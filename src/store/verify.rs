@@ -94,7 +94,7 @@ impl Store {
         let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
         let mapped = object::Mapped::new(&file).context("map", &found.path)?;
         let bytes = mapped.bytes();
-        judge(found, check(&self.shared.layout.relative(&found.path), &digest, &bytes))
+        judge(found, check(&self.shared.layout.relative(&found.path), &digest, bytes))
     }
 }
 

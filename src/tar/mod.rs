@@ -72,7 +72,8 @@ pub enum Kind {
         size: u64,
         /// Where its bytes are, ascending and disjoint in the file, inside `size`.
         segments: Vec<Segment>,
-        /// SHA-256 of the whole file, holes included; none for an empty file, and for a sparse one too large to hash
+        /// SHA-256 of the whole file, holes included; none for a short file
+        /// ([`crate::limits::CONTENT_DIGEST_BYTES`]), and for a sparse one too large to hash
         /// ([`crate::limits::SPARSE_HASH_BYTES`]). The parser leaves it empty, the index builder fills it in.
         content: Option<[u8; 32]>,
     },

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::Stop;
 use super::chunk::Chunk;
 use crate::index::entries::{EntryWriter, Written};
-use crate::limits::{LAYER_ENTRIES, SPARSE_HASH_BYTES, SPARSE_HASH_LAYER_BYTES};
+use crate::limits::{CONTENT_DIGEST_BYTES, LAYER_ENTRIES, SPARSE_HASH_BYTES, SPARSE_HASH_LAYER_BYTES};
 use crate::tar::{Entry, Kind, Parser, Sink};
 
 /// A chunk and what was found in it.
@@ -83,12 +83,12 @@ impl Contents {
         self.too_long |= !self.writer.push(&entry);
     }
 
-    /// A hash for the content of a file, unless there is nothing or too much to hash.
+    /// A hash for the content of a file, unless there is too little or too much to hash.
     fn hash(&mut self, entry: &Entry) -> Option<FileHash> {
         let Kind::Regular { size, segments, .. } = &entry.kind else { return None };
         let held: u64 = segments.iter().map(|segment| segment.length).sum();
         let holes = size.saturating_sub(held);
-        if *size == 0 || holes > 0 && (*size > SPARSE_HASH_BYTES || holes > self.holes) {
+        if *size < CONTENT_DIGEST_BYTES || holes > 0 && (*size > SPARSE_HASH_BYTES || holes > self.holes) {
             return None;
         }
         self.holes -= holes;
