@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::fetch::{self, Fetcher};
 use crate::image::Images;
 use crate::oci::Digest;
-use crate::store::Store;
+use crate::store::{Limits, Store};
 
 pub use client::{Client, Connection, Program};
 pub use failure::{Code, Failure};
@@ -96,6 +96,7 @@ pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mou
 
 async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
     let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
+    store.set_limits(Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?);
     let images = Images::new(store, Fetcher::new(fetch::Options::default()));
     let listener = listen(options)?;
     let socket = socket_path(&options.cache_dir, &options.runtime_dir);

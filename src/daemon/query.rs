@@ -199,6 +199,17 @@ pub(super) async fn drop_cache(
     finish(task.await)
 }
 
+/// Brings the cache within its limits without taking anything that a mount uses.
+pub(super) async fn evict(images: &Images, mounts: &Mounts) -> Result<control::Usage, Failure> {
+    let in_use = mounts.in_use();
+    let store = Arc::clone(images.store());
+    let task = tokio::task::spawn_blocking(move || {
+        let keep = in_use.layers.union(&in_use.trees).copied().collect();
+        store.evict(&keep).map(report::part)
+    });
+    finish(task.await)
+}
+
 /// What the cache holds.
 pub(super) async fn usage(images: &Images) -> Result<control::CacheReport, Failure> {
     let store = Arc::clone(images.store());

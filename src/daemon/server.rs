@@ -21,6 +21,9 @@ const REQUEST_BYTES: u64 = 1 << 20;
 /// How long readers must have been quiet before decoded spans are dropped from memory.
 const MEMORY_QUIET: Duration = Duration::from_secs(5);
 
+/// How often the size of the cache is looked at while mounts stay the same: reads add to it.
+const EVICTION: Duration = Duration::from_secs(300);
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
@@ -107,9 +110,24 @@ impl Server {
         }
     }
 
-    /// Gives memory back while nothing happens. Runs for ever.
+    /// Gives memory back while nothing happens, and keeps the cache within its limits. Runs for ever.
     pub(super) async fn keep_small(&self) {
-        self.images.fetcher().shrink_when_idle(MEMORY_QUIET).await;
+        tokio::join!(self.images.fetcher().shrink_when_idle(MEMORY_QUIET), self.keep_cache_bounded());
+    }
+
+    /// Evicts what no mount uses whenever something was mounted or unmounted, and now and then.
+    async fn keep_cache_bounded(&self) {
+        let mut mounts = self.mounts.count();
+        loop {
+            if tokio::time::timeout(EVICTION, mounts.changed()).await.is_ok_and(|changed| changed.is_err()) {
+                return std::future::pending().await;
+            }
+            match query::evict(&self.images, &self.mounts).await {
+                Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
+                Ok(_) => {}
+                Err(failure) => tracing::warn!(%failure, "cannot evict from the cache"),
+            }
+        }
     }
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.

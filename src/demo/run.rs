@@ -235,7 +235,7 @@ fn traffic(requests: &[Record], image: &Image) -> String {
     let ranges = requests.iter().filter(is_layer).count();
     let others = requests.len() - ranges;
     format!(
-        "the registry was asked {others} times for manifest and configuration, and sent {} of {} of layers in {ranges} ranges",
+        "requests for manifest and configuration: {others}; for layers: {ranges}, which sent {} of {}",
         ByteSize(sent),
         ByteSize(total)
     )
