@@ -195,7 +195,8 @@ impl From<&store::Error> for Failure {
             store::Error::Io { .. } if error.is_out_of_space() => failure
                 .hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir"),
             store::Error::Size { .. } | store::Error::Mismatch(_) => failure.coded(Code::BadImage),
-            store::Error::Io { .. } | store::Error::Foreign { .. } | store::Error::Incomplete(_) => failure,
+            store::Error::Foreign { .. } => failure.hint("choose another directory with --cache-dir"),
+            store::Error::Io { .. } | store::Error::Incomplete(_) => failure,
         }
     }
 }

@@ -7,6 +7,7 @@ mod formats;
 mod images;
 mod kill;
 mod layering;
+mod limits;
 mod merge_model;
 mod mount;
 mod registry;
