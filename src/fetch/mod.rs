@@ -186,6 +186,30 @@ impl Fetcher {
         self.inner.cache.get(&spans::Key::new(layer, span)).or_else(|| layer.large.get(span))
     }
 
+    /// The decoded span if it can be had without waiting for anybody: from memory, or decoded by the calling thread from
+    /// bytes that are on disk, if a decoder is free and nobody else is at it.
+    ///
+    /// Takes a few milliseconds of CPU at most. None also if the bytes turn out to be wrong: [`Self::span`] mends that.
+    pub fn span_now(&self, layer: &Arc<Layer>, span: SpanId) -> Option<Bytes> {
+        if let Some(bytes) = self.cached(layer, span) {
+            return Some(bytes);
+        }
+        let range = layer.index.compressed(span);
+        if LargeSpans::is_large(&layer.index, span) || !layer.blob.missing(range.clone()).is_empty() {
+            return None;
+        }
+        let key = spans::Key::new(layer, span);
+        let decoder = self.inner.decoders.try_acquire().ok()?;
+        let claim = self.inner.flights.claim(key)?;
+        let compressed = layer.blob.read(range).ok().flatten()?;
+        let bytes = layer.index.decode(span, &compressed).ok()?;
+        drop(decoder);
+        self.inner.cache.put(key, bytes.clone());
+        claim.finish(Ok(bytes.clone()));
+        self.decode_ahead(layer, span);
+        Some(bytes)
+    }
+
     /// Gives back the memory of decoded spans whenever no reader has waited for `quiet`: what was read is in the kernel's
     /// cache by then. Runs for ever.
     pub async fn shrink_when_idle(&self, quiet: std::time::Duration) {
@@ -208,24 +232,32 @@ impl Fetcher {
         if let Some(bytes) = self.cached(layer, span) {
             return Ok(bytes);
         }
-        let bytes = self.flight(layer, span).await?;
+        let mut result = self.flight(layer, span).await;
+        if result.is_none() {
+            // A thread that decoded the span itself has found its bytes to be wrong and left it to whoever waits.
+            result = self.flight(layer, span).await;
+        }
+        let bytes = result.unwrap_or(Err(Error::Interrupted))?;
         self.decode_ahead(layer, span);
         Ok(bytes)
     }
 
     /// Joins or starts the fetch of a span that is not in memory.
-    fn flight(&self, layer: &Arc<Layer>, span: SpanId) -> impl Future<Output = Result<Bytes, Error>> + Send + 'static {
+    fn flight(
+        &self,
+        layer: &Arc<Layer>,
+        span: SpanId,
+    ) -> impl Future<Output = Option<Result<Bytes, Error>>> + Send + 'static {
         let key = spans::Key::new(layer, span);
         let inner = Arc::clone(&self.inner);
         let layer = Arc::clone(layer);
-        let flight = self.inner.flights.join(key, move || async move {
+        self.inner.flights.join(key, move || async move {
             let bytes = inner.obtain(&layer, span).await?;
             if !LargeSpans::is_large(&layer.index, span) {
                 inner.cache.put(key, bytes.clone());
             }
             Ok(bytes)
-        });
-        async move { flight.await.unwrap_or(Err(Error::Interrupted)) }
+        })
     }
 
     /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read
@@ -239,7 +271,7 @@ impl Fetcher {
         if is_wanted {
             let flight = self.flight(layer, next);
             tokio::spawn(async move {
-                if let Err(error) = flight.await {
+                if let Some(Err(error)) = flight.await {
                     tracing::debug!(%error, "span is not decoded ahead");
                 }
             });

@@ -69,6 +69,20 @@ where
         }
     }
 
+    /// Takes the work under `key` for the calling thread, unless somebody is at it. Others who join meanwhile wait for
+    /// [`Claim::finish`]; without it they get none.
+    pub fn claim(&self, key: K) -> Option<Claim<K, V>> {
+        let mut flights = lock(&self.flights);
+        if flights.get(&key).is_some_and(|flight| flight.interest.strong_count() > 0) {
+            return None;
+        }
+        let (result, receiver) = watch::channel(None);
+        let interest = Arc::new(Interest::default());
+        flights.insert(key.clone(), Flight { result: receiver, interest: Arc::downgrade(&interest) });
+        let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
+        Some(Claim { landing, result, _interest: interest })
+    }
+
     fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, Arc<Interest>)
     where
         F: Future<Output = V> + Send + 'static,
@@ -95,7 +109,26 @@ where
     }
 }
 
+/// Work that a thread does itself.
+#[derive(Debug)]
+pub struct Claim<K: Eq + Hash, V> {
+    landing: Landing<K, V>,
+    result: watch::Sender<Option<V>>,
+    /// Keeps the flight joinable.
+    _interest: Arc<Interest>,
+}
+
+impl<K: Eq + Hash, V> Claim<K, V> {
+    /// Hands the result to everyone who joined.
+    pub fn finish(self, value: V) {
+        let Self { landing, result, _interest } = self;
+        drop(landing);
+        result.send_replace(Some(value));
+    }
+}
+
 /// Takes a flight out of the table when its work ends, however it ends.
+#[derive(Debug)]
 struct Landing<K: Eq + Hash, V> {
     flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
@@ -162,6 +195,21 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(5), &mut ended).await;
         assert!(ended.expect("the abandoned work ends").is_err(), "its future was dropped");
         assert_eq!(map.join(1, || async { 2 }).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn those_who_join_a_claim_get_its_result_or_none() {
+        let map = OnceMap::<u8, u8>::default();
+        let claim = map.claim(1).expect("nobody is at it");
+        assert!(map.claim(1).is_none());
+        let joined = map.join(1, || async { 0 });
+        claim.finish(5);
+        assert_eq!(joined.await, Some(5));
+        let abandoned = map.claim(1).expect("the last one is over");
+        let joined = map.join(1, || async { 0 });
+        drop(abandoned);
+        assert_eq!(joined.await, None);
+        assert_eq!(map.join(1, || async { 6 }).await, Some(6));
     }
 
     #[tokio::test]

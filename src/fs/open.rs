@@ -2,24 +2,43 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Error, FileSystem, Ino};
-use crate::tree::{NodeId, NodeKind};
+use crate::fetch::Layer;
+use crate::store::Store;
+use crate::tree::{Extent, NodeId, NodeKind};
 
-/// Files up to this many bytes are verified on the thread that opens them (well under a millisecond); longer ones are
-/// verified in the background and served from their layer meanwhile.
+/// Files up to this many bytes are verified on the thread that opens them (well under a millisecond).
 const VERIFY_INLINE: u64 = 256 << 10;
+
+/// The answer to an open.
+pub enum Open {
+    /// The file is open.
+    Ready,
+    /// The file will be open; the future runs on the fetcher's runtime.
+    Later(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "Ready",
+            Self::Later(_) => "Later",
+        })
+    }
+}
 
 /// The open files of one mount.
 #[derive(Debug, Default)]
 pub(super) struct OpenFiles {
     /// Protects the table; held for look-ups and changes only.
-    table: RwLock<HashMap<NodeId, Open>>,
+    table: RwLock<HashMap<NodeId, OpenFile>>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenFile {
     handles: u64,
     /// The decoded file, once it is known to be complete and right.
     file: Option<Arc<File>>,
@@ -69,28 +88,35 @@ impl OpenFiles {
 
 impl FileSystem {
     /// Opens a regular file for reading.
-    pub fn open(&self, ino: Ino) -> Result<(), Error> {
+    ///
+    /// A decoded copy that was not verified in this process yet is read as a whole first. A long one is verified beside
+    /// the reader if its layer's bytes are here; only if they are not, so that the copy spares a fetch or is all there
+    /// is, the reader waits for it.
+    pub fn open(self: &Arc<Self>, ino: Ino) -> Result<Open, Error> {
         let id = self.node_id(ino)?;
         let node = self.tree.node(id);
         if node.kind() != NodeKind::Regular {
             return Err(Error::WrongType);
         }
-        let file = match node.content() {
-            Some(content) if node.size() <= VERIFY_INLINE || self.store.is_verified(content) => {
-                self.store.file(content).unwrap_or_else(|error| {
-                    // The layer has the same bytes.
-                    tracing::debug!(%error, "cached file cannot be used");
-                    None
-                })
-            }
-            Some(content) => {
-                self.publisher.verify(*content);
-                None
-            }
-            None => None,
+        let Some(content) = node.content().copied() else {
+            self.open.enter(id, None);
+            return Ok(Open::Ready);
         };
-        self.open.enter(id, file);
-        Ok(())
+        if node.size() <= VERIFY_INLINE || self.store.is_verified(&content) {
+            self.open.enter(id, copy_of(&self.store, &content));
+            return Ok(Open::Ready);
+        }
+        if is_local(&self.layers, node.extents()) {
+            self.publisher.verify(content);
+            self.open.enter(id, None);
+            return Ok(Open::Ready);
+        }
+        let fs = Arc::clone(self);
+        Ok(Open::Later(Box::pin(async move {
+            let store = Arc::clone(&fs.store);
+            let copy = tokio::task::spawn_blocking(move || copy_of(&store, &content)).await;
+            fs.open.enter(id, copy.unwrap_or_default());
+        })))
     }
 
     /// Ends one handle of a file.
@@ -101,4 +127,23 @@ impl FileSystem {
             self.publisher.offer(id);
         }
     }
+}
+
+/// The decoded copy of a file, if there is a good one.
+fn copy_of(store: &Store, content: &[u8; 32]) -> Option<Arc<File>> {
+    store.file(content).unwrap_or_else(|error| {
+        // The layer has the same bytes.
+        tracing::debug!(%error, "cached file cannot be used");
+        None
+    })
+}
+
+/// True if decoding these extents needs nothing from the network.
+pub(super) fn is_local(layers: &[Arc<Layer>], mut extents: impl Iterator<Item = Extent>) -> bool {
+    extents.all(|extent| {
+        layers.get(extent.layer as usize).is_some_and(|layer| {
+            let mut spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
+            spans.all(|span| layer.blob.missing(layer.index.compressed(span)).is_empty())
+        })
+    })
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::open::is_local;
 use crate::fetch::{Fetcher, Layer};
 use crate::store::Store;
 use crate::tree::{NodeId, Tree};
@@ -103,7 +104,8 @@ impl Worker {
             let Some(content) = node.content() else { return Ok(()) };
             (*content, node.size(), node.extents().collect::<Vec<_>>())
         };
-        if self.store.is_verified(&content) || !self.is_local(&extents) {
+        // Publishing must never fetch.
+        if self.store.is_verified(&content) || !is_local(&self.layers, extents.iter().copied()) {
             return Ok(());
         }
         let store = Arc::clone(&self.store);
@@ -126,17 +128,5 @@ impl Worker {
             tokio::task::spawn_blocking(move || file.publish()).await??;
         }
         Ok(())
-    }
-
-    /// True if decoding needs nothing from the network: publishing must never fetch.
-    fn is_local(&self, extents: &[crate::tree::Extent]) -> bool {
-        extents.iter().all(|extent| {
-            self.layers.get(extent.layer as usize).is_some_and(|layer| {
-                layer
-                    .index
-                    .spans(extent.layer_offset..extent.layer_offset + extent.length)
-                    .all(|span| layer.blob.missing(layer.index.compressed(span)).is_empty())
-            })
-        })
     }
 }

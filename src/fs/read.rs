@@ -58,7 +58,7 @@ impl FileSystem {
         }
         self.open.note_read(id);
         let parts = parts(node.extents(), offset, end);
-        if let Some(bytes) = self.in_memory(&parts) {
+        if let Some(bytes) = self.at_once(&parts) {
             return Ok(Read::Ready(bytes));
         }
         let fetcher = self.fetcher.clone();
@@ -67,8 +67,8 @@ impl FileSystem {
         Ok(Read::Later(Box::pin(async move { assemble(&fetcher, &layers, &parts).await })))
     }
 
-    /// The parts put together if every span they need is decoded in memory.
-    fn in_memory(&self, parts: &[Part]) -> Option<Bytes> {
+    /// The parts put together if every span they need is decoded in memory or can be decoded here and now.
+    fn at_once(&self, parts: &[Part]) -> Option<Bytes> {
         let mut pieces = Vec::new();
         for part in parts {
             match *part {
@@ -76,7 +76,7 @@ impl FileSystem {
                 Part::Data { layer, offset, length } => {
                     let layer = self.layers.get(layer)?;
                     for span in layer.index.spans(offset..offset + length as u64) {
-                        let decoded = self.fetcher.cached(layer, span)?;
+                        let decoded = self.fetcher.span_now(layer, span)?;
                         pieces.push(cut(layer, span, &decoded, offset, length)?);
                     }
                 }

@@ -32,7 +32,7 @@ impl BlobReader for Memory {
 
 /// A file system of one gzip layer, with the directory its store is in.
 struct Scene {
-    fs: FileSystem,
+    fs: Arc<FileSystem>,
     blob: Arc<Memory>,
     _cache: TempDir,
 }
@@ -83,10 +83,32 @@ fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
         large: LargeSpans::new(store.dir().join("tmp")),
     });
     let fetcher = Fetcher::new(Options::default());
-    Scene { fs: FileSystem::new(tree, vec![layer], fetcher, store), blob, _cache: cache }
+    Scene { fs: Arc::new(FileSystem::new(tree, vec![layer], fetcher, store)), blob, _cache: cache }
 }
 
 impl Scene {
+    async fn open(&self, ino: Ino) {
+        match self.fs.open(ino).expect("a regular file") {
+            Open::Ready => {}
+            Open::Later(pending) => pending.await,
+        }
+    }
+
+    /// Reads a file and waits until its decoded copy is in the store.
+    async fn publish(&self, ino: Ino) {
+        self.open(ino).await;
+        self.read(ino, 0, 1 << 20).await;
+        self.fs.release(ino);
+        let content = *self.fs.tree.node(self.fs.node_id(ino).expect("an inode")).content().expect("a digest");
+        for _ in 0..500 {
+            if self.fs.store.file(&content).expect("a good store").is_some() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        panic!("the file is not published");
+    }
+
     fn ino(&self, path: &str) -> Ino {
         let start = Ino::from(NodeId::ROOT);
         path.split('/').fold(start, |parent, name| self.fs.lookup(parent, name.as_bytes()).expect("it is there").ino)
@@ -163,22 +185,48 @@ async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
     let (fs, ino) = (&scene.fs, scene.ino("f"));
-    fs.open(ino).expect("a regular file");
+    scene.open(ino).await;
     assert_eq!(fs.open_files(), 1);
-    assert!(scene.read(ino, 0, 1 << 20).await == bytes);
     fs.release(ino);
     assert_eq!(fs.open_files(), 0);
-    let content = *fs.tree.node(fs.node_id(ino).expect("an inode")).content().expect("a digest");
-    for _ in 0..200 {
-        if fs.store.file(&content).expect("a good store").is_some() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    fs.open(ino).expect("a regular file");
+    scene.publish(ino).await;
+    scene.open(ino).await;
     assert!(fs.open.file(fs.node_id(ino).expect("an inode")).is_some(), "the copy serves the next open");
     assert!(matches!(fs.read(ino, 5, 10), Ok(Read::Ready(read)) if read == bytes[5..15]));
     fs.release(ino);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_all_there_is_serves_its_first_open() {
+    let bytes = content(700_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let ino = scene.ino("f");
+    scene.publish(ino).await;
+    // Another process's start: nothing is verified yet, the layer's bytes are gone and cannot be had.
+    let Scene { fs, _cache: cache, .. } = scene;
+    let (tree, dir) = (fs.tree.clone(), fs.store.dir().to_owned());
+    let index = fs.layers[0].index.clone();
+    drop(fs);
+    let store = loop {
+        match Store::open(&dir) {
+            Ok(store) => break Arc::new(store),
+            Err(crate::store::Error::Busy(_)) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    store.drop_blobs(&std::collections::HashSet::new()).expect("blobs can be dropped");
+    let layer = Arc::new(Layer {
+        blob: store.blob(&index.layer(), index.compressed_size()).expect("an empty blob"),
+        large: LargeSpans::new(store.dir().join("tmp")),
+        index,
+        reader: None,
+        source_name: "nowhere".to_owned(),
+        traffic: Traffic::default(),
+    });
+    let fs = Arc::new(FileSystem::new(tree, vec![layer], Fetcher::new(Options::default()), store));
+    let scene = Scene { fs, blob: Arc::new(Memory(Bytes::new(), 0.into())), _cache: cache };
+    scene.open(ino).await;
+    assert!(scene.read(ino, 0, 1 << 20).await == bytes);
 }
 
 proptest! {

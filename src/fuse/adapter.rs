@@ -12,7 +12,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::fs::{self, Attr, FileSystem, FileType, Ino, Read, StatFs};
+use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 
 /// How long the kernel may keep what it was told. The tree never changes, so the only reason for an end is that the
 /// kernel counts in jiffies and a larger value would overflow on some platforms.
@@ -20,6 +20,9 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Read requests that the kernel may have in flight in the background (read-ahead) before it calls us congested.
 const BACKGROUND: u16 = 128;
+
+/// How every file is opened: data stays cached across opens, and closing needs no flush.
+const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// One mount's file system as the FUSE crate calls it.
 #[derive(Debug)]
@@ -77,7 +80,13 @@ impl Filesystem for Adapter {
 
     fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.fs.open(Ino(ino.0)) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            Ok(Open::Ready) => reply.opened(FileHandle(0), OPENED),
+            Ok(Open::Later(pending)) => {
+                self.runtime.spawn(async move {
+                    pending.await;
+                    reply.opened(FileHandle(0), OPENED);
+                });
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -93,6 +102,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // Reading may start work on the runtime, which this thread is not one of.
+        let _runtime = self.runtime.enter();
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Read::Ready(bytes)) => reply.data(&bytes),
             Ok(Read::Later(pending)) => {

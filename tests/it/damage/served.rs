@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ocifs::demo::registry::{Content, Registry};
 use ocifs::fetch::{Fetcher, Options};
-use ocifs::fs::{Attr, Chain, Errno, FileSystem, FileType, Ino, Read};
+use ocifs::fs::{Attr, Chain, Errno, FileSystem, FileType, Ino, Open, Read};
 use ocifs::image::{Images, Progress, Request};
 use ocifs::index::LayerIndex;
 use ocifs::oci::{Digest, Platform, Wanted};
@@ -42,7 +42,7 @@ pub(super) struct Served {
 
 /// An image opened in this process.
 pub(super) struct Opened {
-    pub(super) fs: FileSystem,
+    pub(super) fs: Arc<FileSystem>,
     images: Images,
 }
 
@@ -96,6 +96,7 @@ impl Served {
         let image = image.map_err(|error| Chain(&error).to_string())?;
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
         let fs = FileSystem::new(image.tree, layers, images.fetcher().clone(), Arc::clone(images.store()));
+        let fs = Arc::new(fs);
         Ok(Opened { fs, images })
     }
 
@@ -220,7 +221,7 @@ async fn store_at(cache: &Path) -> Store {
 }
 
 /// Everything in the file system, the bytes of `wanted` files only.
-pub(super) async fn view_of(fs: &FileSystem, wanted: &(impl Fn(&[u8]) -> bool + Sync)) -> View {
+pub(super) async fn view_of(fs: &Arc<FileSystem>, wanted: &(impl Fn(&[u8]) -> bool + Sync)) -> View {
     let mut view = View::new();
     let mut waiting = vec![(Vec::new(), Ino(1))];
     while let Some((path, ino)) = waiting.pop() {
@@ -252,10 +253,12 @@ pub(super) async fn view_of(fs: &FileSystem, wanted: &(impl Fn(&[u8]) -> bool + 
 }
 
 /// Reads a file as the kernel would.
-async fn read(fs: &FileSystem, ino: Ino, size: u64) -> Result<Vec<u8>, (Errno, String)> {
+async fn read(fs: &Arc<FileSystem>, ino: Ino, size: u64) -> Result<Vec<u8>, (Errno, String)> {
     const PIECE: u32 = 128 << 10;
     let failed = |error: ocifs::fs::Error| (error.errno(), Chain(&error).to_string());
-    fs.open(ino).map_err(failed)?;
+    if let Open::Later(opening) = fs.open(ino).map_err(failed)? {
+        opening.await;
+    }
     let mut bytes = Vec::new();
     let mut failure = None;
     while (bytes.len() as u64) < size && failure.is_none() {
