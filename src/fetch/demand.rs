@@ -16,7 +16,7 @@ pub struct Demand {
 struct State {
     /// Reads that wait now.
     waiting: usize,
-    /// When one began or ended last.
+    /// When one began or ended last, or read without waiting.
     changed: Instant,
 }
 
@@ -43,18 +43,29 @@ impl Demand {
         self.state.borrow().waiting > 0
     }
 
-    /// Returns once no reader has waited for `quiet`; at once if that is so already.
+    /// Notes a read that did not have to wait.
+    pub fn note(&self) {
+        // Nobody is woken for it: whoever waits for quiet looks at the time when its own time is up.
+        self.state.send_if_modified(|state| {
+            state.changed = Instant::now();
+            false
+        });
+    }
+
+    /// Returns once no reader has read or waited for `quiet`; at once if that is so already.
     pub async fn idle_for(&self, quiet: Duration) {
         let mut states = self.state.subscribe();
         loop {
             let State { waiting, changed } = *states.borrow_and_update();
             let until = changed + quiet;
-            if waiting == 0 && until <= Instant::now() {
+            if waiting > 0 {
+                if states.wait_for(|state| state.waiting == 0).await.is_err() {
+                    return;
+                }
+            } else if until > Instant::now() {
+                tokio::time::sleep_until(until).await;
+            } else {
                 return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep_until(until), if waiting == 0 => return,
-                gone = states.changed() => if gone.is_err() { return },
             }
         }
     }
@@ -107,6 +118,16 @@ mod tests {
             () = again => {}
             () = std::future::ready(()) => panic!("it waits again"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_read_that_need_not_wait_is_no_quiet_either() {
+        let demand = Demand::default();
+        demand.idle_for(QUIET).await;
+        let noted = Instant::now();
+        demand.note();
+        demand.idle_for(QUIET).await;
+        assert!(noted.elapsed() >= QUIET && !demand.is_waiting());
     }
 
     #[tokio::test]

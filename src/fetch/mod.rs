@@ -210,11 +210,11 @@ impl Fetcher {
         Some(bytes)
     }
 
-    /// Gives back the memory of decoded spans whenever no reader has waited for `quiet`: what was read is in the kernel's
+    /// Gives back the memory of decoded spans whenever nobody has read for `quiet`: what was read is in the kernel's
     /// cache by then. Runs for ever.
     pub async fn shrink_when_idle(&self, quiet: std::time::Duration) {
         loop {
-            self.demand().begins().await;
+            self.inner.cache.filled().await;
             self.demand().idle_for(quiet).await;
             self.inner.cache.clear();
         }

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lru::LruCache;
+use tokio::sync::Notify;
 
 use super::Layer;
 use crate::index::SpanId;
@@ -28,6 +29,8 @@ pub(super) struct SpanCache {
     limit: u64,
     /// Protects the cache; held for look-ups and insertions only.
     state: Mutex<State>,
+    /// Told when the cache stops being empty.
+    filled: Notify,
 }
 
 #[derive(Debug)]
@@ -38,7 +41,7 @@ struct State {
 
 impl SpanCache {
     pub(super) fn new(limit: u64) -> Self {
-        Self { limit, state: Mutex::new(State { spans: LruCache::unbounded(), used: 0 }) }
+        Self { limit, state: Mutex::new(State { spans: LruCache::unbounded(), used: 0 }), filled: Notify::new() }
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Bytes> {
@@ -56,11 +59,19 @@ impl SpanCache {
         if let Some(old) = state.spans.put(key, bytes) {
             state.used -= old.len() as u64;
         }
+        if state.used == 0 {
+            self.filled.notify_one();
+        }
         state.used += size;
         while state.used > self.limit {
             let Some((_, dropped)) = state.spans.pop_lru() else { break };
             state.used -= dropped.len() as u64;
         }
+    }
+
+    /// Returns when something was put into the empty cache since the last call.
+    pub(super) async fn filled(&self) {
+        self.filled.notified().await;
     }
 
     /// Drops everything.

@@ -19,8 +19,9 @@ use crate::tree::{NodeId, Tree};
 /// Jobs that may wait. More files than this closed at once are simply not published this time.
 const QUEUE: usize = 4096;
 
-/// How long readers must have been quiet before a file is decoded for the store.
-const QUIET: Duration = Duration::from_millis(300);
+/// How long readers must have been quiet before a file is decoded for the store: a program that starts computes between
+/// its reads.
+const QUIET: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 enum Job {

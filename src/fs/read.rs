@@ -57,6 +57,7 @@ impl FileSystem {
             return Ok(Read::Ready(buffer.into()));
         }
         self.open.note_read(id);
+        self.fetcher.demand().note();
         let parts = parts(node.extents(), offset, end);
         if let Some(bytes) = self.at_once(&parts) {
             return Ok(Read::Ready(bytes));
