@@ -68,16 +68,22 @@ impl FileSystem {
         Ok(Read::Later(Box::pin(async move { assemble(&fetcher, &layers, &parts).await })))
     }
 
-    /// The parts put together if every span they need is decoded in memory or can be decoded here and now.
+    /// The parts put together if every span they need is decoded in memory, but for one that can be decoded here and now.
+    /// More than one are decoded faster side by side.
     fn at_once(&self, parts: &[Part]) -> Option<Bytes> {
         let mut pieces = Vec::new();
+        let mut decoded_here = false;
         for part in parts {
             match *part {
                 Part::Hole(length) => pieces.push(Bytes::from(vec![0; length])),
                 Part::Data { layer, offset, length } => {
                     let layer = self.layers.get(layer)?;
                     for span in layer.index.spans(offset..offset + length as u64) {
-                        let decoded = self.fetcher.span_now(layer, span)?;
+                        let decoded = match self.fetcher.cached(layer, span) {
+                            Some(decoded) => decoded,
+                            None if std::mem::replace(&mut decoded_here, true) => return None,
+                            None => self.fetcher.span_now(layer, span)?,
+                        };
                         pieces.push(cut(layer, span, &decoded, offset, length)?);
                     }
                 }
