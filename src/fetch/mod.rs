@@ -29,7 +29,7 @@ pub use demand::Demand;
 pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
 pub use large::LargeSpans;
-pub use once_map::OnceMap;
+pub use once_map::{Claim, OnceMap};
 
 use crate::index::{self, LayerIndex, SpanId};
 use crate::oci::Digest;
