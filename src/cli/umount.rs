@@ -8,7 +8,7 @@ use super::context::Context;
 use super::settings::settled;
 use super::stop::Stop;
 use crate::daemon::control::Request;
-use crate::daemon::{Code, Failure};
+use crate::daemon::{Code, unmount_without_daemon};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,12 +37,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     let request = Request::Unmount { dir: dir.clone(), lazy: args.lazy };
     match context.ask_if_running::<serde_json::Value>(&request) {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => Ok(context.client()?.unmount_without_daemon(&dir, args.lazy)?),
+        Ok(None) => Ok(unmount_without_daemon(&dir, args.lazy)?),
         // It may be left by a daemon that was killed, or belong to one of another cache directory.
-        Err(Stop::Failed(failure)) if failure.code == Code::NotFound => {
-            let ended: Result<(), Failure> = context.client()?.unmount_without_daemon(&dir, args.lazy);
-            Ok(ended?)
-        }
+        Err(Stop::Failed(failure)) if failure.code == Code::NotFound => Ok(unmount_without_daemon(&dir, args.lazy)?),
         Err(stop) => Err(stop),
     }
 }

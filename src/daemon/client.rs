@@ -3,14 +3,13 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use super::control::{Event, Request};
-use super::server::unmount_without_daemon;
 use super::{Code, Failure, socket_path};
 
 /// How long a starting daemon may take to say that it is ready.
@@ -75,11 +74,6 @@ impl Client {
         line.push(b'\n');
         stream.write_all(&line).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
         Ok(Some(Connection { stream: BufReader::new(stream) }))
-    }
-
-    /// Ends the mount on `dir` when no daemon serves it any more.
-    pub fn unmount_without_daemon(&self, dir: &Path, lazy: bool) -> Result<(), Failure> {
-        unmount_without_daemon(dir, lazy)
     }
 
     /// Starts a daemon and waits until it is ready or says why it cannot be.

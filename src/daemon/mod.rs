@@ -32,6 +32,7 @@ use crate::store::{Limits, Store};
 
 pub use client::{Client, Connection, Program};
 pub use failure::{Code, Failure};
+pub use server::unmount_without_daemon;
 
 /// Worker threads of the runtime. They move bytes and decide; decoding and file I/O run on the blocking pool.
 const WORKERS: usize = 2;
