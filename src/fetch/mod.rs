@@ -134,6 +134,19 @@ impl Traffic {
     }
 }
 
+/// Whose bytes go first, strictly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A reader waits.
+    Demand,
+    /// A reader will probably come here next.
+    ReadAhead,
+    /// An earlier start read this, or this start is expected to.
+    Profile,
+    /// The rest of the image.
+    Fill,
+}
+
 /// Sizes of the fetcher's pools and caches.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -240,6 +253,18 @@ impl Fetcher {
         let bytes = result.unwrap_or(Err(Error::Interrupted))?;
         self.decode_ahead(layer, span);
         Ok(bytes)
+    }
+
+    /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows.
+    ///
+    /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
+    pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], _priority: Priority) -> Result<(), Error> {
+        for (layer, span) in wanted {
+            if !layer.blob.missing(layer.index.compressed(*span)).is_empty() {
+                self.span(layer, *span).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Joins or starts the fetch of a span that is not in memory.
