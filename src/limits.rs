@@ -164,6 +164,13 @@ pub const READ_CHUNK: u64 = 1 << 20;
 /// Ranged reads of one layer that run ahead at once during a first contact.
 pub const PARALLEL_READS: usize = 4;
 
+/// Ranged reads in flight to one source; half of them may be for spans that no reader waits for. Registries that limit
+/// connections at all allow tens.
+pub const LINE_READS: usize = 16;
+
+/// Sources whose line stays measured while nothing is wanted of them.
+pub const LINES: usize = 256;
+
 /// Layers of one image that are streamed at once.
 pub const PARALLEL_LAYERS: usize = 4;
 

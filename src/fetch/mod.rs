@@ -13,9 +13,14 @@ mod demand;
 mod fill;
 mod first_contact;
 mod large;
+mod line;
 mod once_map;
 mod pieces;
+mod plan;
+mod queue;
+mod readahead;
 mod spans;
+mod steady;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,6 +35,7 @@ pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
 pub use large::LargeSpans;
 pub use once_map::{Claim, OnceMap};
+pub use readahead::ReadAhead;
 
 use crate::index::{self, LayerIndex, SpanId};
 use crate::oci::Digest;
@@ -100,11 +106,13 @@ pub struct Layer {
     /// Where missing bytes come from; none when offline.
     pub reader: Option<Arc<dyn BlobReader>>,
     /// How errors name that place.
-    pub source_name: String,
+    pub source_name: Arc<str>,
     /// What was moved for this layer.
     pub traffic: Traffic,
     /// Its spans that are too large for memory.
     pub large: LargeSpans,
+    /// What its readers did.
+    pub readahead: ReadAhead,
 }
 
 /// Counters of what came over the network.
@@ -147,6 +155,10 @@ pub enum Priority {
     Fill,
 }
 
+/// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
+/// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
+const WHOLE_FILE: u64 = 12 << 20;
+
 /// Sizes of the fetcher's pools and caches.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -174,6 +186,7 @@ struct Inner {
     flights: OnceMap<spans::Key, Result<Bytes, Error>>,
     decoders: Semaphore,
     demand: Demand,
+    planner: plan::Planner,
 }
 
 impl Fetcher {
@@ -185,6 +198,7 @@ impl Fetcher {
                 flights: OnceMap::default(),
                 decoders: Semaphore::new(options.decoders.max(1)),
                 demand: Demand::default(),
+                planner: plan::Planner::default(),
             }),
         }
     }
@@ -255,14 +269,77 @@ impl Fetcher {
         Ok(bytes)
     }
 
+    /// Takes note of a read of `needed`, part of a file that lies in `file` of the layer's uncompressed stream, and fetches
+    /// ahead what will probably be read next. Does nothing for a layer whose bytes are all here.
+    ///
+    /// Must be called in a runtime, before the spans themselves are waited for. `neighbours` is asked, if the read has to
+    /// wait, for at most so many compressed bytes of spans that belong with the file.
+    pub fn read(
+        &self,
+        layer: &Arc<Layer>,
+        needed: &[SpanId],
+        file: Range<u64>,
+        neighbours: impl FnOnce(u64) -> Vec<SpanId>,
+    ) {
+        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return };
+        if layer.reader.is_none() || layer.blob.is_complete() {
+            return;
+        }
+        let index = &layer.index;
+        let is_missing = |span: &SpanId| {
+            !LargeSpans::is_large(index, *span) && !layer.blob.missing(index.compressed(*span)).is_empty()
+        };
+        let must_wait = needed.iter().any(is_missing);
+        let (mut spans, count) = (index.spans(file.clone()), index.span_count());
+        let file_start = spans.next().unwrap_or(*first);
+        let file_end = spans.last().unwrap_or(file_start);
+        let product = self.inner.planner.product(layer);
+        let step = readahead::Step {
+            needed: first.get()..last.get() + 1,
+            file: file_start.get()..file_end.get() + 1,
+            whole_file: file.end - file.start <= WHOLE_FILE,
+            count,
+            widest: u32::try_from(4 * product * u64::from(count) / index.compressed_size().max(1)).unwrap_or(count),
+        };
+        let ranges = layer.readahead.note(&step);
+        let mut wanted: Vec<_> = index.span_ids_in(ranges).collect();
+        if must_wait {
+            // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.
+            wanted.extend(neighbours(product + product / 2));
+        }
+        wanted.retain(|span| !needed.contains(span) && is_missing(span));
+        let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();
+        self.inner.planner.bring(&wanted, Priority::ReadAhead, must_wait);
+    }
+
     /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows.
     ///
     /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
-    pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], _priority: Priority) -> Result<(), Error> {
+    pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
+        let is_missing = |layer: &Layer, span| !layer.blob.missing(layer.index.compressed(span)).is_empty();
+        let mut ordinary = Vec::with_capacity(wanted.len());
         for (layer, span) in wanted {
-            if !layer.blob.missing(layer.index.compressed(*span)).is_empty() {
-                self.span(layer, *span).await?;
+            if !is_missing(layer, *span) {
+                continue;
             }
+            if LargeSpans::is_large(&layer.index, *span) {
+                self.stream_to_disk(layer, *span).await?;
+            } else {
+                ordinary.push((Arc::clone(layer), *span));
+            }
+        }
+        for ticket in self.inner.planner.want(&ordinary, priority) {
+            ticket.bytes().await?;
+        }
+        Ok(())
+    }
+
+    /// Brings a span that is too large for memory into the blob store.
+    async fn stream_to_disk(&self, layer: &Arc<Layer>, span: SpanId) -> Result<(), Error> {
+        let range = layer.index.compressed(span);
+        let mut pieces = std::pin::pin!(pieces::pieces(&layer.blob, layer.reader.as_ref(), range, &layer.traffic));
+        while let Some(piece) = pieces.next().await {
+            piece?;
         }
         Ok(())
     }
@@ -319,7 +396,7 @@ impl Inner {
                     Err(large::Failure::Decode(error)) => Err(error),
                 }
             } else {
-                self.decode(layer, span, &range).await?
+                self.decode(layer, span).await?
             };
             match decoded {
                 Ok(bytes) => return Ok(bytes),
@@ -338,98 +415,36 @@ impl Inner {
             layer: layer.index.layer(),
             start: range.start,
             end: range.end,
-            source_name: layer.source_name.clone(),
+            source_name: layer.source_name.to_string(),
         })
     }
 
     /// Decodes a span in memory, on one of a bounded number of threads.
-    async fn decode(
-        &self,
-        layer: &Arc<Layer>,
-        span: SpanId,
-        range: &Range<u64>,
-    ) -> Result<Result<Bytes, index::Error>, Error> {
-        let (compressed, missing) = layer.compressed(range).await?;
+    async fn decode(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Result<Bytes, index::Error>, Error> {
+        let compressed = self.compressed(layer, span).await?;
         let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
-        let (task, start) = (Arc::clone(layer), range.start);
-        let decoded = tokio::task::spawn_blocking(move || {
-            let decoded = task.index.decode(span, &compressed);
-            if decoded.is_ok() {
-                task.keep(start, &compressed, &missing);
-            }
-            decoded
-        });
-        let decoded = decoded.await.map_err(|_| Error::Interrupted);
+        let task = Arc::clone(layer);
+        let decoded = tokio::task::spawn_blocking(move || task.index.decode(span, &compressed)).await;
         drop(permit);
-        decoded
+        decoded.map_err(|_| Error::Interrupted)
     }
-}
 
-impl Layer {
-    /// The bytes of `range`, from the blob store where it has them and from the source where not, and which parts the
-    /// source gave.
-    async fn compressed(self: &Arc<Self>, range: &Range<u64>) -> Result<(Bytes, Vec<Range<u64>>), Error> {
-        let missing = self.blob.missing(range.clone());
-        if missing.is_empty() {
-            let layer = Arc::clone(self);
-            let wanted = range.clone();
-            let local = tokio::task::spawn_blocking(move || layer.blob.read(wanted)).await;
+    /// The compressed bytes of a span, from the blob store if it has them all and from the source if not.
+    async fn compressed(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        let range = layer.index.compressed(span);
+        if layer.blob.missing(range.clone()).is_empty() {
+            let task = Arc::clone(layer);
+            let local = tokio::task::spawn_blocking(move || task.blob.read(range)).await;
             match local.map_err(|_| Error::Interrupted)? {
-                Ok(Some(bytes)) => return Ok((bytes, missing)),
+                Ok(Some(bytes)) => return Ok(bytes),
                 // Forgotten between the two looks, or unreadable: the source has it all.
                 Ok(None) => {}
-                Err(error) => tracing::warn!(layer = %self.index.layer(), %error, "cached blob is unreadable"),
-            }
-            return Ok((self.fetch(range.clone()).await?, vec![range.clone()]));
-        }
-        if missing == [range.clone()] {
-            return Ok((self.fetch(range.clone()).await?, missing));
-        }
-        let mut whole = BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or(0));
-        let mut at = range.start;
-        for gap in &missing {
-            self.append_local(&mut whole, at..gap.start).await?;
-            whole.extend_from_slice(&self.fetch(gap.clone()).await?);
-            at = gap.end;
-        }
-        self.append_local(&mut whole, at..range.end).await?;
-        Ok((whole.freeze(), missing))
-    }
-
-    async fn append_local(self: &Arc<Self>, whole: &mut BytesMut, range: Range<u64>) -> Result<(), Error> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let layer = Arc::clone(self);
-        let wanted = range.clone();
-        let local = tokio::task::spawn_blocking(move || layer.blob.read(wanted)).await;
-        match local.map_err(|_| Error::Interrupted)? {
-            Ok(Some(bytes)) => whole.extend_from_slice(&bytes),
-            _ => whole.extend_from_slice(&self.fetch(range).await?),
-        }
-        Ok(())
-    }
-
-    /// One ranged read at the source.
-    async fn fetch(&self, range: Range<u64>) -> Result<Bytes, Error> {
-        let Some(reader) = &self.reader else {
-            return Err(Error::Offline { layer: self.index.layer(), start: range.start, end: range.end });
-        };
-        read_range(reader.as_ref(), range, &self.traffic).await
-    }
-
-    /// Records verified bytes in the blob store. A full or failing disk costs a later fetch, never this read.
-    fn keep(&self, start: u64, compressed: &[u8], fetched: &[Range<u64>]) {
-        for gap in fetched {
-            let within = |offset: u64| usize::try_from(offset - start).ok();
-            let Some(bytes) = within(gap.start).zip(within(gap.end)).and_then(|(from, to)| compressed.get(from..to))
-            else {
-                continue;
-            };
-            if let Err(error) = self.blob.write(gap.start, bytes) {
-                tracing::debug!(layer = %self.index.layer(), %error, "verified bytes are not kept");
+                Err(error) => tracing::warn!(layer = %layer.index.layer(), %error, "cached blob is unreadable"),
             }
         }
+        let wanted = [(Arc::clone(layer), span)];
+        let ticket = self.planner.want(&wanted, Priority::Demand).pop().ok_or(Error::Interrupted)?;
+        ticket.bytes().await
     }
 }
 

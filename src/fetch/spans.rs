@@ -21,6 +21,10 @@ impl Key {
     pub(super) fn new(layer: &Layer, span: SpanId) -> Self {
         Self { layer: layer.index.layer(), span }
     }
+
+    pub(super) fn span(&self) -> SpanId {
+        self.span
+    }
 }
 
 /// The most recently used decoded spans.

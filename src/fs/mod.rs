@@ -7,6 +7,7 @@
 //!
 //! Handles carry no state. What is remembered per inode while it is open is only the decoded file that serves it.
 
+mod ahead;
 mod attr;
 mod directory;
 mod error;
@@ -45,6 +46,7 @@ pub struct FileSystem {
     layers: Vec<Arc<Layer>>,
     fetcher: Fetcher,
     store: Arc<Store>,
+    directories: ahead::Directories,
     open: open::OpenFiles,
     publisher: publish::Publisher,
 }
@@ -53,7 +55,15 @@ impl FileSystem {
     /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&store), tree.clone(), layers.clone());
-        Self { tree, layers, fetcher, store, open: open::OpenFiles::default(), publisher }
+        Self {
+            tree,
+            layers,
+            fetcher,
+            store,
+            directories: ahead::Directories::default(),
+            open: open::OpenFiles::default(),
+            publisher,
+        }
     }
 
     /// The tree.

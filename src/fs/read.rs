@@ -58,6 +58,7 @@ impl FileSystem {
         }
         self.open.note_read(id);
         self.fetcher.demand().note();
+        self.foresee(id, offset..end);
         let parts = parts(node.extents(), offset, end);
         if let Some(bytes) = self.at_once(&parts) {
             return Ok(Read::Ready(bytes));

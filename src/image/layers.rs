@@ -125,7 +125,9 @@ impl Images {
         let blob = blob.map_err(|_| Error::Interrupted)??;
         let large = fetch::LargeSpans::new(self.store.dir().join("tmp"));
         let traffic = fetch::Traffic::default();
-        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic, large }))
+        let readahead = fetch::ReadAhead::default();
+        let source_name = Arc::from(source_name);
+        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic, large, readahead }))
     }
 }
 

@@ -175,9 +175,20 @@ impl LayerIndex {
         (0..self.span_count()).map(SpanId)
     }
 
+    /// The spans with these numbers, as far as they exist.
+    pub fn span_ids_in(&self, ranges: impl IntoIterator<Item = Range<u32>>) -> impl Iterator<Item = SpanId> {
+        let count = self.span_count();
+        ranges.into_iter().flatten().filter(move |number| *number < count).map(SpanId)
+    }
+
     /// The span after `span`, if it is not the last.
     pub fn next_span(&self, span: SpanId) -> Option<SpanId> {
         (span.0 + 1 < self.span_count()).then_some(SpanId(span.0 + 1))
+    }
+
+    /// The span before `span`, if it is not the first.
+    pub fn previous_span(&self, span: SpanId) -> Option<SpanId> {
+        span.0.checked_sub(1).map(SpanId)
     }
 
     /// The spans that hold `range` of the uncompressed stream, in order; none for an empty range or one that ends

@@ -1,0 +1,270 @@
+//! The planner: brings compressed spans from their sources into the blob store, in the order of urgency.
+//!
+//! [`Queue`] decides what is asked for next; this file does the asking. One task for each ranged read streams its answer,
+//! cuts it into spans, puts each in the blob store as soon as it is whole, and hands it to whoever holds a [`Ticket`] for it.
+//! The bytes are not verified here: whoever decodes a span does that, and discards what is wrong.
+//!
+//! A ticket that is dropped takes its span out of the queue, and ends the read if nothing else in it is wanted.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
+
+use super::queue::{Outcome, Queue, Run};
+use super::spans::Key;
+use super::steady::Steady;
+use super::{Error, Layer, Priority};
+use crate::index::SpanId;
+
+/// Orders and carries out the ranged reads of all layers. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Planner {
+    /// Protects the bookkeeping; never held across an await or I/O on layer bytes.
+    queue: Arc<Mutex<Queue>>,
+}
+
+/// The right to a span's compressed bytes, once they are here.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    planner: Planner,
+    key: Key,
+    outcome: watch::Receiver<Outcome>,
+}
+
+impl Ticket {
+    /// Waits for the bytes.
+    pub(super) async fn bytes(mut self) -> Result<Bytes, Error> {
+        match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Err(Error::Interrupted)),
+            Err(_) => Err(Error::Interrupted),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.outcome.borrow().is_some() {
+            return;
+        }
+        let abort = self.planner.lock().leave(self.key);
+        if let Some(abort) = abort {
+            abort.abort();
+        }
+    }
+}
+
+impl Planner {
+    /// Wants spans, in this order, and waits for none of them yet.
+    pub(super) fn want(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Vec<Ticket> {
+        let tickets = {
+            let mut queue = self.lock();
+            let ticket = |(layer, span): &(Arc<Layer>, SpanId)| Ticket {
+                planner: self.clone(),
+                key: Key::new(layer, *span),
+                outcome: queue.enter(layer, *span, priority, false),
+            };
+            wanted.iter().map(ticket).collect()
+        };
+        self.pump(wanted);
+        tickets
+    }
+
+    /// Wants spans without anybody waiting for them. `soon` says that the caller will want others in a moment, which
+    /// should go first: nothing is sent before.
+    pub(super) fn bring(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority, soon: bool) {
+        {
+            let mut queue = self.lock();
+            for (layer, span) in wanted {
+                queue.enter(layer, *span, priority, true);
+            }
+        }
+        if !soon {
+            self.pump(wanted);
+        }
+    }
+
+    /// Bytes asked for that have not come.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.lock().outstanding()
+    }
+
+    /// How many bytes the line to `layer`'s source holds, as far as is known.
+    pub(super) fn product(&self, layer: &Layer) -> u64 {
+        self.lock().product(&layer.source_name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what the lines of `wanted` have room for.
+    fn pump(&self, wanted: &[(Arc<Layer>, SpanId)]) {
+        let mut last: Option<&Arc<str>> = None;
+        for (layer, _) in wanted {
+            if last != Some(&layer.source_name) {
+                self.pump_line(&layer.source_name);
+                last = Some(&layer.source_name);
+            }
+        }
+    }
+
+    fn pump_line(&self, source: &str) {
+        loop {
+            let Some(run) = self.lock().next(source) else { return };
+            let id = run.id;
+            let task = tokio::spawn(Flight::new(self.clone(), run).carry());
+            self.lock().sent(id, task.abort_handle());
+        }
+    }
+}
+
+/// One ranged read on its way. However it ends, the queue learns of it.
+struct Flight {
+    planner: Planner,
+    run: Run,
+    /// The spans that have not been delivered.
+    left: VecDeque<SpanId>,
+    begun: bool,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let source = self.planner.lock().land(self.run.id);
+        // A task that never ran is one that a runtime refused because it is going down.
+        if let Some(source) = source.filter(|_| self.begun) {
+            self.planner.pump_line(&source);
+        }
+    }
+}
+
+impl Flight {
+    fn new(planner: Planner, run: Run) -> Self {
+        let left = run.spans.iter().copied().collect();
+        Self { planner, run, left, begun: false }
+    }
+
+    async fn carry(mut self) {
+        self.begun = true;
+        self.planner.lock().begun(self.run.id);
+        if let Err(error) = self.stream().await {
+            tracing::debug!(layer = %self.run.layer.index.layer(), %error, "ranged read failed");
+            let mut queue = self.planner.lock();
+            for span in self.left.drain(..) {
+                queue.deliver(Key::new(&self.run.layer, span), Err(error.clone()));
+            }
+        }
+    }
+
+    async fn stream(&mut self) -> Result<(), Error> {
+        let layer = Arc::clone(&self.run.layer);
+        let (first, last) = (self.run.spans[0], self.run.spans[self.run.spans.len() - 1]);
+        let whole = layer.index.compressed(first).start..layer.index.compressed(last).end;
+        let missing = layer.blob.missing(whole.clone());
+        // Neighbouring spans share a byte, which may be here already.
+        let asked = match (missing.first(), missing.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => whole.clone(),
+        };
+        let (Some(before), Some(after)) =
+            (local(&layer, whole.start..asked.start).await, local(&layer, asked.end..whole.end).await)
+        else {
+            return self.receive(&layer, whole.clone(), whole, Bytes::new(), Bytes::new()).await;
+        };
+        self.receive(&layer, whole, asked, before, after).await
+    }
+
+    /// Streams `asked`, between the local bytes `before` and `after`, and delivers the spans of `whole`.
+    async fn receive(
+        &mut self,
+        layer: &Arc<Layer>,
+        whole: Range<u64>,
+        asked: Range<u64>,
+        before: Bytes,
+        after: Bytes,
+    ) -> Result<(), Error> {
+        let Some(reader) = &layer.reader else {
+            return Err(Error::Offline { layer: layer.index.layer(), start: asked.start, end: asked.end });
+        };
+        let mut cutter = Cutter { layer, at: whole.start, span: None };
+        self.deliver(&mut cutter, before).await;
+        let sent = Instant::now();
+        let mut answer = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience).await?;
+        self.planner.lock().answered(self.run.id, sent.elapsed());
+        while let Some(piece) = answer.next().await {
+            let piece = piece?;
+            self.planner.lock().received(self.run.id, piece.len() as u64);
+            self.planner.pump_line(&layer.source_name);
+            self.deliver(&mut cutter, piece).await;
+        }
+        self.deliver(&mut cutter, after).await;
+        Ok(())
+    }
+
+    /// Takes in bytes and hands out the spans that they complete.
+    async fn deliver(&mut self, cutter: &mut Cutter<'_>, mut piece: Bytes) {
+        while let Some(span) = self.left.front().copied() {
+            let Some((start, bytes)) = cutter.fill(span, &mut piece) else { return };
+            let (layer, kept) = (Arc::clone(&self.run.layer), bytes.clone());
+            let written = tokio::task::spawn_blocking(move || layer.blob.write(start, &kept)).await;
+            if let Ok(Err(error)) = written {
+                // A full or failing disk costs a later fetch, never this read.
+                tracing::debug!(layer = %self.run.layer.index.layer(), %error, "fetched bytes are not kept");
+            }
+            self.left.pop_front();
+            self.planner.lock().deliver(Key::new(&self.run.layer, span), Ok(bytes));
+        }
+    }
+}
+
+/// Cuts a stream of bytes into spans, which share single bytes.
+struct Cutter<'a> {
+    layer: &'a Layer,
+    /// Where the stream has come to in the blob.
+    at: u64,
+    /// The span being filled.
+    span: Option<BytesMut>,
+}
+
+impl Cutter<'_> {
+    /// Moves bytes from `piece` into `span`; its place and bytes once it is whole.
+    fn fill(&mut self, span: SpanId, piece: &mut Bytes) -> Option<(u64, Bytes)> {
+        let range = self.layer.index.compressed(span);
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let mut filled = self.span.take().unwrap_or_else(|| BytesMut::with_capacity(length));
+        // Bytes between spans belong to none.
+        let skipped = usize::try_from(range.start.saturating_sub(self.at)).unwrap_or(usize::MAX).min(piece.len());
+        bytes::Buf::advance(piece, skipped);
+        self.at += skipped as u64;
+        let taken = (length - filled.len()).min(piece.len());
+        filled.extend_from_slice(&piece.split_to(taken));
+        self.at += taken as u64;
+        if filled.len() < length {
+            self.span = Some(filled);
+            return None;
+        }
+        let bytes = filled.freeze();
+        if let Some(next) = self.layer.index.next_span(span) {
+            let next = self.layer.index.compressed(next);
+            if next.start < range.end {
+                let shared = usize::try_from(range.end - next.start).unwrap_or(0).min(bytes.len());
+                let mut begun = BytesMut::with_capacity(usize::try_from(next.end - next.start).unwrap_or(0));
+                begun.extend_from_slice(&bytes[bytes.len() - shared..]);
+                self.span = Some(begun);
+            }
+        }
+        Some((range.start, bytes))
+    }
+}
+
+/// Bytes that the blob store has; none if it has lost them.
+async fn local(layer: &Arc<Layer>, range: Range<u64>) -> Option<Bytes> {
+    if range.is_empty() {
+        return Some(Bytes::new());
+    }
+    let layer = Arc::clone(layer);
+    tokio::task::spawn_blocking(move || layer.blob.read(range)).await.ok()?.ok()?
+}

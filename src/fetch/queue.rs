@@ -1,0 +1,320 @@
+//! What is wanted, by whom, and which ranged read comes next: the planner's bookkeeping, without any waiting.
+//!
+//! A span is wanted once, however many ask ([`Queue::enter`]); whoever asks more urgently moves it up. [`Queue::next`] cuts
+//! the next read of a line: the most urgent span, and with it the missing neighbours that are wanted too, as one range. The
+//! strict order of [`Priority`] holds between reads: while a reader's span waits, nothing else is asked for; and what is not
+//! for a waiting reader stays below the bytes that the line holds anyway, so that the next reader finds it nearly free.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::line::Estimate;
+use super::spans::Key;
+use super::{Error, Layer, Priority};
+use crate::index::SpanId;
+use crate::limits;
+
+/// Number of priorities.
+const PRIORITIES: usize = 4;
+
+/// The compressed bytes of a span, once they are here.
+pub(super) type Outcome = Option<Result<Bytes, Error>>;
+
+/// All spans that are wanted and not yet here.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    wants: HashMap<Key, Want>,
+    /// By the name of the source.
+    lines: HashMap<Arc<str>, Line>,
+    reads: HashMap<u64, Read>,
+    last_read: u64,
+}
+
+#[derive(Debug)]
+struct Want {
+    layer: Arc<Layer>,
+    priority: Priority,
+    /// How many wait for it.
+    tickets: usize,
+    /// Brought even if nobody waits.
+    kept: bool,
+    /// The read that brings it, if one was sent.
+    read: Option<u64>,
+    outcome: watch::Sender<Outcome>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    estimate: Estimate,
+    /// Keys in the order in which they were asked for; those that are gone or were moved up are passed over.
+    waiting: [VecDeque<Key>; PRIORITIES],
+    /// Bytes asked for that have not come.
+    outstanding: u64,
+    reads: usize,
+}
+
+#[derive(Debug)]
+struct Read {
+    line: Arc<str>,
+    keys: Vec<Key>,
+    outstanding: u64,
+    /// Its task, once it runs.
+    abort: Option<AbortHandle>,
+    begun: bool,
+}
+
+/// One ranged read to be sent: consecutive spans of a layer.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) id: u64,
+    pub(super) layer: Arc<Layer>,
+    /// In stream order, at least one.
+    pub(super) spans: Vec<SpanId>,
+    /// How long an answer may take before it counts as stalled.
+    pub(super) patience: Duration,
+}
+
+impl Queue {
+    /// Wants a span. `kept` says that it is wanted even if nobody waits for it; otherwise the caller owns a ticket, to be
+    /// given back by [`Self::leave`].
+    pub(super) fn enter(
+        &mut self,
+        layer: &Arc<Layer>,
+        span: SpanId,
+        priority: Priority,
+        kept: bool,
+    ) -> watch::Receiver<Outcome> {
+        let key = Key::new(layer, span);
+        let want = self.wants.entry(key).or_insert_with(|| Want {
+            layer: Arc::clone(layer),
+            priority: Priority::Fill,
+            tickets: 0,
+            kept: false,
+            read: None,
+            outcome: watch::Sender::new(None),
+        });
+        let is_new = want.tickets == 0 && !want.kept;
+        want.tickets += usize::from(!kept);
+        want.kept |= kept;
+        if is_new || priority < want.priority {
+            want.priority = priority;
+            if want.read.is_none() {
+                let line = Arc::clone(&want.layer.source_name);
+                self.lines.entry(line).or_default().waiting[priority as usize].push_back(key);
+            }
+        }
+        want.outcome.subscribe()
+    }
+
+    /// Gives a ticket back. What nobody wants any more is not asked for; a read that nobody wants is returned to be ended.
+    pub(super) fn leave(&mut self, key: Key) -> Option<AbortHandle> {
+        let want = self.wants.get_mut(&key)?;
+        want.tickets = want.tickets.saturating_sub(1);
+        if want.is_wanted() {
+            return None;
+        }
+        let Some(id) = want.read else {
+            self.wants.remove(&key);
+            return None;
+        };
+        // A task that has not run yet could not tell of its end.
+        let read = self.reads.get(&id).filter(|read| read.begun)?;
+        let is_wanted = |key| self.wants.get(key).is_some_and(Want::is_wanted);
+        if read.keys.iter().any(is_wanted) { None } else { read.abort.clone() }
+    }
+
+    /// The next read that the line of `source` should carry, if any.
+    pub(super) fn next(&mut self, source: &str) -> Option<Run> {
+        let name = Arc::clone(self.lines.get_key_value(source)?.0);
+        for priority in 0..PRIORITIES {
+            loop {
+                let line = self.lines.get_mut(&name)?;
+                if !line.has_room(priority) {
+                    return None;
+                }
+                let Some(key) = line.waiting[priority].pop_front() else { break };
+                let is_waiting = |want: &Want| want.read.is_none() && want.priority as usize == priority;
+                if self.wants.get(&key).is_some_and(is_waiting) {
+                    return Some(self.send(name, key, priority));
+                }
+            }
+        }
+        None
+    }
+
+    /// Cuts the read that begins with `key`.
+    fn send(&mut self, name: Arc<str>, key: Key, priority: usize) -> Run {
+        let line = self.lines.entry(Arc::clone(&name)).or_default();
+        let product = line.estimate.product();
+        let patience = line.estimate.patience();
+        let layer = Arc::clone(&self.wants[&key].layer);
+        let limit = if priority == Priority::Demand as usize { product } else { product / 2 };
+        let spans = self.extend(&layer, key, priority, limit, product / 8);
+        self.last_read += 1;
+        let id = self.last_read;
+        let keys: Vec<_> = spans.iter().map(|span| Key::new(&layer, *span)).collect();
+        for (key, span) in keys.iter().zip(&spans) {
+            if !self.wants.contains_key(key) {
+                // A bridge between two wanted spans; whoever comes for it may join.
+                self.enter(&layer, *span, Priority::Fill, true);
+            }
+            if let Some(want) = self.wants.get_mut(key) {
+                want.read = Some(id);
+            }
+        }
+        let (first, last) = (spans[0], spans[spans.len() - 1]);
+        let outstanding = layer.index.compressed(last).end - layer.index.compressed(first).start;
+        let line = self.lines.entry(Arc::clone(&name)).or_default();
+        line.outstanding += outstanding;
+        line.reads += 1;
+        self.reads.insert(id, Read { line: name, keys, outstanding, abort: None, begun: false });
+        Run { id, layer, spans, patience }
+    }
+
+    /// The consecutive spans around `key` that are brought with it: at most `limit` bytes unless it alone has more, over
+    /// single spans of at most `bridge` bytes that nobody asked for.
+    fn extend(&self, layer: &Arc<Layer>, key: Key, priority: usize, limit: u64, bridge: u64) -> Vec<SpanId> {
+        let index = &layer.index;
+        let size = |span| {
+            let range = index.compressed(span);
+            range.end - range.start
+        };
+        let waits = |span: SpanId, least: usize| {
+            self.wants
+                .get(&Key::new(layer, span))
+                .is_some_and(|want| want.read.is_none() && want.priority as usize <= least)
+        };
+        let is_missing = |span: SpanId| {
+            !self.wants.contains_key(&Key::new(layer, span)) && !layer.blob.missing(index.compressed(span)).is_empty()
+        };
+        let mut spans = VecDeque::from([key.span()]);
+        let mut length = size(key.span());
+        let mut last = key.span();
+        while let Some(next) = index.next_span(last) {
+            let least = PRIORITIES;
+            if waits(next, least) && length + size(next) <= limit {
+                spans.push_back(next);
+                length += size(next);
+                last = next;
+                continue;
+            }
+            let Some(after) = index.next_span(next) else { break };
+            let both = size(next) + size(after);
+            if size(next) > bridge || !is_missing(next) || !waits(after, least) || length + both > limit {
+                break;
+            }
+            spans.extend([next, after]);
+            length += both;
+            last = after;
+        }
+        // Bytes before the span delay it: only what is as urgent may come first.
+        let mut first = key.span();
+        while let Some(before) = index.previous_span(first) {
+            if !waits(before, priority) || length + size(before) > limit {
+                break;
+            }
+            spans.push_front(before);
+            length += size(before);
+            first = before;
+        }
+        spans.into()
+    }
+
+    /// Notes the task of a read, so that it can be ended.
+    pub(super) fn sent(&mut self, id: u64, abort: AbortHandle) {
+        if let Some(read) = self.reads.get_mut(&id) {
+            read.abort = Some(abort);
+        }
+    }
+
+    /// The task of a read runs: from now on it will tell of its end.
+    pub(super) fn begun(&mut self, id: u64) {
+        if let Some(read) = self.reads.get_mut(&id) {
+            read.begun = true;
+        }
+    }
+
+    /// The answer to a read began `after` it was asked for.
+    pub(super) fn answered(&mut self, id: u64, after: Duration) {
+        if let Some(line) = self.reads.get(&id).and_then(|read| self.lines.get_mut(&read.line)) {
+            line.estimate.answered(after);
+        }
+    }
+
+    /// Bytes of a read arrived.
+    pub(super) fn received(&mut self, id: u64, bytes: u64) {
+        let Some(read) = self.reads.get_mut(&id) else { return };
+        let bytes = bytes.min(read.outstanding);
+        read.outstanding -= bytes;
+        if let Some(line) = self.lines.get_mut(&read.line) {
+            line.outstanding = line.outstanding.saturating_sub(bytes);
+            line.estimate.received(bytes, Instant::now());
+        }
+    }
+
+    /// Hands the bytes of a span, or the reason why there are none, to everyone who waits; it is not wanted any more.
+    pub(super) fn deliver(&mut self, key: Key, outcome: Result<Bytes, Error>) {
+        if let Some(want) = self.wants.remove(&key) {
+            want.outcome.send_replace(Some(outcome));
+        }
+    }
+
+    /// Ends a read. What it did not bring and somebody waits for is asked for again, before all others.
+    pub(super) fn land(&mut self, id: u64) -> Option<Arc<str>> {
+        let read = self.reads.remove(&id)?;
+        let line = self.lines.entry(Arc::clone(&read.line)).or_default();
+        line.outstanding = line.outstanding.saturating_sub(read.outstanding);
+        line.reads = line.reads.saturating_sub(1);
+        if line.reads == 0 {
+            line.estimate.idle();
+        }
+        for key in read.keys.iter().rev() {
+            let Some(want) = self.wants.get_mut(key).filter(|want| want.read == Some(id)) else { continue };
+            want.read = None;
+            if want.tickets > 0 {
+                line.waiting[want.priority as usize].push_front(*key);
+            } else {
+                self.wants.remove(key);
+            }
+        }
+        if line.is_idle() && self.lines.len() > limits::LINES {
+            self.lines.remove(&read.line);
+        }
+        Some(read.line)
+    }
+
+    /// Bytes asked for that have not come, over all lines.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.lines.values().map(|line| line.outstanding).sum()
+    }
+
+    /// How many bytes the line of `source` holds, as far as is known.
+    pub(super) fn product(&self, source: &str) -> u64 {
+        self.lines.get(source).map_or_else(|| Estimate::default().product(), |line| line.estimate.product())
+    }
+}
+
+impl Want {
+    fn is_wanted(&self) -> bool {
+        self.tickets > 0 || self.kept
+    }
+}
+
+impl Line {
+    /// True if another read of this priority may be sent.
+    fn has_room(&self, priority: usize) -> bool {
+        if priority == Priority::Demand as usize {
+            return self.reads < limits::LINE_READS;
+        }
+        self.reads < limits::LINE_READS / 2 && self.outstanding < self.estimate.product()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.reads == 0 && self.waiting.iter().all(VecDeque::is_empty)
+    }
+}
