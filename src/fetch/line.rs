@@ -17,6 +17,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// than it is, but a server is often slower.
 const DECAY: f64 = 0.1;
 
+/// How far a slower answer moves the round-trip time.
+const DRIFT: f64 = 0.01;
+
 /// Bounds of the product: below, requests would cost more than bytes on any line; above, the bytes in flight would be
 /// felt in memory.
 const PRODUCT_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=8 << 20;
@@ -48,7 +51,8 @@ impl Estimate {
             self.round_trip = after;
             self.measured = true;
         } else {
-            self.round_trip += (after - self.round_trip).mul_f64(DECAY).min(self.round_trip);
+            // Most of the difference is the queue that our own bytes make.
+            self.round_trip += (after - self.round_trip).mul_f64(DRIFT).min(self.round_trip.mul_f64(DRIFT));
         }
     }
 

@@ -33,9 +33,9 @@ use tokio::sync::Semaphore;
 pub use demand::Demand;
 pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
-pub use large::LargeSpans;
+use large::LargeSpans;
 pub use once_map::{Claim, OnceMap};
-pub use readahead::ReadAhead;
+use readahead::ReadAhead;
 
 use crate::index::{self, LayerIndex, SpanId};
 use crate::oci::Digest;
@@ -110,9 +110,9 @@ pub struct Layer {
     /// What was moved for this layer.
     pub traffic: Traffic,
     /// Its spans that are too large for memory.
-    pub large: LargeSpans,
+    large: LargeSpans,
     /// What its readers did.
-    pub readahead: ReadAhead,
+    readahead: ReadAhead,
 }
 
 /// Counters of what came over the network.
@@ -269,23 +269,24 @@ impl Fetcher {
         Ok(bytes)
     }
 
-    /// Takes note of a read of `needed`, part of a file that lies in `file` of the layer's uncompressed stream, and fetches
-    /// ahead what will probably be read next. Does nothing for a layer whose bytes are all here.
+    /// Takes note of a read of `range` of the layer's uncompressed stream, part of a file that lies in `file` of it, and
+    /// fetches ahead what will probably be read next. Does nothing for a layer whose bytes are all here.
     ///
     /// Must be called in a runtime, before the spans themselves are waited for. `neighbours` is asked, if the read has to
     /// wait, for at most so many compressed bytes of spans that belong with the file.
     pub fn read(
         &self,
         layer: &Arc<Layer>,
-        needed: &[SpanId],
+        range: Range<u64>,
         file: Range<u64>,
         neighbours: impl FnOnce(u64) -> Vec<SpanId>,
     ) {
-        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return };
         if layer.reader.is_none() || layer.blob.is_complete() {
             return;
         }
         let index = &layer.index;
+        let needed: Vec<_> = index.spans(range.clone()).collect();
+        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return };
         let is_missing = |span: &SpanId| {
             !LargeSpans::is_large(index, *span) && !layer.blob.missing(index.compressed(*span)).is_empty()
         };
@@ -295,6 +296,8 @@ impl Fetcher {
         let file_end = spans.last().unwrap_or(file_start);
         let product = self.inner.planner.product(layer);
         let step = readahead::Step {
+            range,
+            file_start: file.start,
             needed: first.get()..last.get() + 1,
             file: file_start.get()..file_end.get() + 1,
             whole_file: file.end - file.start <= WHOLE_FILE,
@@ -377,6 +380,27 @@ impl Fetcher {
                     tracing::debug!(%error, "span is not decoded ahead");
                 }
             });
+        }
+    }
+}
+
+impl Layer {
+    /// A layer with nothing in memory; `scratch` is where what is too large for it is decoded to, on the cache's file system.
+    pub fn new(
+        index: LayerIndex,
+        blob: Arc<Blob>,
+        reader: Option<Arc<dyn BlobReader>>,
+        source_name: &str,
+        scratch: std::path::PathBuf,
+    ) -> Self {
+        Self {
+            index,
+            blob,
+            reader,
+            source_name: source_name.into(),
+            traffic: Traffic::default(),
+            large: LargeSpans::new(scratch),
+            readahead: ReadAhead::default(),
         }
     }
 }
@@ -470,3 +494,6 @@ async fn read_range(reader: &dyn BlobReader, range: Range<u64>, traffic: &Traffi
     }
     Ok(whole.freeze())
 }
+
+#[cfg(test)]
+mod tests;

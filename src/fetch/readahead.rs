@@ -19,11 +19,17 @@ const HOLE: u32 = 2;
 /// Walks followed at once in one layer: `tar` is one, a program with many threads is none.
 const WALKS: usize = 8;
 
-/// Spans in a row, within one file, that make a walk.
-const FILE_RUN: u32 = 2;
+/// Bytes in a row, within one file, that make a walk.
+const FILE_RUN: u64 = 1 << 20;
 
-/// Spans in a row that make a walk across files.
-const LAYER_RUN: u32 = 5;
+/// Files one after another, each read from its beginning, that make a walk across files.
+const LAYER_RUN: u32 = 8;
+
+/// What may lie between two files of a walk: headers, and files that the merged tree does not show.
+const GAP: u64 = 64 << 10;
+
+/// How far back a read may begin and still belong to a walk: the kernel sends its own read-ahead out of order.
+const BACK: u64 = 256 << 10;
 
 /// What one layer's readers did.
 #[derive(Debug, Default)]
@@ -40,25 +46,29 @@ struct Memory {
     walks: Vec<Walk>,
 }
 
-/// A reader that takes spans in order.
+/// A reader that takes bytes in order.
 #[derive(Debug, Clone)]
 struct Walk {
-    /// The span after the last one read.
-    next: u32,
-    /// Where the file ends in which it is.
-    file_end: u32,
-    /// Spans read in a row.
-    run: u32,
+    /// Where it has come to in the layer.
+    at: u64,
+    /// Bytes it has passed.
+    run: u64,
+    /// Files it has begun at their beginning.
+    files: u32,
     /// Spans to be fetched before it.
     window: u32,
     /// The span after the last one fetched for it.
     ahead: u32,
 }
 
-/// One read, in span numbers.
+/// One read, in places of the layer's uncompressed stream and in span numbers.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
-    /// The spans it needs.
+    /// What is read.
+    pub(super) range: Range<u64>,
+    /// Where the file begins.
+    pub(super) file_start: u64,
+    /// The spans that the read needs.
     pub(super) needed: Range<u32>,
     /// The spans of the file it reads from.
     pub(super) file: Range<u32>,
@@ -113,16 +123,15 @@ impl Memory {
 
     /// Follows the walk that `step` belongs to, or begins one.
     fn walk(&mut self, step: &Step) -> Option<Range<u32>> {
-        let Range { start, end } = step.needed;
-        // The next read may begin in the last span of this one, and may pass over one (a whiteout, a hidden file).
-        let belongs = |walk: &Walk| start.saturating_add(1) >= walk.next && start <= walk.next.saturating_add(1);
-        let Some(place) = self.walks.iter().position(belongs) else {
-            self.walks.truncate(WALKS - 1);
-            let walk = Walk { next: end, file_end: step.file.end, run: 1, window: 0, ahead: end };
-            self.walks.insert(0, walk);
-            return None;
+        let start = step.range.start;
+        let belongs = |walk: &Walk| start.saturating_add(BACK) >= walk.at && start <= walk.at.saturating_add(GAP);
+        let mut walk = match self.walks.iter().position(belongs) {
+            Some(place) => self.walks.remove(place),
+            None => {
+                self.walks.truncate(WALKS - 1);
+                Walk { at: start, run: 0, files: 0, window: 0, ahead: step.needed.start }
+            }
         };
-        let mut walk = self.walks.remove(place);
         let fetched = walk.step(step);
         self.walks.insert(0, walk);
         fetched
@@ -131,21 +140,26 @@ impl Memory {
 
 impl Walk {
     fn step(&mut self, step: &Step) -> Option<Range<u32>> {
-        self.file_end = self.file_end.max(step.file.end);
-        if step.needed.end <= self.next {
+        if step.range.end <= self.at {
             return None;
         }
-        self.run = self.run.saturating_add(step.needed.end - self.next);
-        self.next = step.needed.end;
-        if self.run < FILE_RUN {
+        self.files += u32::from(step.range.start == step.file_start);
+        self.run += step.range.end - self.at;
+        self.at = step.range.end;
+        let across = self.files >= LAYER_RUN;
+        if !across && self.run < FILE_RUN {
+            return None;
+        }
+        let next = step.needed.end;
+        let limit = if across { step.count } else { step.file.end };
+        let start = self.ahead.max(next);
+        // A long window is refilled in pieces, not span by span.
+        if start - next > self.window / 2 {
             return None;
         }
         self.window = self.window.saturating_mul(2).clamp(1, step.widest.max(1));
-        let limit = if self.run >= LAYER_RUN { step.count } else { self.file_end };
-        let start = self.ahead.max(self.next);
-        let end = self.next.saturating_add(self.window).min(limit);
-        // A long window is refilled in pieces, not span by span.
-        if start >= end || start - self.next > self.window / 2 {
+        let end = next.saturating_add(self.window).min(limit);
+        if start >= end {
             return None;
         }
         self.ahead = end;
@@ -157,8 +171,25 @@ impl Walk {
 mod tests {
     use super::*;
 
+    /// Length of a span in these tests.
+    const SPAN: u64 = 512 << 10;
+
     fn step(needed: Range<u32>, file: Range<u32>) -> Step {
-        Step { needed, file, whole_file: false, count: 1000, widest: 16 }
+        Step {
+            range: u64::from(needed.start) * SPAN..u64::from(needed.end) * SPAN,
+            file_start: u64::from(file.start) * SPAN,
+            needed,
+            file,
+            whole_file: false,
+            count: 1000,
+            widest: 16,
+        }
+    }
+
+    /// A read of a whole file of `length` bytes.
+    fn small(start: u64, length: u64) -> Step {
+        let spans = (start / SPAN) as u32..(start + length).div_ceil(SPAN) as u32;
+        Step { range: start..start + length, file_start: start, ..step(spans.clone(), spans) }
     }
 
     fn brought(ahead: &ReadAhead, steps: impl IntoIterator<Item = Step>) -> Vec<u32> {
@@ -171,8 +202,16 @@ mod tests {
     #[test]
     fn reads_here_and_there_bring_nothing() {
         let ahead = ReadAhead::default();
-        let steps = (0..100).map(|n| (n * 37) % 1000).map(|at| step(at..at + 1, at..at + 1));
-        assert_eq!(brought(&ahead, steps.filter(|step| step.needed.start % 5 == 0)), Vec::<u32>::new());
+        let steps = (0..100).map(|n| (n * 35) % 1000).map(|at| step(at..at + 1, at..at + 1));
+        assert_eq!(brought(&ahead, steps), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn reading_the_same_again_is_no_walk() {
+        let ahead = ReadAhead::default();
+        let part = |at: u64| Step { range: at..at + 4096, ..step(200..201, 100..300) };
+        let steps = (0..1000).map(|n| part(200 * SPAN + (n * 4096) % (SPAN / 2)));
+        assert_eq!(brought(&ahead, steps), Vec::<u32>::new());
     }
 
     #[test]
@@ -194,38 +233,39 @@ mod tests {
     #[test]
     fn a_walk_through_a_long_file_stays_in_it() {
         let ahead = ReadAhead::default();
-        let spans = brought(&ahead, (100..104).map(|span| step(span..span + 1, 100..104)));
-        assert_eq!(spans, [102, 103]);
+        let spans = brought(&ahead, (100..140).map(|span| step(span..span + 1, 100..140)));
+        assert_eq!(spans, (102..140).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_walk_in_tar_order_is_followed_by_a_growing_window() {
         let ahead = ReadAhead::default();
-        let mut furthest = Vec::new();
-        for span in 0..40 {
-            let fetched = ahead.note(&step(span..span + 1, span..span + 1));
-            furthest.extend(fetched.last().map(|range| range.end - span));
+        let mut furthest = 0;
+        for n in 0..400 {
+            let at = n * 60_000;
+            let fetched = ahead.note(&small(at, 59_000));
+            furthest = fetched.last().map_or(furthest, |range| range.end);
+            assert!(u64::from(furthest) <= at / SPAN + 18, "the window has a bound");
         }
-        assert!(furthest.iter().is_sorted_by(|a, b| b + 16 >= *a), "{furthest:?}");
-        assert_eq!(furthest.iter().max(), Some(&17), "the window ends at its bound: {furthest:?}");
-        // Somewhere else, the walk is not followed on.
-        assert_eq!(brought(&ahead, [step(500..501, 500..501)]), Vec::<u32>::new());
+        assert!(u64::from(furthest) > 400 * 60_000 / SPAN + 8, "{furthest}");
+        assert_eq!(brought(&ahead, [step(500..501, 500..501)]), Vec::<u32>::new(), "elsewhere it begins anew");
     }
 
     #[test]
-    fn a_walk_survives_others_beside_it() {
+    fn walks_beside_each_other_are_all_followed() {
         let ahead = ReadAhead::default();
         let mut spans = Vec::new();
-        for n in 0..20 {
-            spans.extend(brought(&ahead, [step(n..n + 1, n..n + 1), step(300 + n..301 + n, 300 + n..301 + n)]));
+        for n in 0..200 {
+            spans.extend(brought(&ahead, [small(n * 60_000, 59_000), small((1 << 28) + n * 60_000, 59_000)]));
         }
-        assert!(spans.contains(&25) && spans.contains(&325), "{spans:?}");
+        assert!(spans.contains(&25) && spans.contains(&(25 + 512)), "{spans:?}");
     }
 
     #[test]
     fn nothing_is_brought_beyond_the_layer() {
         let ahead = ReadAhead::default();
-        let steps = (980..1000).map(|span| step(span..span + 1, span..span + 1));
-        assert!(brought(&ahead, steps).iter().all(|span| *span < 1000));
+        let steps = (960..1000).map(|span| step(span..span + 1, span..span + 1));
+        let spans = brought(&ahead, steps);
+        assert!(spans.contains(&999) && spans.iter().all(|span| *span < 1000), "{spans:?}");
     }
 }

@@ -66,9 +66,9 @@ impl FileSystem {
                 continue;
             }
             let within = |offset| extent.layer_offset + (offset - extent.file_offset);
-            let needed: Vec<_> = layer.index.spans(within(start)..within(end)).collect();
             let file = extent.layer_offset..extent.layer_offset + extent.length;
-            self.fetcher.read(layer, &needed, file, |bytes| self.neighbours(id, &extent, layer, bytes));
+            self.fetcher
+                .read(layer, within(start)..within(end), file, |bytes| self.neighbours(id, &extent, layer, bytes));
         }
     }
 

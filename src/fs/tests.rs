@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fetch::{LargeSpans, Options, Traffic};
+use crate::fetch::Options;
 use crate::index::{Expected, build};
 use crate::oci::Digest;
 use crate::source::{self, BlobReader, BoxFuture, ByteStream};
@@ -74,14 +74,9 @@ fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let blob = Arc::new(Memory(blob, std::sync::atomic::AtomicU64::new(0)));
-    let layer = Arc::new(Layer {
-        blob: store.blob(&expected.layer, expected.size).expect("a new blob"),
-        index,
-        reader: Some(Arc::clone(&blob) as Arc<dyn BlobReader>),
-        source_name: "memory".to_owned(),
-        traffic: Traffic::default(),
-        large: LargeSpans::new(store.dir().join("tmp")),
-    });
+    let stored = store.blob(&expected.layer, expected.size).expect("a new blob");
+    let reader = Arc::clone(&blob) as Arc<dyn BlobReader>;
+    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.dir().join("tmp")));
     let fetcher = Fetcher::new(Options::default());
     Scene { fs: Arc::new(FileSystem::new(tree, vec![layer], fetcher, store)), blob, _cache: cache }
 }
@@ -215,14 +210,8 @@ async fn a_copy_that_is_all_there_is_serves_its_first_open() {
         }
     };
     store.drop_blobs(&std::collections::HashSet::new()).expect("blobs can be dropped");
-    let layer = Arc::new(Layer {
-        blob: store.blob(&index.layer(), index.compressed_size()).expect("an empty blob"),
-        large: LargeSpans::new(store.dir().join("tmp")),
-        index,
-        reader: None,
-        source_name: "nowhere".to_owned(),
-        traffic: Traffic::default(),
-    });
+    let blob = store.blob(&index.layer(), index.compressed_size()).expect("an empty blob");
+    let layer = Arc::new(Layer::new(index, blob, None, "nowhere", store.dir().join("tmp")));
     let fs = Arc::new(FileSystem::new(tree, vec![layer], Fetcher::new(Options::default()), store));
     let scene = Scene { fs, blob: Arc::new(Memory(Bytes::new(), 0.into())), _cache: cache };
     scene.open(ino).await;

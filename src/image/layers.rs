@@ -123,11 +123,7 @@ impl Images {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        let large = fetch::LargeSpans::new(self.store.dir().join("tmp"));
-        let traffic = fetch::Traffic::default();
-        let readahead = fetch::ReadAhead::default();
-        let source_name = Arc::from(source_name);
-        Ok(Arc::new(fetch::Layer { index, blob, reader, source_name, traffic, large, readahead }))
+        Ok(Arc::new(fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"))))
     }
 }
 

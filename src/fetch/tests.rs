@@ -1,0 +1,214 @@
+//! The fetcher against a source in memory that counts, delays, lies and stalls.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::*;
+use crate::index::{Expected, build};
+use crate::source::{BoxFuture, ByteStream};
+use crate::store::Store;
+use crate::tar::{Entry, Kind, Timestamp, Writer};
+
+/// A source that remembers what it was asked.
+#[derive(Debug, Default)]
+struct Memory {
+    blob: Bytes,
+    asked: Mutex<Vec<Range<u64>>>,
+    delay: Duration,
+    /// Flips a byte in the next answer.
+    lies: AtomicBool,
+    /// Never ends its first answer.
+    stalls: AtomicBool,
+}
+
+impl BlobReader for Memory {
+    fn size(&self) -> u64 {
+        self.blob.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        self.asked.lock().expect("no test panics with it").push(range.clone());
+        let mut bytes = self.blob.slice(range.start as usize..range.end as usize);
+        if self.lies.swap(false, Ordering::SeqCst) {
+            let mut wrong = bytes.to_vec();
+            wrong[0] ^= 1;
+            bytes = wrong.into();
+        }
+        let stalls = self.stalls.swap(false, Ordering::SeqCst);
+        Box::pin(async move {
+            tokio::time::sleep(self.delay).await;
+            let half = bytes.len() / 2;
+            let pieces = futures_util::stream::iter([bytes.slice(..half), bytes.slice(half..)]).map(Ok);
+            let stream: ByteStream = match stalls {
+                false => Box::pin(pieces),
+                true => Box::pin(pieces.take(1).chain(futures_util::stream::pending())),
+            };
+            Ok(stream)
+        })
+    }
+}
+
+impl Memory {
+    fn asked(&self) -> Vec<Range<u64>> {
+        self.asked.lock().expect("no test panics with it").clone()
+    }
+}
+
+struct Scene {
+    fetcher: Fetcher,
+    layer: Arc<Layer>,
+    source: Arc<Memory>,
+    tar: Vec<u8>,
+    _cache: tempfile::TempDir,
+}
+
+/// A gzip layer of `spans` spans that hardly compresses.
+fn scene(spans: u32, source: Memory) -> Scene {
+    let mut noise = vec![0; spans as usize * 540_000];
+    let mut state = 1_u64;
+    for byte in &mut noise {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = (state >> 60) as u8;
+    }
+    let mut writer = Writer::new(Vec::new());
+    let kind = Kind::Regular { size: noise.len() as u64, segments: Vec::new(), content: None };
+    let mtime = Timestamp { seconds: 0, nanos: 0 };
+    let entry = Entry { path: b"noise".into(), kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+    writer.append(&entry, &noise[..]).expect("written to memory");
+    let tar = writer.finish().expect("written to memory");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gzip, &tar).expect("written to memory");
+    let blob = Bytes::from(gzip.finish().expect("written to memory"));
+    let expected = Expected { layer: Digest::sha256(&blob), size: blob.len() as u64, diff_id: Digest::sha256(&tar) };
+    let index = build(std::iter::once(Ok::<_, std::convert::Infallible>(blob.clone())), expected).expect("a layer");
+    assert!(index.span_count() >= spans, "{} spans", index.span_count());
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(&cache.path().join("cache")).expect("a new store");
+    let source = Arc::new(Memory { blob, ..source });
+    let stored = store.blob(&expected.layer, expected.size).expect("a new blob");
+    let reader = Arc::clone(&source) as Arc<dyn BlobReader>;
+    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.dir().join("tmp")));
+    Scene { fetcher: Fetcher::new(Options::default()), layer, source, tar, _cache: cache }
+}
+
+impl Scene {
+    fn span(&self, number: u32) -> SpanId {
+        self.layer.index.span_ids().nth(number as usize).expect("a span of the layer")
+    }
+
+    fn wanted(&self, numbers: Range<u32>) -> Vec<(Arc<Layer>, SpanId)> {
+        numbers.map(|number| (Arc::clone(&self.layer), self.span(number))).collect()
+    }
+
+    async fn check(&self, number: u32) {
+        let span = self.span(number);
+        let bytes = self.fetcher.span(&self.layer, span).await.expect("a span that can be had");
+        let range = self.layer.index.decoded(span);
+        assert!(bytes == self.tar[range.start as usize..range.end as usize], "span {number}");
+    }
+
+    fn is_local(&self, number: u32) -> bool {
+        self.layer.blob.missing(self.layer.index.compressed(self.span(number))).is_empty()
+    }
+}
+
+#[tokio::test]
+async fn many_readers_of_one_span_make_one_request() {
+    let scene = scene(4, Memory { delay: Duration::from_millis(20), ..Memory::default() });
+    futures_util::future::join_all((0..64).map(|_| scene.check(2))).await;
+    assert_eq!(scene.source.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
+    let scene = scene(12, Memory::default());
+    scene.fetcher.prefetch(&scene.wanted(0..12), Priority::Profile).await.expect("all can be had");
+    let asked = scene.source.asked();
+    assert!(asked.len() < 12, "{asked:?}");
+    for number in 0..12 {
+        assert!(scene.is_local(number));
+        scene.check(number).await;
+    }
+    assert_eq!(scene.source.asked(), asked, "what is local is not asked for");
+    let bytes: u64 = asked.iter().map(|range| range.end - range.start).sum();
+    let whole = scene.layer.index.compressed(scene.span(11)).end - scene.layer.index.compressed(scene.span(0)).start;
+    assert!(bytes <= whole, "{bytes} of {whole}");
+}
+
+#[tokio::test]
+async fn a_reader_goes_before_everything_that_waits() {
+    let scene = scene(40, Memory { delay: Duration::from_millis(10), ..Memory::default() });
+    let fill = scene.wanted(0..38);
+    let background = scene.fetcher.prefetch(&fill, Priority::Fill);
+    tokio::pin!(background);
+    tokio::select! {
+        biased;
+        _ = &mut background => panic!("it takes longer"),
+        () = scene.check(39) => {}
+    }
+    let reached = (0..38).filter(|number| scene.is_local(*number)).count();
+    assert!(reached < 20, "{reached} spans came first");
+    background.await.expect("all can be had");
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_given_up_and_the_rest_is_not() {
+    let scene = scene(40, Memory { delay: Duration::from_millis(5), ..Memory::default() });
+    let (all, some) = (scene.wanted(0..40), scene.wanted(0..3));
+    {
+        let given_up = scene.fetcher.prefetch(&all, Priority::Fill);
+        let kept = scene.fetcher.prefetch(&some, Priority::Fill);
+        tokio::pin!(given_up, kept);
+        // Both have asked; one of them goes away.
+        tokio::select! {
+            biased;
+            _ = &mut given_up => panic!("it takes longer"),
+            result = &mut kept => result.expect("the other gets what it wants"),
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let reached = (0..40).filter(|number| scene.is_local(*number)).count();
+    assert!((3..40).contains(&reached), "{reached}");
+    scene.check(39).await;
+}
+
+#[tokio::test]
+async fn bytes_that_were_wrong_are_fetched_again_and_never_served() {
+    let scene = scene(3, Memory { lies: AtomicBool::new(true), ..Memory::default() });
+    scene.fetcher.prefetch(&scene.wanted(1..2), Priority::ReadAhead).await.expect("it is not looked at");
+    assert!(scene.is_local(1));
+    scene.check(1).await;
+    assert_eq!(scene.source.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn reading_a_file_brings_the_rest_of_it() {
+    let scene = scene(6, Memory::default());
+    let file = 512..scene.tar.len() as u64 - 1024;
+    scene.fetcher.read(&scene.layer, file.start..file.start + 100, file, |_| Vec::new());
+    scene.check(0).await;
+    for _ in 0..200 {
+        if (0..6).all(|number| scene.is_local(number)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the file is not complete");
+}
+
+#[tokio::test]
+async fn an_answer_that_stalls_is_asked_for_again_from_where_it_stopped() {
+    let source = Memory { blob: Bytes::from_static(b"0123456789"), stalls: true.into(), ..Memory::default() };
+    let source = Arc::new(source);
+    let (traffic, patience) = (Traffic::default(), Duration::from_millis(20));
+    let reader = Arc::clone(&source) as Arc<dyn BlobReader>;
+    let mut answer = steady::Steady::open(reader, 0..10, &traffic, patience).await.expect("an answer");
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.next().await {
+        bytes.extend_from_slice(&piece.expect("good pieces"));
+    }
+    assert_eq!(bytes, b"0123456789");
+    assert_eq!(source.asked(), [0..10, 5..10]);
+    assert_eq!((traffic.bytes(), traffic.requests()), (10, 2));
+}
