@@ -16,7 +16,7 @@ struct Memory {
     blob: Bytes,
     asked: Mutex<Vec<Range<u64>>>,
     delay: Duration,
-    /// Flips a byte in the next answer.
+    /// Flips a bit of the next answer.
     lies: AtomicBool,
     /// Never ends its first answer.
     stalls: AtomicBool,
@@ -32,7 +32,8 @@ impl BlobReader for Memory {
         let mut bytes = self.blob.slice(range.start as usize..range.end as usize);
         if self.lies.swap(false, Ordering::SeqCst) {
             let mut wrong = bytes.to_vec();
-            wrong[0] ^= 1;
+            let middle = wrong.len() / 2;
+            wrong[middle] ^= 1;
             bytes = wrong.into();
         }
         let stalls = self.stalls.swap(false, Ordering::SeqCst);
@@ -63,13 +64,14 @@ struct Scene {
     _cache: tempfile::TempDir,
 }
 
-/// A gzip layer of `spans` spans that hardly compresses.
-fn scene(spans: u32, source: Memory) -> Scene {
-    let mut noise = vec![0; spans as usize * 540_000];
+/// A gzip layer of at least `spans` spans, of bytes with so many bits of noise: with 4 a span is longer than what is asked for
+/// at once, with 1 it is much shorter.
+fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
+    let mut noise = vec![0; spans as usize * 1_000_000];
     let mut state = 1_u64;
     for byte in &mut noise {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *byte = (state >> 60) as u8;
+        *byte = (state >> (64 - bits)) as u8;
     }
     let mut writer = Writer::new(Vec::new());
     let kind = Kind::Regular { size: noise.len() as u64, segments: Vec::new(), content: None };
@@ -115,14 +117,14 @@ impl Scene {
 
 #[tokio::test]
 async fn many_readers_of_one_span_make_one_request() {
-    let scene = scene(4, Memory { delay: Duration::from_millis(20), ..Memory::default() });
+    let scene = scene(4, 4, Memory { delay: Duration::from_millis(20), ..Memory::default() });
     futures_util::future::join_all((0..64).map(|_| scene.check(2))).await;
     assert_eq!(scene.source.asked().len(), 1);
 }
 
 #[tokio::test]
 async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
-    let scene = scene(12, Memory::default());
+    let scene = scene(12, 1, Memory::default());
     scene.fetcher.prefetch(&scene.wanted(0..12), Priority::Profile).await.expect("all can be had");
     let asked = scene.source.asked();
     assert!(asked.len() < 12, "{asked:?}");
@@ -138,24 +140,24 @@ async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
 
 #[tokio::test]
 async fn a_reader_goes_before_everything_that_waits() {
-    let scene = scene(40, Memory { delay: Duration::from_millis(10), ..Memory::default() });
-    let fill = scene.wanted(0..38);
+    let scene = scene(16, 4, Memory { delay: Duration::from_millis(10), ..Memory::default() });
+    let fill = scene.wanted(0..14);
     let background = scene.fetcher.prefetch(&fill, Priority::Fill);
     tokio::pin!(background);
     tokio::select! {
         biased;
         _ = &mut background => panic!("it takes longer"),
-        () = scene.check(39) => {}
+        () = scene.check(15) => {}
     }
-    let reached = (0..38).filter(|number| scene.is_local(*number)).count();
-    assert!(reached < 20, "{reached} spans came first");
+    let reached = (0..14).filter(|number| scene.is_local(*number)).count();
+    assert!(reached < 8, "{reached} spans came first");
     background.await.expect("all can be had");
 }
 
 #[tokio::test]
 async fn what_nobody_waits_for_any_more_is_given_up_and_the_rest_is_not() {
-    let scene = scene(40, Memory { delay: Duration::from_millis(5), ..Memory::default() });
-    let (all, some) = (scene.wanted(0..40), scene.wanted(0..3));
+    let scene = scene(16, 4, Memory { delay: Duration::from_millis(5), ..Memory::default() });
+    let (all, some) = (scene.wanted(0..16), scene.wanted(0..3));
     {
         let given_up = scene.fetcher.prefetch(&all, Priority::Fill);
         let kept = scene.fetcher.prefetch(&some, Priority::Fill);
@@ -168,14 +170,14 @@ async fn what_nobody_waits_for_any_more_is_given_up_and_the_rest_is_not() {
         }
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let reached = (0..40).filter(|number| scene.is_local(*number)).count();
-    assert!((3..40).contains(&reached), "{reached}");
-    scene.check(39).await;
+    let reached = (0..16).filter(|number| scene.is_local(*number)).count();
+    assert!((3..16).contains(&reached), "{reached}");
+    scene.check(15).await;
 }
 
 #[tokio::test]
 async fn bytes_that_were_wrong_are_fetched_again_and_never_served() {
-    let scene = scene(3, Memory { lies: AtomicBool::new(true), ..Memory::default() });
+    let scene = scene(3, 4, Memory { lies: AtomicBool::new(true), ..Memory::default() });
     scene.fetcher.prefetch(&scene.wanted(1..2), Priority::ReadAhead).await.expect("it is not looked at");
     assert!(scene.is_local(1));
     scene.check(1).await;
@@ -184,7 +186,7 @@ async fn bytes_that_were_wrong_are_fetched_again_and_never_served() {
 
 #[tokio::test]
 async fn reading_a_file_brings_the_rest_of_it() {
-    let scene = scene(6, Memory::default());
+    let scene = scene(6, 4, Memory::default());
     let file = 512..scene.tar.len() as u64 - 1024;
     scene.fetcher.read(&scene.layer, file.start..file.start + 100, file, |_| Vec::new());
     scene.check(0).await;
