@@ -87,9 +87,9 @@ fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
 }
 
 impl Scene {
-    async fn open(&self, ino: Ino) {
+    async fn open(&self, ino: Ino) -> Backing {
         match self.fs.open(ino).expect("a regular file") {
-            Open::Ready => {}
+            Open::Ready(backing) => backing,
             Open::Later(pending) => pending.await,
         }
     }
@@ -101,7 +101,7 @@ impl Scene {
         self.fs.release(ino);
         let content = *self.fs.tree.node(self.fs.node_id(ino).expect("an inode")).content().expect("a digest");
         for _ in 0..500 {
-            if self.fs.store.file(&content).expect("a good store").is_some() {
+            if self.fs.copies.store().file(&content).expect("a good store").is_some() {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -190,8 +190,7 @@ async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
     fs.release(ino);
     assert_eq!(fs.open_files(), 0);
     scene.publish(ino).await;
-    scene.open(ino).await;
-    assert!(fs.open.file(fs.node_id(ino).expect("an inode")).is_some(), "the copy serves the next open");
+    assert!(scene.open(ino).await.is_some(), "the copy serves the next open");
     assert!(matches!(fs.read(ino, 5, 10), Ok(Read::Ready(read)) if read == bytes[5..15]));
     fs.release(ino);
 }
@@ -204,7 +203,7 @@ async fn a_copy_that_is_all_there_is_serves_its_first_open() {
     scene.publish(ino).await;
     // Another process's start: nothing is verified yet, the layer's bytes are gone and cannot be had.
     let Scene { fs, _cache: cache, .. } = scene;
-    let (tree, dir) = (fs.tree.clone(), fs.store.dir().to_owned());
+    let (tree, dir) = (fs.tree.clone(), fs.copies.store().dir().to_owned());
     let index = fs.layers[0].index.clone();
     drop(fs);
     let store = loop {

@@ -80,7 +80,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.fs.open(Ino(ino.0)) {
-            Ok(Open::Ready) => reply.opened(FileHandle(0), OPENED),
+            Ok(Open::Ready(_)) => reply.opened(FileHandle(0), OPENED),
             Ok(Open::Later(pending)) => {
                 self.runtime.spawn(async move {
                     pending.await;
