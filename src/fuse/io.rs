@@ -118,7 +118,7 @@ fn refusal(error: &std::io::Error) -> String {
             "the cache is on a stacked file system, which cannot be passed through".to_owned()
         }
         Some(rustix::io::Errno::PERM) => "passthrough needs root outside of any container".to_owned(),
-        _ => format!("the kernel refused passthrough: {error}"),
+        _ => format!("passthrough is not possible: {error}"),
     }
 }
 
@@ -257,7 +257,7 @@ mod tests {
         let of = |errno: rustix::io::Errno| refusal(&errno.into());
         assert!(of(rustix::io::Errno::LOOP).contains("stacked"));
         assert!(of(rustix::io::Errno::PERM).contains("root"));
-        assert!(of(rustix::io::Errno::NFILE).starts_with("the kernel refused passthrough: "));
+        assert!(of(rustix::io::Errno::NFILE).starts_with("passthrough is not possible: "));
         // What is no connection refuses everything.
         let device = File::open("/dev/null").expect("it is there");
         let plan = Plan::new(Io::Passthrough, 0, true).probed(device, File::open("/proc/self/exe"));
