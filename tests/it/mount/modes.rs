@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::{MountFlags, mount};
@@ -39,8 +40,28 @@ fn plain() -> Image {
     Image::new().layer(layer)
 }
 
+/// Requests by kind.
+type Counts = Vec<(String, u64)>;
+
+/// Looks until a look needed no request of the kinds that are `kept`; returns the counters before that. The kernel may
+/// drop what it keeps at any time (for want of memory, or because somebody on this machine tells it to), but not always.
+fn warm(mounted: &Mounted, kept: impl Fn(&str) -> bool, look: impl Fn()) -> Counts {
+    let of = |counts: &Counts| counts.iter().filter(|(kind, _)| kept(kind)).cloned().collect::<Vec<_>>();
+    let mut before = asked(mounted);
+    for _ in 0..5 {
+        look();
+        let after = asked(mounted);
+        if of(&after) == of(&before) {
+            return before;
+        }
+        eprintln!("not silent: {before:?}, then {after:?}");
+        before = after;
+    }
+    panic!("each look asks again");
+}
+
 /// The counters of a mount's requests, without memory's own: the kernel forgets inodes when it wants to.
-fn asked(mounted: &Mounted) -> Vec<(String, u64)> {
+fn asked(mounted: &Mounted) -> Counts {
     let counts = mounted.status()["kernel_requests"].as_object().expect("an object").clone();
     let number = |count: &Value| count.as_u64().expect("a number");
     counts.iter().filter(|(kind, _)| *kind != "forget").map(|(kind, count)| (kind.clone(), number(count))).collect()
@@ -63,27 +84,25 @@ fn a_warm_mount_is_silent() {
         tree
     };
     let first = look();
-    let before = asked(&mounted);
-    assert_eq!(look(), first);
-    assert_eq!(asked(&mounted), before, "the second look asked again");
+    let before = warm(&mounted, |_| true, || assert_eq!(look(), first));
     let count = |kind: &str| before.iter().find(|(name, _)| name == kind).map_or(0, |(_, count)| *count);
-    // Threads may have asked before the first answer came.
+    // Processes may have asked together, before the first answer came.
     for once in ["open", "opendir", "getxattr", "listxattr", "refused"] {
         assert!(count(once) <= 8, "{once}: {}", count(once));
     }
-    assert_eq!((count("release"), count("getattr")), (0, 1), "look-ups say all there is, but nobody looks up the root");
+    assert_eq!(count("release"), 0);
 }
 
 #[test]
 fn a_warm_mount_is_asked_for_nothing_but_attributes_if_there_are_any() {
     let Some(mounted) = Mounted::with(&rich(20), "cached") else { return };
-    let first = walk(mounted.point.path()).expect("a tree");
-    let before = asked(&mounted);
-    assert_eq!(walk(mounted.point.path()).expect("a tree"), first);
-    for ((kind, count), (_, before)) in asked(&mounted).into_iter().zip(before) {
-        // The kernel keeps no values of extended attributes.
-        assert_eq!(count > before, kind.ends_with("xattr"), "{kind}: {before} and {count}");
-    }
+    let look = || walk(mounted.point.path()).expect("a tree");
+    let first = look();
+    // The kernel keeps no values of extended attributes.
+    let is_kept = |kind: &str| !kind.ends_with("xattr");
+    let before = warm(&mounted, is_kept, || assert_eq!(look(), first));
+    let attributes = |counts: Counts| counts.into_iter().filter(|(kind, _)| !is_kept(kind)).collect::<Vec<_>>();
+    assert_ne!(attributes(asked(&mounted)), attributes(before));
 }
 
 #[test]
@@ -104,7 +123,6 @@ fn a_file_in_the_store_is_read_without_the_daemon_by_passthrough() {
     assert_eq!(mounted.status()["open_files"], 1);
     assert_eq!(mounted.requests("read"), before, "the kernel read the decoded file itself");
     drop(file);
-    // The other names of a file, and another file with the same content, are the same decoded file.
     fs::read(mounted.path("links/a")).expect("it is readable");
     assert!(mounted.requests("read") > before, "what is not decoded is read through the daemon");
 }
@@ -128,8 +146,11 @@ fn an_open_file_stays_cached_until_its_last_handle_closes() {
     }
     drop((early, late));
     // Closing tells the daemon a moment later.
-    while mounted.status()["open_files"] != 0 {
-        std::thread::yield_now();
+    for _ in 0..200 {
+        if mounted.status()["open_files"] == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
     let before = mounted.requests("read");
     mounted.forget_pages("data/big");
