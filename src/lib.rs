@@ -24,17 +24,25 @@
 //! # The life of a read
 //!
 //! ```text
-//! kernel ─► fuse ─► fs: decoded file in the store? ── yes ─► pread
-//!                     │ no
-//!                     ▼
-//!           extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► ranged GET
-//!                     ▼
-//!           decode (bounded) ─► BLAKE3 of the span ─► answer; the bytes are kept, the span stays in memory a while
+//! kernel: in the page cache, or open for passthrough? ── yes ─► nobody is asked
+//!    │ no
+//!    ▼
+//! fuse ─► fs: verified decoded file in the store? ── yes ─► pread
+//!           │ no
+//!           ▼
+//!         extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► ranged GET
+//!           ▼
+//!         decode (bounded) ─► BLAKE3 of the span ─► answer; the bytes are kept, the span stays in memory a while
 //! ```
 //!
 //! A FUSE thread answers from memory or hands the request to the runtime; it never waits for the network. One download
 //! and one decoding per span, however many readers ([`fetch::OnceMap`]). A file that was read is decoded as a whole once
-//! readers are quiet, checked against its digest and published in the file store.
+//! readers are quiet, checked against its digest and published in the file store; all reads that come later are served
+//! from there.
+//!
+//! The kernel keeps what it was told: names, attributes, listings, links and pages. How files are opened is chosen for each
+//! mount ([`fuse::Io`]): in the cached mode the kernel opens files by itself, so that a warm mount sends no request at all
+//! but for extended attributes; in the passthrough mode each open asks, and reads of a decoded file go past the daemon.
 //!
 //! # Invariants
 //!

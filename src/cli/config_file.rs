@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::stop::usage;
 use crate::daemon::Failure;
-use crate::daemon::control::Fill;
+use crate::daemon::control::{Fill, Io};
 use crate::oci::Printable;
 
 /// What one configuration file says.
@@ -19,6 +19,7 @@ pub(super) struct ConfigFile {
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
+    pub(super) io: Option<Io>,
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
@@ -30,6 +31,7 @@ struct Wire {
     cache_dir: Option<Spanned<PathBuf>>,
     runtime_dir: Option<Spanned<PathBuf>>,
     fill: Option<Fill>,
+    io: Option<Io>,
     idle_seconds: Option<u32>,
     plain_http: Option<Vec<Spanned<String>>>,
 }
@@ -70,6 +72,7 @@ impl ConfigFile {
             cache_dir: absolute("cache-dir", wire.cache_dir)?,
             runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
             fill: wire.fill,
+            io: wire.io,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
         })
@@ -81,6 +84,7 @@ impl ConfigFile {
             cache_dir: self.cache_dir.or(other.cache_dir),
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
+            io: self.io.or(other.io),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
         }
@@ -107,11 +111,12 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nidle-seconds = 5\nplain-http = ['a:1', 'b']\n";
+        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nidle-seconds = 5\nplain-http = ['a:1', 'b']\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
+            io: Some(Io::Cached),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
         };
@@ -124,6 +129,7 @@ mod tests {
         let cases = [
             ("fill = 'off'\ncachedir = '/c'\n", 2, "unknown field `cachedir`"),
             ("\n\nfill = 'sometimes'", 3, "unknown variant `sometimes`"),
+            ("io = 'fast'", 1, "unknown variant `fast`"),
             ("idle-seconds = -1", 1, "invalid value"),
             ("# one\n[mount]\n", 2, "unknown field `mount`"),
             ("fill =\n", 1, ""),

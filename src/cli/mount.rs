@@ -12,7 +12,7 @@ use super::logging;
 use super::progress::Meter;
 use super::settings::settled;
 use super::stop::Stop;
-use crate::daemon::control::{self, Fill, Request};
+use crate::daemon::control::{self, Fill, Io, Request};
 use crate::daemon::{self, End};
 use crate::oci::Printable;
 
@@ -44,6 +44,13 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "WHEN")]
     fill: Option<When>,
 
+    /// How files are read [default: auto]
+    ///
+    /// auto chooses passthrough if the files are 1 MiB or more on average, else cached: an image of a language has many
+    /// small files, one with models or databases few large ones. `ocifs status` shows what was chosen, and why.
+    #[arg(long, value_enum, value_name = "MODE")]
+    io: Option<How>,
+
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
     foreground: bool,
@@ -58,6 +65,28 @@ enum When {
     Idle,
     /// At once
     Now,
+}
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum How {
+    /// By what the image holds and the machine can do
+    Auto,
+    /// Complete files at the speed of the disk, sharing memory between images; needs root and Linux 6.9. Each open asks
+    /// the daemon, and only one overlay can be stacked on the mount
+    Passthrough,
+    /// From memory once they were read; opening asks nobody
+    Cached,
+}
+
+impl From<How> for Io {
+    fn from(how: How) -> Self {
+        match how {
+            How::Auto => Self::Auto,
+            How::Passthrough => Self::Passthrough,
+            How::Cached => Self::Cached,
+        }
+    }
 }
 
 impl From<When> for Fill {
@@ -76,6 +105,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
         image: args.image.request(context)?,
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(context.settings.fill, Fill::from),
+        io: args.io.map_or(context.settings.io, Io::from),
     };
     if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, context) }
 }

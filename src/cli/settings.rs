@@ -9,7 +9,7 @@ use super::config_file::ConfigFile;
 use super::environment::Environment;
 use super::paths;
 use super::stop::usage;
-use crate::daemon::control::Fill;
+use crate::daemon::control::{Fill, Io};
 use crate::daemon::{Code, Failure};
 use crate::oci::{Printable, Reference};
 
@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) runtime_dir: PathBuf,
     /// When the rest of an image is fetched.
     pub(super) fill: Fill,
+    /// How files are read.
+    pub(super) io: Io,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
     /// Registries that speak plain HTTP, as `host[:port]`.
@@ -60,6 +62,7 @@ impl Settings {
             cache_dir: settled(&cache_dir)?,
             runtime_dir: settled(&runtime_dir)?,
             fill: file.fill.unwrap_or(Fill::Idle),
+            io: file.io.unwrap_or_default(),
             idle: file.idle.unwrap_or(IDLE),
             plain_http: file.plain_http.unwrap_or_default(),
         })

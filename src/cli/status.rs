@@ -10,7 +10,7 @@ use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
 use super::table::{Column, Rows, count, percent, short_digest, size};
-use crate::daemon::control::{Fill, LayerReport, MountReport, Request, StatusReport};
+use crate::daemon::control::{Fill, Io, LayerReport, MountReport, Request, StatusReport};
 use crate::daemon::{Code, Failure};
 use crate::fuse;
 use crate::oci::Printable;
@@ -93,6 +93,11 @@ fn describe(mount: &MountReport) -> String {
         Fill::Idle => "idle",
         Fill::Now => "now",
     };
+    let io = match mount.io {
+        Io::Auto => "auto",
+        Io::Passthrough => "passthrough",
+        Io::Cached => "cached",
+    };
     let mut text = format!("{}\n", Printable::path(&mount.dir));
     let lines = [
         ("image", Printable::of(&mount.reference).to_string()),
@@ -101,7 +106,12 @@ fn describe(mount: &MountReport) -> String {
         ("size", format!("{} in {layers}, {}", size(mount.bytes_needed), count(mount.entries, "node"))),
         ("local", format!("{} ({})", size(mount.bytes_local), percent(mount.bytes_local, mount.bytes_needed))),
         ("fetched", format!("{} in {}", size(mount.bytes_fetched), count(mount.requests, "request"))),
-        ("open files", mount.open_files.to_string()),
+        (
+            "open files",
+            mount.open_files.map_or_else(|| "known to the kernel alone".to_owned(), |open| open.to_string()),
+        ),
+        ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
+        ("kernel", count(mount.kernel_requests.values().sum(), "request")),
         ("fill", fill.to_owned()),
     ];
     for (label, value) in lines {
@@ -183,7 +193,10 @@ mod tests {
                 bytes_local: 1 << 20,
                 bytes_fetched: 1 << 20,
                 requests: 2,
-                open_files: 0,
+                io: Io::Cached,
+                io_reason: "files are small: 28 KiB on average".to_owned(),
+                open_files: None,
+                kernel_requests: [("lookup".to_owned(), 3), ("read".to_owned(), 4)].into(),
                 entries: 7,
                 layers: vec![layer()],
             }],
@@ -202,7 +215,9 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory
   size       3.0 MiB in 1 layer, 7 nodes
   local      1.0 MiB (33 %)
   fetched    1.0 MiB in 2 requests
-  open files 0
+  open files known to the kernel alone
+  io         cached (files are small: 28 KiB on average)
+  kernel     7 requests
   fill       idle
 
   LAYER         FORMAT  INDEX FROM        SIZE  LOCAL  FETCHED  REQUESTS  SPANS  LAZY

@@ -3,6 +3,7 @@
 //! Both sides are the same program, and a daemon may be older than its client after an upgrade; unknown requests are
 //! answered with a failure that says so. A `data` event is followed by exactly that many raw bytes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,19 @@ pub enum Fill {
     Now,
 }
 
+/// How the files of a mount are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Io {
+    /// By what the image holds and the machine can do.
+    #[default]
+    Auto,
+    /// Complete files by the kernel from the file store.
+    Passthrough,
+    /// From the kernel's page cache, which the daemon fills.
+    Cached,
+}
+
 /// A mount to make.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Mount {
@@ -45,6 +59,9 @@ pub struct Mount {
     pub dir: PathBuf,
     /// When to fetch the rest.
     pub fill: Fill,
+    /// How files are read.
+    #[serde(default)]
+    pub io: Io,
 }
 
 /// What `cache drop` removes.
@@ -194,8 +211,14 @@ pub struct MountReport {
     pub bytes_fetched: u64,
     /// Ranged reads asked of the source for this mount.
     pub requests: u64,
-    /// Open files.
-    pub open_files: u64,
+    /// How files are read, never [`Io::Auto`].
+    pub io: Io,
+    /// Why they are read so, a short sentence.
+    pub io_reason: String,
+    /// Open files; none where the kernel opens files without telling.
+    pub open_files: Option<u64>,
+    /// Requests that the kernel has sent, by kind.
+    pub kernel_requests: BTreeMap<String, u64>,
     /// Names in the tree.
     pub entries: u64,
     /// The layers from the bottom; empty in a short listing.

@@ -56,6 +56,10 @@ pub(super) async fn mount(
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
     }
     let mounted = attach(images, mounts, wanted, image).await?;
+    let io = mounted.mount.io();
+    if io.degraded {
+        send(events, Event::Warning { text: format!("files are not read by passthrough: {}", io.reason) }).await;
+    }
     let report = super::report::mount(&mounted);
     reservation.fill(mounted);
     Ok(report)
@@ -72,9 +76,17 @@ async fn attach(
     let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
     let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
     let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
+    let io = match wanted.io {
+        control::Io::Auto => fuse::Io::Auto,
+        control::Io::Passthrough => fuse::Io::Passthrough,
+        control::Io::Cached => fuse::Io::Cached,
+    };
     let mount = {
         let (fs, dir, runtime) = (Arc::clone(&fs), wanted.dir.clone(), tokio::runtime::Handle::current());
-        let attached = tokio::task::spawn_blocking(move || fuse::Mount::new(fs, runtime, &dir, "ocifs", access));
+        let attached = tokio::task::spawn_blocking(move || {
+            let options = fuse::Options { source: "ocifs", access, io };
+            fuse::Mount::new(fs, runtime, &dir, options)
+        });
         attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
     };
     let fill = match wanted.fill {

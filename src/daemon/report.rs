@@ -2,6 +2,7 @@
 
 use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport};
 use super::mounts::Mounted;
+use crate::fuse;
 use crate::image::{ImageLayer, Origin, Resolved};
 use crate::index::Compression;
 use crate::store::{DiskUsage, Store, Usage};
@@ -10,6 +11,7 @@ use crate::store::{DiskUsage, Store, Usage};
 pub(super) fn mount(mounted: &Mounted) -> MountReport {
     let image = &mounted.image;
     let layers: Vec<_> = image.layers.iter().map(layer).collect();
+    let io = mounted.mount.io();
     MountReport {
         dir: mounted.request.dir.clone(),
         reference: mounted.request.image.reference.clone(),
@@ -20,7 +22,13 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         bytes_local: layers.iter().map(|layer| layer.local).sum(),
         bytes_fetched: layers.iter().map(|layer| layer.fetched).sum(),
         requests: layers.iter().map(|layer| layer.requests).sum(),
-        open_files: mounted.fs.open_files(),
+        io: match io.mode {
+            fuse::Mode::Passthrough => control::Io::Passthrough,
+            fuse::Mode::Cached => control::Io::Cached,
+        },
+        io_reason: io.reason,
+        open_files: mounted.mount.sees_opens().then(|| mounted.fs.open_files()),
+        kernel_requests: mounted.mount.requests().map(|(kind, count)| (kind.to_owned(), count)).collect(),
         entries: u64::from(image.tree.node_count()),
         layers,
     }

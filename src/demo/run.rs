@@ -182,7 +182,13 @@ impl Stage<'_> {
             plain_http: true,
             auth_files: Vec::new(),
         };
-        self.ask(Request::Mount(control::Mount { image, dir: self.dir.clone(), fill: Fill::Off })).await
+        self.ask(Request::Mount(control::Mount {
+            image,
+            dir: self.dir.clone(),
+            fill: Fill::Off,
+            io: control::Io::Auto,
+        }))
+        .await
     }
 
     async fn unmount(&self) -> Result<(), Failure> {

@@ -33,9 +33,6 @@ pub enum Error {
     /// The bytes could not be had or are wrong.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
-    /// A decoded file could not be read.
-    #[error("cached file is unreadable")]
-    CachedFile(#[source] std::sync::Arc<std::io::Error>),
 }
 
 /// The errno values that this file system answers with.
@@ -74,7 +71,7 @@ impl Error {
             Self::Range => Errno::Range,
             Self::ReadOnly => Errno::ReadOnly,
             // A retry may succeed, but no errno says so to programs that do not expect it from a local file.
-            Self::Fetch(_) | Self::CachedFile(_) => Errno::Io,
+            Self::Fetch(_) => Errno::Io,
         }
     }
 }

@@ -5,10 +5,12 @@
 //! otherwise handed back as a future ([`Read::Later`]), so that no thread of the kernel adapter ever waits for a disk
 //! full of work or for the network.
 //!
-//! Handles carry no state. What is remembered per inode while it is open is only the decoded file that serves it.
+//! Handles carry no state, and a read needs none: the kernel may open files by itself. What is remembered per inode is a
+//! byte about its decoded copy (`Copies`), and while it is open whether that copy was there at first (`OpenFiles`).
 
 mod ahead;
 mod attr;
+mod copies;
 mod directory;
 mod error;
 mod open;
@@ -26,7 +28,7 @@ use crate::tree::{NodeId, Tree};
 pub use attr::{Attr, FileType, StatFs};
 pub use directory::{DirEntry, Directory};
 pub use error::{Chain, Errno, Error};
-pub use open::Open;
+pub use open::{Backing, Open};
 pub use read::{Pending, Read};
 
 /// An inode number as the kernel sees it: the node's number plus one, so that the root is 1 (FUSE_ROOT_ID).
@@ -39,13 +41,13 @@ impl From<NodeId> for Ino {
     }
 }
 
-/// One image's tree, ready to be served. Immutable but for the table of open files.
+/// One image's tree, ready to be served. Immutable but for what is remembered of files.
 #[derive(Debug)]
 pub struct FileSystem {
     tree: Tree,
     layers: Vec<Arc<Layer>>,
     fetcher: Fetcher,
-    store: Arc<Store>,
+    copies: Arc<copies::Copies>,
     directories: ahead::Directories,
     open: open::OpenFiles,
     publisher: publish::Publisher,
@@ -54,16 +56,10 @@ pub struct FileSystem {
 impl FileSystem {
     /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
-        let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&store), tree.clone(), layers.clone());
-        Self {
-            tree,
-            layers,
-            fetcher,
-            store,
-            directories: ahead::Directories::default(),
-            open: open::OpenFiles::default(),
-            publisher,
-        }
+        let copies = Arc::new(copies::Copies::new(store, &tree));
+        let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
+        let (directories, open) = (ahead::Directories::default(), open::OpenFiles::default());
+        Self { tree, layers, fetcher, copies, directories, open, publisher }
     }
 
     /// The tree.
@@ -74,6 +70,16 @@ impl FileSystem {
     /// The layers from the bottom.
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
+    }
+
+    /// Mean size of the tree's nodes in bytes, and so what files are mostly like.
+    pub fn mean_size(&self) -> u64 {
+        self.tree.total_size() / u64::from(self.tree.node_count().max(1))
+    }
+
+    /// Some file on the file system that holds the decoded files.
+    pub fn sample(&self) -> std::io::Result<std::fs::File> {
+        self.copies.store().sample()
     }
 
     /// Number of open file handles.

@@ -1,9 +1,9 @@
 //! Decoded files on their way into the file store.
 //!
-//! A file that was read is likely to be read again, by this container or by another image that holds the same file. Once
-//! its last handle closes and readers are quiet, it is decoded as a whole, its digest is checked, and it is published;
-//! its next open is served from that copy. All of this is optional work: a job that finds no room in the queue, bytes that
-//! are not local, or a full disk is dropped.
+//! A file that was read is likely to be read again, by this container or by another image that holds the same file. Its
+//! first read from a layer queues it; once readers are quiet it is decoded as a whole, its digest is checked, and it is
+//! published: what the kernel asks for from then on is served from that copy, and so is its next open. All of this is
+//! optional work: a file whose bytes are not all local waits for another read, one that a full disk refuses is left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,31 +11,25 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::open::is_local;
+use super::copies::{Copies, Known};
+use super::read::is_local;
 use crate::fetch::{Fetcher, Layer};
-use crate::store::Store;
-use crate::tree::{NodeId, Tree};
-
-/// Jobs that may wait. More files than this closed at once are simply not published this time.
-const QUEUE: usize = 4096;
+use crate::tree::{Node, NodeId, Tree};
 
 /// How long readers must have been quiet before a file is decoded for the store: a program that starts computes between
 /// its reads.
 const QUIET: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
-enum Job {
-    /// Decode this file into the store.
-    Publish(NodeId),
-    /// Check this file of the store, so that its next open can use it.
-    Verify([u8; 32]),
-}
+/// How long they must have been quiet before the next span of it is decoded.
+const PAUSE: Duration = Duration::from_millis(20);
 
-/// The queue of one mount. The worker ends with it, whatever is left in the queue: a mount that is gone must not keep
-/// its layers in use.
+/// The queues of one mount. A node is in them at most once ([`Copies::claim`]), which bounds them: eight bytes for each
+/// file. The worker ends with the mount, whatever is left in them: a mount that is gone must not keep its layers in use.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    jobs: mpsc::Sender<Job>,
+    copies: Arc<Copies>,
+    publish: mpsc::UnboundedSender<NodeId>,
+    verify: mpsc::UnboundedSender<NodeId>,
     worker: AbortHandle,
 }
 
@@ -45,77 +39,96 @@ impl Drop for Publisher {
     }
 }
 
-/// The result of optional work, whose failures are only ever logged.
-type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+/// What became of optional work, whose failures are only ever logged.
+type Outcome = Result<Known, Box<dyn std::error::Error + Send + Sync>>;
 
 struct Worker {
     fetcher: Fetcher,
-    store: Arc<Store>,
+    copies: Arc<Copies>,
     tree: Tree,
     layers: Vec<Arc<Layer>>,
 }
 
 impl Publisher {
-    pub(super) fn start(fetcher: Fetcher, store: Arc<Store>, tree: Tree, layers: Vec<Arc<Layer>>) -> Self {
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let worker = Worker { fetcher, store, tree, layers };
-        let worker = tokio::spawn(worker.run(queue)).abort_handle();
-        Self { jobs, worker }
+    pub(super) fn start(fetcher: Fetcher, copies: Arc<Copies>, tree: Tree, layers: Vec<Arc<Layer>>) -> Self {
+        let (publish, to_publish) = mpsc::unbounded_channel();
+        let (verify, to_verify) = mpsc::unbounded_channel();
+        let worker = Worker { fetcher, copies: Arc::clone(&copies), tree, layers };
+        let worker = tokio::spawn(worker.run(to_publish, to_verify)).abort_handle();
+        Self { copies, publish, verify, worker }
     }
 
-    pub(super) fn offer(&self, node: NodeId) {
-        self.send(Job::Publish(node));
+    /// Has a file published that was read from its layer. Cheap to repeat.
+    pub(super) fn offer(&self, id: NodeId, node: &Node<'_>) {
+        if node.content().is_some() && self.copies.claim(id) {
+            send(&self.publish, id);
+        }
     }
 
-    pub(super) fn verify(&self, content: [u8; 32]) {
-        self.send(Job::Verify(content));
-    }
-
-    fn send(&self, job: Job) {
-        if let Err(error) = self.jobs.try_send(job) {
-            tracing::debug!(%error, "a file is not published this time");
+    /// Has the copy of a file verified, so that it can serve. Cheap to repeat.
+    pub(super) fn verify(&self, id: NodeId) {
+        if self.copies.claim(id) {
+            send(&self.verify, id);
         }
     }
 }
 
+fn send(queue: &mpsc::UnboundedSender<NodeId>, id: NodeId) {
+    if queue.send(id).is_err() {
+        tracing::debug!(node = id.get(), "the publisher has ended with its runtime");
+    }
+}
+
 impl Worker {
-    async fn run(self, mut queue: mpsc::Receiver<Job>) {
-        while let Some(job) = queue.recv().await {
-            match job {
-                Job::Publish(node) => {
-                    self.fetcher.demand().idle_for(QUIET).await;
-                    if let Err(error) = self.publish(node).await {
-                        tracing::debug!(node = node.get(), %error, "file is not published");
-                    }
-                }
-                Job::Verify(content) => {
-                    let store = Arc::clone(&self.store);
-                    let checked = tokio::task::spawn_blocking(move || store.file(&content)).await;
-                    if let Ok(Err(error)) = checked {
-                        tracing::debug!(%error, "cached file cannot be checked");
-                    }
-                }
-            }
+    async fn run(self, to_publish: mpsc::UnboundedReceiver<NodeId>, to_verify: mpsc::UnboundedReceiver<NodeId>) {
+        tokio::join!(self.publish_all(to_publish), self.verify_all(to_verify));
+    }
+
+    async fn publish_all(&self, mut queue: mpsc::UnboundedReceiver<NodeId>) {
+        while let Some(id) = queue.recv().await {
+            self.fetcher.demand().idle_for(QUIET).await;
+            let known = self.publish(id).await.unwrap_or_else(|error| {
+                tracing::debug!(node = id.get(), %error, "file is not published");
+                Known::Never
+            });
+            self.copies.note(id, known);
         }
     }
 
+    async fn verify_all(&self, mut queue: mpsc::UnboundedReceiver<NodeId>) {
+        while let Some(id) = queue.recv().await {
+            let content = self.tree.node(id).content().copied();
+            if let Some(content) = content {
+                // A bad one is removed, and the next read offers the file for publishing.
+                drop(self.copies.check(content).await);
+            }
+            self.copies.note(id, Known::Nothing);
+        }
+    }
+
+    /// Decodes a file into the store; the answer is what is then known of it.
     async fn publish(&self, node: NodeId) -> Outcome {
         let (content, size, extents) = {
             let node = self.tree.node(node);
-            let Some(content) = node.content() else { return Ok(()) };
+            let Some(content) = node.content() else { return Ok(Known::Never) };
             (*content, node.size(), node.extents().collect::<Vec<_>>())
         };
-        // Publishing must never fetch.
-        if self.store.is_verified(&content) || !is_local(&self.layers, extents.iter().copied()) {
-            return Ok(());
+        let store = self.copies.store();
+        if store.is_verified(&content) {
+            return Ok(Known::Nothing);
         }
-        let store = Arc::clone(&self.store);
+        // Publishing must never fetch. A later read offers the file again.
+        if !is_local(&self.layers, extents.iter().copied()) {
+            return Ok(Known::Absent);
+        }
+        let store = Arc::clone(store);
         let file = tokio::task::spawn_blocking(move || store.new_file(&content, size)).await??;
         let file = Arc::new(file);
         for extent in extents {
-            let Some(layer) = self.layers.get(extent.layer as usize) else { return Ok(()) };
+            let Some(layer) = self.layers.get(extent.layer as usize) else { return Ok(Known::Never) };
             let (start, end) = (extent.layer_offset, extent.layer_offset + extent.length);
             for span in layer.index.spans(start..end) {
+                self.fetcher.demand().idle_for(PAUSE).await;
                 let decoded = self.fetcher.span(layer, span).await?;
                 let range = layer.index.decoded(span);
                 let (from, to) = (start.max(range.start), end.min(range.end));
@@ -128,6 +141,6 @@ impl Worker {
         if let Some(file) = Arc::into_inner(file) {
             tokio::task::spawn_blocking(move || file.publish()).await??;
         }
-        Ok(())
+        Ok(Known::Nothing)
     }
 }

@@ -1,14 +1,19 @@
 //! Reading a file: from its decoded copy, from spans in memory, or later.
+//!
+//! No read needs an open before it, and each is served by what is best at its time.
 
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use rustix::buffer::spare_capacity;
 
+use super::copies::Found;
 use super::{Error, FileSystem, Ino};
 use crate::fetch::{Fetcher, Layer};
-use crate::tree::{Extent, NodeKind};
+use crate::tree::{Extent, Node, NodeId, NodeKind};
 
 /// A read that waits for a fetch or a decode.
 pub type Pending = Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>;
@@ -39,8 +44,18 @@ enum Part {
     Data { layer: usize, offset: u64, length: usize },
 }
 
+/// What serves a file, once it is decided who may wait for it.
+pub(super) enum Serving {
+    /// The decoded copy.
+    Copy(Arc<File>),
+    /// The layer.
+    Layer,
+    /// The decoded copy of this content, which has to be verified first.
+    Check([u8; 32]),
+}
+
 impl FileSystem {
-    /// Reads up to `size` bytes at `offset`.
+    /// Reads up to `size` bytes at `offset`. Must be called on the fetcher's runtime, or in its context.
     pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Read, Error> {
         let id = self.node_id(ino)?;
         let node = self.tree.node(id);
@@ -51,22 +66,60 @@ impl FileSystem {
         if offset >= end {
             return Ok(Read::Ready(Bytes::new()));
         }
-        if let Some(file) = self.open.file(id) {
-            let mut buffer = vec![0; usize::try_from(end - offset).unwrap_or(0)];
-            file.read_exact_at(&mut buffer, offset).map_err(|error| Error::CachedFile(Arc::new(error)))?;
-            return Ok(Read::Ready(buffer.into()));
+        match self.serving(id, &node) {
+            Serving::Copy(file) => {
+                if let Some(bytes) = read_copy(&file, offset, end) {
+                    return Ok(Read::Ready(bytes));
+                }
+            }
+            Serving::Check(content) => {
+                return Ok(self.read_checked(content, parts(node.extents(), offset, end), offset..end));
+            }
+            Serving::Layer => self.publisher.offer(id, &node),
         }
-        self.open.note_read(id);
-        self.fetcher.demand().note();
         self.foresee(id, offset..end);
-        let parts = parts(node.extents(), offset, end);
+        Ok(self.read_layers(parts(node.extents(), offset, end)))
+    }
+
+    /// Decides what serves `node`. A long copy that is not verified yet is verified beside its readers if its layers'
+    /// bytes are here; if they are not, the copy spares a fetch or is all there is, and readers wait for it.
+    pub(super) fn serving(&self, id: NodeId, node: &Node<'_>) -> Serving {
+        match self.copies.find(id, node) {
+            Found::Copy(file) => Serving::Copy(file),
+            Found::Layer => Serving::Layer,
+            Found::Unverified(_) if is_local(&self.layers, node.extents()) => {
+                self.publisher.verify(id);
+                Serving::Layer
+            }
+            Found::Unverified(content) => Serving::Check(content),
+        }
+    }
+
+    /// Reads from the layers.
+    fn read_layers(&self, parts: Vec<Part>) -> Read {
+        self.fetcher.demand().note();
         if let Some(bytes) = self.at_once(&parts) {
-            return Ok(Read::Ready(bytes));
+            return Read::Ready(bytes);
         }
         let fetcher = self.fetcher.clone();
         // A read touches few layers, and an extent beyond them cannot come out of a merge.
         let layers = self.layers.clone();
-        Ok(Read::Later(Box::pin(async move { assemble(&fetcher, &layers, &parts).await })))
+        Read::Later(Box::pin(async move { assemble(&fetcher, &layers, &parts).await }))
+    }
+
+    /// Reads from the copy of `content` once it is verified, else from the layers.
+    fn read_checked(&self, content: [u8; 32], parts: Vec<Part>, range: Range<u64>) -> Read {
+        let check = self.copies.check(content);
+        let (fetcher, layers) = (self.fetcher.clone(), self.layers.clone());
+        Read::Later(Box::pin(async move {
+            if let Some(file) = check.await {
+                let read = tokio::task::spawn_blocking(move || read_copy(&file, range.start, range.end)).await;
+                if let Some(bytes) = read.unwrap_or_default() {
+                    return Ok(bytes);
+                }
+            }
+            assemble(&fetcher, &layers, &parts).await
+        }))
     }
 
     /// The parts put together if every span they need is decoded in memory, but for one that can be decoded here and now.
@@ -92,6 +145,40 @@ impl FileSystem {
         }
         Some(join(pieces))
     }
+}
+
+/// The bytes `start..end` of a decoded copy, which has them; none if the disk fails.
+fn read_copy(file: &File, start: u64, end: u64) -> Option<Bytes> {
+    let wanted = usize::try_from(end - start).ok()?;
+    let mut bytes = Vec::with_capacity(wanted);
+    while bytes.len() < wanted {
+        let room = wanted - bytes.len();
+        // Into memory that nobody has zeroed before. There may be more of it than was asked for.
+        match rustix::io::pread(file, spare_capacity(&mut bytes), start + (wanted - room) as u64) {
+            Ok(0) => {
+                tracing::warn!("cached file is shorter than it was");
+                return None;
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                // The layer has the same bytes.
+                tracing::warn!(%error, "cached file cannot be read");
+                return None;
+            }
+        }
+    }
+    bytes.truncate(wanted);
+    Some(bytes.into())
+}
+
+/// True if decoding these extents needs nothing from the network.
+pub(super) fn is_local(layers: &[Arc<Layer>], mut extents: impl Iterator<Item = Extent>) -> bool {
+    extents.all(|extent| {
+        layers.get(extent.layer as usize).is_some_and(|layer| {
+            let mut spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
+            spans.all(|span| layer.blob.missing(layer.index.compressed(span)).is_empty())
+        })
+    })
 }
 
 /// The parts of `offset..end` of a file, holes included, in order.

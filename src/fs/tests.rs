@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::read::Serving;
 use super::*;
 use crate::fetch::Options;
 use crate::index::{Expected, build};
@@ -62,7 +63,8 @@ fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
         writer.append(entry, &content[..]).expect("written to memory");
     }
     let tar = writer.finish().expect("written to memory");
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    // The fastest level writes a single block, in which no span can end.
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut gzip, &tar).expect("written to memory");
     let blob = Bytes::from(gzip.finish().expect("written to memory"));
     let expected = Expected { layer: Digest::sha256(&blob), size: blob.len() as u64, diff_id: Digest::sha256(&tar) };
@@ -82,9 +84,9 @@ fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
 }
 
 impl Scene {
-    async fn open(&self, ino: Ino) {
+    async fn open(&self, ino: Ino) -> Backing {
         match self.fs.open(ino).expect("a regular file") {
-            Open::Ready => {}
+            Open::Ready(backing) => backing,
             Open::Later(pending) => pending.await,
         }
     }
@@ -94,9 +96,14 @@ impl Scene {
         self.open(ino).await;
         self.read(ino, 0, 1 << 20).await;
         self.fs.release(ino);
+        self.published(ino).await;
+    }
+
+    /// Waits until the decoded copy of a file is in the store.
+    async fn published(&self, ino: Ino) {
         let content = *self.fs.tree.node(self.fs.node_id(ino).expect("an inode")).content().expect("a digest");
         for _ in 0..500 {
-            if self.fs.store.file(&content).expect("a good store").is_some() {
+            if self.fs.copies.store().file(&content).expect("a good store").is_some() {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -185,21 +192,108 @@ async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
     fs.release(ino);
     assert_eq!(fs.open_files(), 0);
     scene.publish(ino).await;
-    scene.open(ino).await;
-    assert!(fs.open.file(fs.node_id(ino).expect("an inode")).is_some(), "the copy serves the next open");
+    assert!(scene.open(ino).await.is_some(), "the copy serves the next open");
     assert!(matches!(fs.read(ino, 5, 10), Ok(Read::Ready(read)) if read == bytes[5..15]));
     fs.release(ino);
 }
 
 #[tokio::test]
+async fn every_read_finds_the_copy_without_an_open() {
+    let bytes = content(700_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let (fs, ino) = (&scene.fs, scene.ino("f"));
+    let id = fs.node_id(ino).expect("an inode");
+    let serving = || fs.serving(id, &fs.tree.node(id));
+    scene.read(ino, 0, 1 << 20).await;
+    assert!(matches!(serving(), Serving::Layer), "nothing is decoded yet");
+    scene.published(ino).await;
+    assert!(matches!(serving(), Serving::Copy(_)));
+    assert!(scene.read(ino, 100, 1 << 20).await == bytes[100..]);
+    // Eviction may come at any time; the layer has the same bytes, and the file is decoded again.
+    fs.copies.store().drop_files().expect("it can be emptied");
+    assert!(matches!(serving(), Serving::Layer));
+    assert!(scene.read(ino, 0, 1 << 20).await == bytes);
+    scene.published(ino).await;
+    assert_eq!(fs.open_files(), 0);
+}
+
+#[tokio::test]
+async fn a_file_is_offered_for_publishing_once() {
+    let scene = scene(&[(file("f", 5000), content(5000)), (file("short", 10), vec![1; 10])]);
+    let (fs, ids) = (&scene.fs, ["f", "short"].map(|path| scene.fs.node_id(scene.ino(path)).expect("an inode")));
+    for _ in 0..2 {
+        scene.read(scene.ino("f"), 0, 100).await;
+        scene.read(scene.ino("short"), 0, 100).await;
+    }
+    assert!(!fs.copies.claim(ids[0]), "the publisher has it");
+    assert!(fs.copies.claim(ids[1]), "a file without a digest is not published");
+    scene.published(scene.ino("f")).await;
+    for _ in 0..500 {
+        // Once it is done the file may be offered again, should its copy be evicted.
+        if fs.copies.claim(ids[0]) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the publisher keeps it");
+}
+
+#[tokio::test]
+async fn publishing_fetches_nothing() {
+    let bytes = content(6_000_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let (fs, ino) = (&scene.fs, scene.ino("f"));
+    let id = fs.node_id(ino).expect("an inode");
+    assert!(fs.layers()[0].index.span_count() > 1);
+    scene.read(ino, 0, 10).await;
+    let fetched = || scene.blob.1.load(std::sync::atomic::Ordering::Relaxed);
+    let before = fetched();
+    // The publisher has looked at the file when it can be offered anew.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !fs.copies.claim(id) {
+        assert!(std::time::Instant::now() < deadline, "the publisher keeps a file that it cannot have");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(fetched(), before);
+    assert_eq!(fs.copies.store().usage().expect("it can be looked at").files.count, 0);
+}
+
+#[tokio::test]
+async fn handles_that_are_open_at_once_have_one_backing() {
+    let bytes = content(700_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    let ino = scene.ino("f");
+    assert!(scene.open(ino).await.is_none());
+    scene.read(ino, 0, 1 << 20).await;
+    scene.published(ino).await;
+    assert!(scene.open(ino).await.is_none(), "the first handle decides");
+    scene.fs.release(ino);
+    scene.fs.release(ino);
+    assert!(scene.open(ino).await.is_some());
+    // What is open stays what it was when the store has it no more, and is not evicted in the first place.
+    let freed = scene.fs.copies.store().drop_files().expect("it can be emptied");
+    assert_eq!(freed.count, 0, "it is in use");
+    assert!(scene.open(ino).await.is_some());
+}
+
+#[tokio::test]
 async fn a_copy_that_is_all_there_is_serves_its_first_open() {
+    copy_alone(true).await;
+}
+
+#[tokio::test]
+async fn a_copy_that_is_all_there_is_serves_its_first_read() {
+    copy_alone(false).await;
+}
+
+async fn copy_alone(opens: bool) {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
     let ino = scene.ino("f");
     scene.publish(ino).await;
     // Another process's start: nothing is verified yet, the layer's bytes are gone and cannot be had.
     let Scene { fs, _cache: cache, .. } = scene;
-    let (tree, dir) = (fs.tree.clone(), fs.store.dir().to_owned());
+    let (tree, dir) = (fs.tree.clone(), fs.copies.store().dir().to_owned());
     let index = fs.layers[0].index.clone();
     drop(fs);
     let store = loop {
@@ -214,8 +308,18 @@ async fn a_copy_that_is_all_there_is_serves_its_first_open() {
     let layer = Arc::new(Layer::new(index, blob, None, "nowhere", store.dir().join("tmp")));
     let fs = Arc::new(FileSystem::new(tree, vec![layer], Fetcher::new(Options::default()), store));
     let scene = Scene { fs, blob: Arc::new(Memory(Bytes::new(), 0.into())), _cache: cache };
-    scene.open(ino).await;
-    assert!(scene.read(ino, 0, 1 << 20).await == bytes);
+    if opens {
+        assert!(scene.open(ino).await.is_some());
+    } else {
+        let read = scene.fs.read(ino, 0, 10).expect("a regular file");
+        assert!(matches!(read, Read::Later(_)), "verifying it takes a while");
+    }
+    // Those who come together wait for the same verification.
+    let reads = (0..8).map(|number| scene.read(ino, number * 1000, 1 << 20));
+    for (number, read) in futures_util::future::join_all(reads).await.into_iter().enumerate() {
+        assert!(read == bytes[number * 1000..]);
+    }
+    assert!(matches!(scene.fs.read(ino, 0, 10), Ok(Read::Ready(_))), "it is verified now");
 }
 
 proptest! {

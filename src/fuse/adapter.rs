@@ -2,16 +2,18 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
+use super::io::Opens;
+use super::requests::{Kind, Requests};
 use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 
 /// How long the kernel may keep what it was told. The tree never changes, so the only reason for an end is that the
@@ -21,14 +23,51 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Read requests that the kernel may have in flight in the background (read-ahead) before it calls us congested.
 const BACKGROUND: u16 = 128;
 
-/// How every file is opened: data stays cached across opens, and closing needs no flush.
-const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+/// How deep the mount counts as stacked if files are passed through: their own file system is below it. The kernel stacks
+/// two deep, so one overlay on top is possible, and a cache that is on an overlay itself is not.
+const STACKED: u32 = 1;
+
+/// How the kernel is told that a request has no answer here and never will have: it does without from then on.
+const NEVER: Errno = Errno::ENOSYS;
 
 /// One mount's file system as the FUSE crate calls it.
 #[derive(Debug)]
 pub(super) struct Adapter {
     pub(super) fs: Arc<FileSystem>,
     pub(super) runtime: Handle,
+    /// Whether passthrough is to be asked of the kernel.
+    pub(super) passthrough: bool,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the adapter shares with the mount it belongs to.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) requests: Requests,
+    /// What the kernel said when the connection began.
+    pub(super) offer: OnceLock<Offer>,
+    /// Settled after that, before requests are taken.
+    pub(super) opens: OnceLock<Arc<Opens>>,
+}
+
+/// What this kernel can do.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Offer {
+    /// Pass files through; only looked at if it was wanted.
+    pub(super) passthrough: bool,
+    /// Open files by itself.
+    pub(super) no_open: bool,
+}
+
+impl Adapter {
+    fn count(&self, kind: Kind) {
+        self.shared.requests.count(kind);
+    }
+
+    fn refuse(&self, reply: impl FnOnce()) {
+        self.count(Kind::Refused);
+        reply();
+    }
 }
 
 impl Filesystem for Adapter {
@@ -45,6 +84,13 @@ impl Filesystem for Adapter {
                 tracing::debug!(?capability, "the kernel does not offer this");
             }
         }
+        let offer = Offer {
+            passthrough: self.passthrough
+                && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(STACKED).is_ok(),
+            no_open: config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_ok(),
+        };
+        self.shared.offer.get_or_init(|| offer);
         // Nothing is ever written; the size only bounds the pages of one read request: 1 MiB.
         if let Err(nearest) = config.set_max_write(1 << 20) {
             tracing::debug!(nearest, "request size stays at the default");
@@ -56,6 +102,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Kind::Lookup);
         match self.fs.lookup(Ino(parent.0), name.as_bytes()) {
             Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), Generation(0)),
             // Node 0 with a time-out is how the protocol says that a name does not exist and will not.
@@ -65,6 +112,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.count(Kind::Getattr);
         match self.fs.getattr(Ino(ino.0)) {
             Ok(attr) => reply.attr(&FOREVER, &file_attr(&attr)),
             Err(error) => reply.error(errno(&error)),
@@ -72,6 +120,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.count(Kind::Readlink);
         match self.fs.readlink(Ino(ino.0)) {
             Ok(target) => reply.data(target),
             Err(error) => reply.error(errno(&error)),
@@ -79,13 +128,18 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Kind::Open);
+        let Some(opens) = self.shared.opens.get().filter(|opens| !opens.kernel_opens()) else {
+            // With NO_OPEN_SUPPORT, the kernel then opens and closes files itself, keeps their pages and never asks again.
+            return reply.error(NEVER);
+        };
+        // Opening may start work on the runtime, which this thread is not one of.
+        let _runtime = self.runtime.enter();
         match self.fs.open(Ino(ino.0)) {
-            Ok(Open::Ready) => reply.opened(FileHandle(0), OPENED),
+            Ok(Open::Ready(backing)) => opens.answer(Ino(ino.0), &backing, reply),
             Ok(Open::Later(pending)) => {
-                self.runtime.spawn(async move {
-                    pending.await;
-                    reply.opened(FileHandle(0), OPENED);
-                });
+                let opens = Arc::clone(opens);
+                self.runtime.spawn(async move { opens.answer(Ino(ino.0), &pending.await, reply) });
             }
             Err(error) => reply.error(errno(&error)),
         }
@@ -102,6 +156,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.count(Kind::Read);
         // Reading may start work on the runtime, which this thread is not one of.
         let _runtime = self.runtime.enter();
         match self.fs.read(Ino(ino.0), offset, size) {
@@ -122,23 +177,29 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.count(Kind::Release);
+        if let Some(opens) = self.shared.opens.get() {
+            opens.release(Ino(ino.0), handle);
+        }
         self.fs.release(Ino(ino.0));
         reply.ok();
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.count(Kind::Opendir);
         // With NO_OPENDIR_SUPPORT, ENOSYS tells the kernel to open directories itself, to keep their listings cached
         // and never to ask again.
-        reply.error(Errno::ENOSYS);
+        reply.error(NEVER);
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.count(Kind::Readdir);
         let directory = match self.fs.directory(Ino(ino.0)) {
             Ok(directory) => directory,
             Err(error) => return reply.error(errno(&error)),
@@ -159,6 +220,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.count(Kind::Readdirplus);
         let directory = match self.fs.directory(Ino(ino.0)) {
             Ok(directory) => directory,
             Err(error) => return reply.error(errno(&error)),
@@ -174,11 +236,17 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.count(Kind::Statfs);
         let stat = self.fs.statfs();
         reply.statfs(stat.blocks, 0, 0, stat.files, 0, StatFs::BLOCK, StatFs::NAME, StatFs::BLOCK);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.count(Kind::Getxattr);
+        if !self.fs.tree().has_xattrs() {
+            // Nothing is cached of attributes: each exec and each `ls -l` would ask again.
+            return reply.error(NEVER);
+        }
         match self.fs.getxattr(Ino(ino.0), name.as_bytes()) {
             Ok(value) => sized(value, size, reply),
             Err(error) => reply.error(errno(&error)),
@@ -186,10 +254,49 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.count(Kind::Listxattr);
+        if !self.fs.tree().has_xattrs() {
+            return reply.error(NEVER);
+        }
         match self.fs.listxattr(Ino(ino.0)) {
             Ok(names) => sized(&names, size, reply),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+
+    fn forget(&self, _request: &Request, _ino: INodeNo, _lookups: u64) {
+        // Inode numbers are those of the tree, so nothing is kept for them.
+        self.count(Kind::Forget);
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions itself.
+        self.refuse(|| reply.error(NEVER));
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.refuse(|| reply.error(NEVER));
+    }
+
+    fn fsync(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
+        self.refuse(|| reply.error(NEVER));
+    }
+
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _data: bool, reply: ReplyEmpty) {
+        self.refuse(|| reply.error(NEVER));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel then says that a file is all data up to its end, as its block count does, without asking again.
+        self.refuse(|| reply.error(NEVER));
     }
 }
 

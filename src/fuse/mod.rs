@@ -6,11 +6,14 @@
 //! Caching is total, because the tree never changes: look-ups, attributes and negative look-ups are valid for ever,
 //! directories, symbolic links and file data stay cached across opens. Permission checks are the kernel's
 //! (`default_permissions`), and so is every refusal to write: the mount itself is read-only, so that the kernel answers
-//! EROFS without asking.
+//! EROFS without asking. How files are opened is chosen for each mount ([`Io`]).
 
 mod adapter;
+mod io;
 mod kernel;
+mod requests;
 mod session;
 
+pub use io::{Chosen, Io, Mode};
 pub use kernel::{MountPoint, is_available};
-pub use session::{Access, Mount, MountError, UnmountError, is_dead, mounted_at, unmount_stale};
+pub use session::{Access, Mount, MountError, Options, UnmountError, is_dead, mounted_at, unmount_stale};

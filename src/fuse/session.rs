@@ -10,7 +10,8 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, Shared};
+use super::io::{Chosen, Io, Opens, Plan};
 use super::kernel::{self, MountPoint};
 use crate::fs::FileSystem;
 
@@ -26,10 +27,23 @@ pub enum Access {
     Owner,
 }
 
+/// How to mount.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// What the mount table shows as the source.
+    pub source: &'a str,
+    /// Who may look into it.
+    pub access: Access,
+    /// How files are to be read.
+    pub io: Io,
+}
+
 /// A mounted file system.
 #[derive(Debug)]
 pub struct Mount {
     point: MountPoint,
+    shared: Arc<Shared>,
+    opens: Arc<Opens>,
     ended: watch::Receiver<bool>,
 }
 
@@ -128,27 +142,35 @@ fn unmount(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
 impl Mount {
     /// Mounts `fs` on `dir`, an absolute path of an existing directory, and starts serving it.
     ///
-    /// `source` is what the mount table shows. Root mounts by itself, others through fusermount3. Returns when the kernel
-    /// has been answered, so that the tree can be used at once; blocks for a few milliseconds.
-    pub fn new(
-        fs: Arc<FileSystem>,
-        runtime: Handle,
-        dir: &Path,
-        source: &str,
-        access: Access,
-    ) -> Result<Self, MountError> {
-        let adapter = Adapter { fs, runtime };
+    /// Root mounts by itself, others through fusermount3. Returns when the kernel has been answered, so that the tree can be
+    /// used at once; blocks for a few milliseconds.
+    pub fn new(fs: Arc<FileSystem>, runtime: Handle, dir: &Path, options: Options<'_>) -> Result<Self, MountError> {
+        let is_root = rustix::process::geteuid().is_root();
+        let mut plan = Plan::new(options.io, fs.mean_size(), is_root);
+        let shared = Arc::new(Shared::default());
+        let sample = fs.sample();
+        let passthrough = plan.is_passthrough();
+        let adapter = Adapter { fs, runtime, passthrough, shared: Arc::clone(&shared) };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
-        config.acl = match access {
+        config.acl = match options.access {
             Access::Everyone => SessionACL::All,
             Access::Owner => SessionACL::Owner,
         };
-        let session = if rustix::process::geteuid().is_root() {
-            mount_as_root(adapter, dir, source, access, config)?
+        let session = if is_root {
+            mount_as_root(adapter, dir, options, config)?
         } else {
-            mount_through_fusermount(adapter, dir, source, config)?
+            mount_through_fusermount(adapter, dir, options, config)?
         };
+        let offer = shared.offer.get().copied().unwrap_or_default();
+        if plan.is_passthrough() {
+            plan = match offer.passthrough {
+                true => plan.probed(&session, sample),
+                false => plan.without("the kernel does not offer passthrough (Linux 6.9 and later do)"),
+            };
+        }
+        let opens = Arc::new(Opens::new(plan, offer.no_open));
+        shared.opens.get_or_init(|| Arc::clone(&opens));
         let point = kernel::find(dir).ok().flatten().unwrap_or_else(|| MountPoint {
             path: dir.to_owned(),
             device: String::new(),
@@ -168,12 +190,27 @@ impl Mount {
         if !point.device.is_empty() {
             kernel::raise_read_ahead(&point.device);
         }
-        Ok(Self { point, ended })
+        Ok(Self { point, shared, opens, ended })
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.point.path
+    }
+
+    /// How files are read, and why.
+    pub fn io(&self) -> Chosen {
+        self.opens.chosen()
+    }
+
+    /// True if the kernel tells when files are opened and closed.
+    pub fn sees_opens(&self) -> bool {
+        !self.opens.kernel_opens()
+    }
+
+    /// How many requests the kernel has sent, by kind.
+    pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.shared.requests.counts()
     }
 
     /// Ends the mount. `lazy` detaches it at once even if it is in use. A mount that is already gone is no error.
@@ -196,12 +233,11 @@ impl Mount {
 fn mount_as_root(
     adapter: Adapter,
     dir: &Path,
-    source: &str,
-    access: Access,
+    options: Options<'_>,
     config: Config,
 ) -> Result<Session<Adapter>, MountError> {
     let device = kernel::open_device().map_err(MountError::NoDevice)?;
-    kernel::mount(&device, dir, source, access == Access::Everyone)
+    kernel::mount(&device, dir, options.source, options.access == Access::Everyone)
         .map_err(|source| MountError::Refused { path: dir.to_owned(), source })?;
     let acl = config.acl;
     Session::from_fd(adapter, OwnedFd::from(device), acl, config).map_err(|source| {
@@ -215,12 +251,12 @@ fn mount_as_root(
 fn mount_through_fusermount(
     adapter: Adapter,
     dir: &Path,
-    source: &str,
+    options: Options<'_>,
     mut config: Config,
 ) -> Result<Session<Adapter>, MountError> {
     kernel::is_available().map_err(MountError::NoDevice)?;
     config.mount_options = vec![
-        MountOption::FSName(source.to_owned()),
+        MountOption::FSName(options.source.to_owned()),
         MountOption::Subtype("ocifs".to_owned()),
         MountOption::RO,
         MountOption::NoAtime,

@@ -169,6 +169,11 @@ impl Store {
         self.shared.files.is_verified(content)
     }
 
+    /// True if there is a decoded file of this content, right or not. Costs one system call.
+    pub fn has_file(&self, content: &[u8; 32]) -> bool {
+        self.shared.layout.file(content).symlink_metadata().is_ok()
+    }
+
     /// Begins a decoded file of `size` bytes in `tmp/`.
     pub fn new_file(&self, content: &[u8; 32], size: u64) -> Result<NewFile, Error> {
         let path = self.shared.layout.temporary();

@@ -200,6 +200,11 @@ impl Store {
         self.shared.layout.root()
     }
 
+    /// Some regular file on the file system of the decoded files, for whoever must know what can be done with those.
+    pub fn sample(&self) -> io::Result<File> {
+        File::open(self.dir().join("CACHEDIR.TAG"))
+    }
+
     /// Another handle of the same open directory.
     fn handle(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }

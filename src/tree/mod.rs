@@ -226,6 +226,11 @@ impl Tree {
         self.total_size
     }
 
+    /// True if any node has an extended attribute.
+    pub fn has_xattrs(&self) -> bool {
+        !self.layout.xattrs(&self.bytes).is_empty()
+    }
+
     /// The node numbered `number`, if there is one.
     pub fn id(&self, number: u32) -> Option<NodeId> {
         (number < self.node_count()).then_some(NodeId(number))

@@ -2,16 +2,21 @@
 //!
 //! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
 //! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
-//! another file system.
+//! another file system, `modes` which of the ways to read is taken.
 
 mod bytes;
+mod modes;
 mod overlay;
 mod refused;
 mod stat;
 
+use std::ffi::OsStr;
+use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use ocifs::demo::registry::Content;
+use serde_json::Value;
 
 use crate::support::{
     Embedded, Field, Image, Mount, Ocifs, assert_same, require, require_fuse, require_root, rich, umoci_unpack, walk,
@@ -23,24 +28,58 @@ struct Mounted {
     ocifs: Ocifs,
     point: Mount,
     registry: Embedded,
+    /// What `--io` is given.
+    io: &'static str,
 }
+
+/// The ways to read files, for tests of what must not depend on them.
+const MODES: [&str; 2] = ["cached", "passthrough"];
 
 impl Mounted {
     /// Mounts `image`; none, loudly, where that cannot be done.
     fn new(image: &Image) -> Option<Self> {
+        Self::with(image, "auto")
+    }
+
+    /// Mounts `image` in a mode.
+    fn with(image: &Image, io: &'static str) -> Option<Self> {
         if !require_fuse() || !require_root() {
             return None;
         }
         let content = Content::new();
         image.to_content(&content, "it", "latest");
         let ocifs = Ocifs::new();
-        let mounted = Self { point: ocifs.mount_point("m"), ocifs, registry: Embedded::start(content) };
+        let mounted = Self { point: ocifs.mount_point("m"), ocifs, registry: Embedded::start(content), io };
         mounted.mount();
         Some(mounted)
     }
 
     fn mount(&self) {
-        self.ocifs.mount(&self.registry.name("it:latest"), &self.point);
+        let (reference, io) = (self.registry.name("it:latest"), format!("--io={}", self.io));
+        let options = ["mount", "--fill=off", &io, &reference].map(OsStr::new);
+        self.ocifs.run(options.into_iter().chain([self.point.path().as_os_str()])).ok();
+    }
+
+    /// Reads files and waits until the cache holds `count` decoded ones.
+    fn publish(&self, paths: &[&str], count: u64) {
+        for path in paths {
+            fs::read(self.path(path)).expect("it is readable");
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.ocifs.json(["cache", "du", "--json"])["files"]["count"] != count {
+            assert!(Instant::now() < deadline, "the files are not published");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What `status` tells of the mount.
+    fn status(&self) -> Value {
+        self.ocifs.status(&self.point)["mounts"][0].clone()
+    }
+
+    /// How many requests of a kind the kernel has sent.
+    fn requests(&self, kind: &str) -> u64 {
+        self.status()["kernel_requests"][kind].as_u64().expect("a known kind")
     }
 
     /// Mounts again with nothing in the cache but indexes, and with nothing in the memory of kernel and daemon.
@@ -62,7 +101,7 @@ fn every_file_is_what_umoci_unpacks() {
         return;
     }
     let image = rich(20);
-    let Some(mounted) = Mounted::new(&image) else { return };
+    let Some(mounted) = Mounted::with(&image, "passthrough") else { return };
     let layout = mounted.ocifs.home().join("layout");
     image.to_layout(&layout, "latest");
     let expected = walk(&umoci_unpack(&layout, "latest", &mounted.ocifs.home().join("bundle"))).expect("a tree");
@@ -72,4 +111,6 @@ fn every_file_is_what_umoci_unpacks() {
     assert_same(&walk(mounted.point.path()).expect("a tree"), &expected, ignored);
     mounted.remount_lazily();
     assert_same(&walk(mounted.point.path()).expect("a tree"), &expected, ignored);
+    let cached = Mounted::with(&image, "cached").expect("as before");
+    assert_same(&walk(cached.point.path()).expect("a tree"), &expected, ignored);
 }

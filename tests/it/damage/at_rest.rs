@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::served::Served;
+use super::served::{Opening, Served};
 use super::{Dice, copy_below, files_below, flip};
 use crate::support::temp_dir;
 
@@ -41,8 +41,9 @@ fn damage(served: &Served, cache: &Path, part: &str, count: u64, alone: Alone) {
             flip(&copy.path().join(name), place, mask);
             let what = format!("{} with byte {place} of {size} changed by {mask:#04x}", name.display());
             let looks = if number % 2 == 0 { [true, false] } else { [false, true] };
+            let opening = if number / 2 % 2 == 0 { Opening::Told } else { Opening::Untold };
             for (turn, offline) in looks.into_iter().enumerate() {
-                let looked = served.look(copy.path(), &served.tagged(), offline);
+                let looked = served.look_as(copy.path(), &served.tagged(), offline, opening);
                 match (offline, &looked) {
                     (false, Err(error)) => panic!("{what}: {error}"),
                     // What was read with the registry at hand has been healed.

@@ -46,6 +46,15 @@ pub(super) struct Opened {
     images: Images,
 }
 
+/// How the kernel opens files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Opening {
+    /// It tells when it opens and closes them, as it does in the passthrough mode.
+    Told,
+    /// It only reads, as in the cached mode.
+    Untold,
+}
+
 /// How a look at the image ended; a wrong byte is a panic.
 pub(super) type Looked = Result<(), String>;
 
@@ -103,9 +112,15 @@ impl Served {
     /// Opens the image and reads everything in it. Panics if anything is not as it should be; an error is an error.
     #[track_caller]
     pub(super) fn look(&self, cache: &Path, reference: &str, offline: bool) -> Looked {
+        self.look_as(cache, reference, offline, Opening::Told)
+    }
+
+    /// Likewise, as a kernel does that opens files in its way.
+    #[track_caller]
+    pub(super) fn look_as(&self, cache: &Path, reference: &str, offline: bool, opening: Opening) -> Looked {
         self.runtime.block_on(async {
             let opened = self.open(cache, reference, offline).await?;
-            self.compare(&view_of(&opened.fs, &|_| true).await)
+            self.compare(&view_with(&opened.fs, &|_| true, opening).await)
         })
     }
 
@@ -222,6 +237,10 @@ async fn store_at(cache: &Path) -> Store {
 
 /// Everything in the file system, the bytes of `wanted` files only.
 pub(super) async fn view_of(fs: &Arc<FileSystem>, wanted: &(impl Fn(&[u8]) -> bool + Sync)) -> View {
+    view_with(fs, wanted, Opening::Told).await
+}
+
+async fn view_with(fs: &Arc<FileSystem>, wanted: &(impl Fn(&[u8]) -> bool + Sync), opening: Opening) -> View {
     let mut view = View::new();
     let mut waiting = vec![(Vec::new(), Ino(1))];
     while let Some((path, ino)) = waiting.pop() {
@@ -238,7 +257,7 @@ pub(super) async fn view_of(fs: &Arc<FileSystem>, wanted: &(impl Fn(&[u8]) -> bo
                 }
             }
             FileType::Symlink => target = fs.readlink(ino).expect("it is one").to_vec(),
-            _ if wanted(&path) => bytes = read(fs, ino, attr.size).await,
+            _ if wanted(&path) => bytes = read(fs, ino, attr.size, opening).await,
             _ => {}
         }
         let names = fs.listxattr(ino).expect("the tree has it");
@@ -253,11 +272,13 @@ pub(super) async fn view_of(fs: &Arc<FileSystem>, wanted: &(impl Fn(&[u8]) -> bo
 }
 
 /// Reads a file as the kernel would.
-async fn read(fs: &Arc<FileSystem>, ino: Ino, size: u64) -> Result<Vec<u8>, (Errno, String)> {
+async fn read(fs: &Arc<FileSystem>, ino: Ino, size: u64, opening: Opening) -> Result<Vec<u8>, (Errno, String)> {
     const PIECE: u32 = 128 << 10;
     let failed = |error: ocifs::fs::Error| (error.errno(), Chain(&error).to_string());
-    if let Open::Later(opening) = fs.open(ino).map_err(failed)? {
-        opening.await;
+    if opening == Opening::Told
+        && let Open::Later(backing) = fs.open(ino).map_err(failed)?
+    {
+        backing.await;
     }
     let mut bytes = Vec::new();
     let mut failure = None;
@@ -275,6 +296,8 @@ async fn read(fs: &Arc<FileSystem>, ino: Ino, size: u64) -> Result<Vec<u8>, (Err
             Err(error) => failure = Some(failed(error)),
         }
     }
-    fs.release(ino);
+    if opening == Opening::Told {
+        fs.release(ino);
+    }
     failure.map_or(Ok(bytes), Err)
 }

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use ocifs::demo::registry::Fault;
 use rustix::fs::{OFlags, sendfile};
 use rustix::io::Errno;
 
-use super::Mounted;
+use super::{MODES, Mounted};
 use crate::support::{BIG, Compression, Image, Layer, SPARSE, SPARSE_DATA, big, noise, output_of, rich};
 
 fn map(path: &Path) -> Mmap {
@@ -22,14 +22,25 @@ fn map(path: &Path) -> Mmap {
     unsafe { Mmap::map(&file) }.expect("it can be mapped")
 }
 
+/// Memory in whole pages: file systems on disks, whose rules passthrough brings, read no other directly.
+fn aligned(size: usize) -> MmapMut {
+    MmapMut::map_anon(size).expect("memory")
+}
+
 #[test]
 fn a_207_reads_end_at_the_end() {
-    let Some(mounted) = Mounted::new(&rich(0)) else { return };
+    MODES.into_iter().for_each(reads_end);
+}
+
+fn reads_end(io: &'static str) {
+    let Some(mounted) = Mounted::with(&rich(0), io) else { return };
     let expected = big();
-    // Once through what first contact left in the cache, once with every byte fetched anew.
-    for lazily in [false, true] {
-        if lazily {
-            mounted.remount_lazily();
+    // Once through what first contact left in the cache, once with every byte fetched anew, once from the decoded file.
+    for round in 0..3 {
+        match round {
+            0 => {}
+            1 => mounted.remount_lazily(),
+            _ => mounted.publish(&["data/big"], 1),
         }
         // Closed at the end of each round: an open file would keep the mount busy.
         let file = File::open(mounted.path("data/big")).expect("a file");
@@ -56,7 +67,11 @@ fn a_207_reads_end_at_the_end() {
 
 #[test]
 fn a_207_every_way_to_read_gives_the_same_bytes() {
-    let Some(mounted) = Mounted::new(&rich(0)) else { return };
+    MODES.into_iter().for_each(every_way_to_read);
+}
+
+fn every_way_to_read(io: &'static str) {
+    let Some(mounted) = Mounted::with(&rich(0), io) else { return };
     let (path, expected) = (mounted.path("data/big"), big());
     type Way = fn(&Path) -> Vec<u8>;
     let ways: [(&str, Way); 5] = [
@@ -74,7 +89,7 @@ fn a_207_every_way_to_read_gives_the_same_bytes() {
         ("O_DIRECT", |path| {
             let flags = OFlags::DIRECT.bits().cast_signed();
             let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).expect("it opens");
-            let (mut bytes, mut buffer) = (Vec::new(), vec![0; 300_000]);
+            let (mut bytes, mut buffer) = (Vec::new(), aligned(300 << 10));
             loop {
                 match file.read(&mut buffer).expect("it is readable") {
                     0 => return bytes,
@@ -96,6 +111,11 @@ fn a_207_every_way_to_read_gives_the_same_bytes() {
         assert!(way(&path) == expected, "{name}, lazily");
         assert!(way(&path) == expected, "{name}, again");
     }
+    mounted.publish(&["data/big"], 1);
+    for (name, way) in ways {
+        mounted.forget_pages("data/big");
+        assert!(way(&path) == expected, "{name}, decoded");
+    }
     let copy = mounted.ocifs.home().join("copy");
     output_of(Command::new("cp").arg("--reflink=auto").arg(&path).arg(&copy));
     assert!(fs::read(copy).expect("a copy") == expected, "copy_file_range");
@@ -103,12 +123,20 @@ fn a_207_every_way_to_read_gives_the_same_bytes() {
 
 #[test]
 fn a_207_o_direct_reads_what_is_asked_for_up_to_the_end() {
-    let Some(mounted) = Mounted::new(&rich(0)) else { return };
-    mounted.remount_lazily();
+    for io in MODES {
+        let Some(mounted) = Mounted::with(&rich(0), io) else { return };
+        mounted.remount_lazily();
+        direct_reads(&mounted);
+        mounted.publish(&["bin/su"], 1);
+        direct_reads(&mounted);
+    }
+}
+
+fn direct_reads(mounted: &Mounted) {
     let flags = OFlags::DIRECT.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(mounted.path("bin/su")).expect("it opens");
     let expected = noise(9000, 3);
-    let mut buffer = vec![0; 8192];
+    let mut buffer = aligned(8192);
     assert_eq!(file.read_at(&mut buffer, 4096).ok(), Some(9000 - 4096));
     assert_eq!(buffer[..9000 - 4096], expected[4096..]);
     assert_eq!(file.read_at(&mut buffer, 12288).ok(), Some(0));

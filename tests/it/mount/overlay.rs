@@ -5,13 +5,18 @@ use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::process::Command;
 
-use super::Mounted;
+use super::{MODES, Mounted};
 use crate::support::{Field, Overlay, assert_same, big, output_of, rich, walk};
 
 #[test]
 fn a_211_an_overlay_shows_the_mount_as_it_is() {
-    let Some(mounted) = Mounted::new(&rich(200)) else { return };
+    MODES.into_iter().for_each(shows_the_mount);
+}
+
+fn shows_the_mount(io: &'static str) {
+    let Some(mounted) = Mounted::with(&rich(200), io) else { return };
     mounted.remount_lazily();
+    mounted.publish(&["data/big", "bin/su"], 2);
     let overlay = Overlay::over(mounted.point.path(), mounted.ocifs.home());
     let merged = walk(overlay.root()).expect("a tree");
     // The root of an overlay is that of its upper layer.
@@ -22,8 +27,14 @@ fn a_211_an_overlay_shows_the_mount_as_it_is() {
 
 #[test]
 fn a_211_an_overlay_on_the_mount_takes_changes() {
-    let Some(mounted) = Mounted::new(&rich(20)) else { return };
+    MODES.into_iter().for_each(takes_changes);
+}
+
+fn takes_changes(io: &'static str) {
+    let Some(mounted) = Mounted::with(&rich(20), io) else { return };
     mounted.remount_lazily();
+    mounted.publish(&["data/big", "bin/su"], 2);
+    assert_eq!(mounted.status()["io"], io);
     let before = walk(mounted.point.path()).expect("a tree");
     let overlay = Overlay::over(mounted.point.path(), mounted.ocifs.home());
 
