@@ -1,12 +1,13 @@
-"""What benches/mount measures: images, the line they come over, ocifs, containerd and runc.
+"""What benches/mount and benches/coldstart measure: images, the line they come over, ocifs, containerd and runc.
 
 Whatever is started here, or by what is started here, ends up a child of this process, and ends with the `Stage`.
 """
-import contextlib, ctypes, json, os, pathlib, shutil, signal, socket, subprocess, tempfile, time
+import contextlib, ctypes, fcntl, json, os, pathlib, re, shutil, signal, socket, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 OCIFS = HERE.parent / "target/release/ocifs"
 RTT_MS, MBIT = 30, 200
+TOOLS = ["containerd", "ctr", "curl", "docker-registry", "runc", "skopeo", "umoci"]
 # What is run instead of the image's own command, where that prints no line that starts with "ready".
 COMMANDS = {"base": ["/bin/bash", "-c", "echo ready"]}
 
@@ -16,6 +17,38 @@ class Failed(Exception):
 
     def __init__(self, command, code, said):
         super().__init__(f"{' '.join(map(str, command))}: exit code {code}\n{said}")
+        self.said = said
+
+
+def require(parser, *tools):
+    """Ends with the parser's error if this is not root, or a program is missing."""
+    if os.geteuid():
+        parser.error("needs root: it mounts, drops the page cache and runs containers")
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        parser.error(f"not installed: {', '.join(missing)}")
+
+
+@contextlib.contextmanager
+def alone(work):
+    """Makes the work directory ours alone; inside, a signal or a failure ends this program after it has cleaned up."""
+    def interrupted(number, _):
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nothing interrupts the cleaning up
+            signal.signal(other, lambda *_: None)
+        sys.exit(128 + number)
+
+    if not OCIFS.exists():
+        subprocess.run(["cargo", "build", "--release"], cwd=HERE.parent, check=True)
+    work.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    try:
+        with open(work / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        sys.exit(f"error: another run uses {work}")
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
 
 
 class Stage:
@@ -102,27 +135,68 @@ class Image:
         return directory
 
 
-class Line:
-    """A registry behind a slow line (benches/images serve, benches/link)."""
+class Registry:
+    """The images of a layout, served on loopback with a log of all requests (benches/images serve)."""
 
     def __init__(self, stage, layout):
-        behind, self.port = free_port(), free_port()
-        stage.start("registry", HERE / "images", "serve", layout, behind, stage.work / "registry", until="ready")
-        self.counts, self.directory = stage.work / "link.counts", stage.work / "curl"
-        self.counts.write_text("")
-        self.link = stage.start("link", HERE / "link", self.port, behind, "--rtt", RTT_MS, "--mbit", MBIT,
-                                "--log", self.counts, until="ready")
+        self.stage, self.layout, self.port, self.store = stage, layout, free_port(), stage.work / "registry"
+        self.start()
+
+    def start(self):
+        self.server = self.stage.start("registry", HERE / "images", "serve", self.layout, self.port, self.store,
+                                       until="ready")
+        self.known = (self.store / "access").stat().st_size
+
+    @contextlib.contextmanager
+    def down(self):
+        stop(self.server)
+        try:
+            yield
+        finally:
+            self.start()
+
+    def count(self):
+        """Bytes and requests that were answered since the last time this was asked."""
+        time.sleep(0.05)  # an answer is logged just after its last byte
+        with open(self.store / "access") as log:
+            log.seek(self.known)
+            answers = re.findall(r'" \d{3} (\d+)', log.read())
+            self.known = log.tell()
+        return sum(map(int, answers)), len(answers)
+
+
+class Line:
+    """What is between a registry and its clients: a slow line (benches/link), or nothing if `mbit` is zero."""
+
+    def __init__(self, stage, registry, rtt=RTT_MS, mbit=MBIT):
+        self.registry, self.rtt, self.mbit, self.directory = registry, rtt, mbit, stage.work / "curl"
+        self.port = free_port() if mbit else registry.port
+        if mbit:
+            self.counts = stage.work / f"link-{mbit}-{rtt}.counts"
+            self.counts.write_text("")
+            self.link = stage.start("link", HERE / "link", self.port, registry.port, "--rtt", rtt, "--mbit", mbit,
+                                    "--log", self.counts, until="ready")
 
     def reference(self, image):
         return f"127.0.0.1:{self.port}/{image.tag}:latest"
 
+    def count(self):
+        """Bytes that came over the line since the last time this was asked, and requests that were answered."""
+        size, requests = self.registry.count()
+        if self.mbit:
+            known = len(self.counts.read_text())
+            self.link.send_signal(signal.SIGUSR1)
+            while not (said := self.counts.read_text()[known:]).endswith("\n"):
+                time.sleep(0.01)
+            size = int(said.split()[1])
+        return size, requests
+
     def bytes(self):
-        """Bytes that came over the line since the last time this was asked."""
-        known = len(self.counts.read_text())
-        self.link.send_signal(signal.SIGUSR1)
-        while not (said := self.counts.read_text()[known:]).endswith("\n"):
-            time.sleep(0.01)
-        return int(said.split()[1])
+        return self.count()[0]
+
+    def settle(self, quiet):
+        """Waits until nothing was answered for some seconds."""
+        settle(lambda: (self.registry.store / "access").stat().st_size, quiet)
 
     def download(self, image, *options):
         """Seconds that curl takes for all layers."""
@@ -150,9 +224,7 @@ class Ocifs:
         return self
 
     def __exit__(self, *_):
-        if str(self.point) in mount_points():
-            self.umount()
-        self.end()
+        self.reset()
         shutil.rmtree(self.cache)
 
     def command(self, *words):
@@ -161,12 +233,18 @@ class Ocifs:
     def ask(self, *words):
         return json.loads(run(*self.command(*words, "--json")))
 
-    def mount(self, reference, *options):
+    def mount(self, reference, *options, fill="off"):
         """Seconds until `ocifs mount` returns."""
-        return timed(*self.command("mount", "--fill", "off", *options, reference, self.point))
+        return timed(*self.command("mount", "--fill", fill, *options, reference, self.point))
 
     def umount(self):
         run(*self.command("umount", self.point))
+
+    def reset(self):
+        """Unmounts, if anything is mounted, and ends the daemon."""
+        if str(self.point) in mount_points():
+            self.umount()
+        self.end()
 
     def drop_bytes(self):
         run(*self.command("cache", "drop", "--blobs", "--files"))
@@ -174,15 +252,24 @@ class Ocifs:
     def end(self):
         """Ends the daemon; the next mount starts one."""
         with contextlib.suppress(Failed, ProcessLookupError, ChildProcessError):  # it may have ended by itself
-            pid = self.ask("status")["pid"]
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
+            if pid := self.ask("status")["pid"]:
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
 
-    def memory(self):
-        """Resident megabytes of the daemon: all, and those that are not a mapped file."""
-        lines = pathlib.Path(f"/proc/{self.ask('status')['pid']}/status").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return tuple(int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon"))
+    def settle(self):
+        """Waits until the daemon has nothing left to do, such as checking and publishing what was read."""
+        pid = self.ask("status")["pid"]
+
+        def tenths():
+            """Of a second that it has computed so far."""
+            user, system = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            return (int(user) + int(system)) * 10 // os.sysconf("SC_CLK_TCK")
+
+        settle(tenths, 3)
+
+    def memory(self, *fields):
+        """Megabytes of the daemon, by default those that are resident: all, and those that are not a mapped file."""
+        return memory(self.ask("status")["pid"], *fields or ("VmRSS", "RssAnon"))
 
 
 class Containerd:
@@ -221,6 +308,21 @@ class Containerd:
     def run(self, reference, image):
         """Seconds until the image's command is ready."""
         return until_ready(*self.command("run", "--rm", "--read-only", reference, "bench", *COMMANDS.get(image.tag, [])))
+
+    @contextlib.contextmanager
+    def mounted(self, reference):
+        """The image's tree, mounted as for a container."""
+        point = fresh(self.root / "view")
+        run(*self.command("image", "mount", reference, point))
+        yield point
+        run(*self.command("image", "unmount", "--rm", point))
+
+
+def memory(pid, *fields):
+    """Fields of a process's status that are sizes, in megabytes."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return tuple(int(values[name].split()[0]) * 1024 / 1e6 for name in fields)
 
 
 def spawn(*command, **options):
@@ -267,6 +369,15 @@ def until_ready(*command):
     if took is None or code:
         raise Failed(command, code, "".join(said))
     return took
+
+
+def settle(value, quiet=4):
+    """Waits until a value has not changed for some seconds."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < quiet:
+        time.sleep(0.5)
+        if (now := value()) != last:
+            last, since = now, time.monotonic()
 
 
 def stop(child):
