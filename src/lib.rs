@@ -12,6 +12,7 @@
 //!             layer index: in the cache ─ else first contact: the layer is streamed once
 //!                           ▼
 //!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
+//!                           └─► profile of an earlier start, or what the entry point needs, fetched ahead
 //! ```
 //!
 //! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
@@ -54,7 +55,7 @@
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`fetch`] |
-//! | 5 | [`image`] |
+//! | 5 | [`image`] [`ahead`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
 //! | 8 | [`daemon`] |
@@ -78,8 +79,10 @@ pub mod limits;
 pub mod oci;
 
 pub mod codec;
+pub mod elf;
 pub mod tar;
 
+pub mod profile;
 pub mod source;
 
 pub mod index;
@@ -89,6 +92,7 @@ pub mod store;
 pub mod fetch;
 pub mod tree;
 
+pub mod ahead;
 pub mod image;
 
 pub mod fs;
