@@ -11,6 +11,7 @@ mod attr;
 mod directory;
 mod error;
 mod open;
+pub mod profile;
 mod publish;
 mod read;
 #[cfg(test)]
@@ -47,13 +48,22 @@ pub struct FileSystem {
     store: Arc<Store>,
     open: open::OpenFiles,
     publisher: publish::Publisher,
+    recorder: profile::Recorder,
 }
 
 impl FileSystem {
     /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&store), tree.clone(), layers.clone());
-        Self { tree, layers, fetcher, store, open: open::OpenFiles::default(), publisher }
+        Self {
+            tree,
+            layers,
+            fetcher,
+            store,
+            open: open::OpenFiles::default(),
+            publisher,
+            recorder: profile::Recorder::default(),
+        }
     }
 
     /// The tree.
@@ -64,6 +74,11 @@ impl FileSystem {
     /// The layers from the bottom.
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
+    }
+
+    /// The recorder of first accesses; it is off until it is started.
+    pub fn recorder(&self) -> &profile::Recorder {
+        &self.recorder
     }
 
     /// Number of open file handles.

@@ -51,6 +51,7 @@ impl FileSystem {
         if offset >= end {
             return Ok(Read::Ready(Bytes::new()));
         }
+        self.recorder.note(id, offset..end);
         if let Some(file) = self.open.file(id) {
             let mut buffer = vec![0; usize::try_from(end - offset).unwrap_or(0)];
             file.read_exact_at(&mut buffer, offset).map_err(|error| Error::CachedFile(Arc::new(error)))?;
