@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::duration;
 use super::stop::usage;
 use crate::daemon::Failure;
 use crate::daemon::control::Fill;
@@ -19,6 +20,8 @@ pub(super) struct ConfigFile {
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
+    /// Seconds.
+    pub(super) profile_until: Option<u32>,
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
@@ -30,6 +33,7 @@ struct Wire {
     cache_dir: Option<Spanned<PathBuf>>,
     runtime_dir: Option<Spanned<PathBuf>>,
     fill: Option<Fill>,
+    profile_until: Option<Spanned<String>>,
     idle_seconds: Option<u32>,
     plain_http: Option<Vec<Spanned<String>>>,
 }
@@ -66,10 +70,15 @@ impl ConfigFile {
             }
             _ => Ok(host.into_inner()),
         };
+        let until = |text: Spanned<String>| {
+            duration::recording(text.get_ref())
+                .map_err(|problem| wrong(Some(text.span()), &format!("profile-until: {problem}")))
+        };
         Ok(Self {
             cache_dir: absolute("cache-dir", wire.cache_dir)?,
             runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
             fill: wire.fill,
+            profile_until: wire.profile_until.map(until).transpose()?,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
         })
@@ -81,6 +90,7 @@ impl ConfigFile {
             cache_dir: self.cache_dir.or(other.cache_dir),
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
+            profile_until: self.profile_until.or(other.profile_until),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
         }
@@ -107,11 +117,12 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nidle-seconds = 5\nplain-http = ['a:1', 'b']\n";
+        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nprofile-until = '2m'\nidle-seconds = 5\nplain-http = ['a:1', 'b']\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
+            profile_until: Some(120),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
         };
@@ -125,6 +136,7 @@ mod tests {
             ("fill = 'off'\ncachedir = '/c'\n", 2, "unknown field `cachedir`"),
             ("\n\nfill = 'sometimes'", 3, "unknown variant `sometimes`"),
             ("idle-seconds = -1", 1, "invalid value"),
+            ("\nprofile-until = '6m'", 2, "profile-until: a start is recorded for 5 minutes at most"),
             ("# one\n[mount]\n", 2, "unknown field `mount`"),
             ("fill =\n", 1, ""),
             ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path"),

@@ -63,6 +63,7 @@ variables win over both.
   cache-dir = \"/var/cache/ocifs\"
   runtime-dir = \"/run/ocifs\"
   fill = \"idle\"                   # off, idle or now
+  profile-until = \"30s\"          # how long starts are recorded; 0: not at all
   idle-seconds = 30               # how long a daemon without mounts waits
   plain-http = [\"localhost:5000\"] # registries that speak plain HTTP";
 

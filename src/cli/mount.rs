@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ValueEnum, ValueHint};
 
 use super::context::Context;
+use super::duration;
 use super::image::ImageArgs;
 use super::interrupt::or_interrupted;
 use super::logging;
@@ -44,6 +45,13 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "WHEN")]
     fill: Option<When>,
 
+    /// How long to record what the start reads, such as 30s; 0 for not at all [default: until it is quiet]
+    ///
+    /// A later mount of the same image fetches what was recorded ahead (see `ocifs profile`). Without this, a start is
+    /// over when nothing new was read for 10 seconds.
+    #[arg(long, value_name = "DURATION", value_parser = duration::recording)]
+    profile_until: Option<u32>,
+
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
     foreground: bool,
@@ -76,6 +84,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
         image: args.image.request(context)?,
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(context.settings.fill, Fill::from),
+        profile_until: args.profile_until.or(context.settings.profile_until),
     };
     if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, context) }
 }

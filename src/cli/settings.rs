@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) runtime_dir: PathBuf,
     /// When the rest of an image is fetched.
     pub(super) fill: Fill,
+    /// How long starts are recorded, in seconds; none until they are quiet.
+    pub(super) profile_until: Option<u32>,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
     /// Registries that speak plain HTTP, as `host[:port]`.
@@ -60,6 +62,7 @@ impl Settings {
             cache_dir: settled(&cache_dir)?,
             runtime_dir: settled(&runtime_dir)?,
             fill: file.fill.unwrap_or(Fill::Idle),
+            profile_until: file.profile_until,
             idle: file.idle.unwrap_or(IDLE),
             plain_http: file.plain_http.unwrap_or_default(),
         })

@@ -10,7 +10,7 @@ use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
 use super::table::{Column, Rows, count, percent, short_digest, size};
-use crate::daemon::control::{Fill, LayerReport, MountReport, Request, StatusReport};
+use crate::daemon::control::{Fill, LayerReport, MountReport, ProfileReport, Request, StatusReport};
 use crate::daemon::{Code, Failure};
 use crate::fuse;
 use crate::oci::Printable;
@@ -103,11 +103,29 @@ fn describe(mount: &MountReport) -> String {
         ("fetched", format!("{} in {}", size(mount.bytes_fetched), count(mount.requests, "request"))),
         ("open files", mount.open_files.to_string()),
         ("fill", fill.to_owned()),
+        ("profile", profile(&mount.profile)),
+        ("ahead", ahead(&mount.profile)),
     ];
     for (label, value) in lines {
         text += &format!("  {label:<11}{value}\n");
     }
     text + "\n" + &layer_table(&mount.layers).indented("  ") + &reasons(&mount.layers)
+}
+
+/// What is known of the image's start.
+fn profile(report: &ProfileReport) -> String {
+    match report.state.as_str() {
+        "recording" => format!("recording, {} first reads so far", report.accesses),
+        state => Printable::of(state).to_string(),
+    }
+}
+
+/// What was fetched ahead, and why.
+fn ahead(report: &ProfileReport) -> String {
+    let Some(reason) = &report.ahead else { return "nothing".to_owned() };
+    let spans = count(report.replayed_spans + report.entry_point_spans, "span");
+    let end = if report.ahead_done { "" } else { ", not all here yet" };
+    format!("{spans} by {}{end}", Printable::of(reason))
 }
 
 fn layer_table(layers: &[LayerReport]) -> Rows {
@@ -185,6 +203,13 @@ mod tests {
                 requests: 2,
                 open_files: 0,
                 entries: 7,
+                profile: ProfileReport {
+                    state: "stored".to_owned(),
+                    ahead: Some("profile".to_owned()),
+                    replayed_spans: 3,
+                    ahead_done: true,
+                    ..ProfileReport::default()
+                },
                 layers: vec![layer()],
             }],
         }
@@ -204,6 +229,8 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory
   fetched    1.0 MiB in 2 requests
   open files 0
   fill       idle
+  profile    stored
+  ahead      3 spans by profile
 
   LAYER         FORMAT  INDEX FROM        SIZE  LOCAL  FETCHED  REQUESTS  SPANS  LAZY
   abababababab  zstd    first-contact  3.0 MiB   33 %  1.0 MiB         2      1  no

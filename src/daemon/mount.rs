@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::control::{self, Event, Fill};
 use super::failure::no_device;
 use super::mounts::{Mounted, Mounts};
+use super::profiles::Profiling;
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::fetch::{self, Urgency};
@@ -68,6 +69,7 @@ async fn attach(
     wanted: control::Mount,
     image: Image,
 ) -> Result<Arc<Mounted>, Failure> {
+    let profiling = Profiling::start(images, &wanted, &image);
     let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
     let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
     let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
@@ -82,15 +84,18 @@ async fn attach(
         Fill::Idle => Some(Urgency::Idle),
         Fill::Now => Some(Urgency::Now),
     };
+    let recording = profiling.record(&fs, wanted.profile_until);
     let tasks = fill
         .filter(|_| !wanted.image.offline)
         .map(|urgency| tokio::spawn(fill_all(images.clone(), image.layers.clone(), urgency)).abort_handle())
         .into_iter()
+        .chain(recording)
         .collect();
-    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, tasks });
+    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
+        watched.profiling.finish(&watched.fs).await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
         mounts.remove(&watched);
     });

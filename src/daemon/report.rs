@@ -22,6 +22,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         requests: layers.iter().map(|layer| layer.requests).sum(),
         open_files: mounted.fs.open_files(),
         entries: u64::from(image.tree.node_count()),
+        profile: mounted.profiling.report(&mounted.fs),
         layers,
     }
 }
@@ -90,6 +91,7 @@ pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
         indexes: part(usage.indexes),
         trees: part(usage.trees),
         files: part(usage.files),
+        profiles: part(usage.profiles),
     }
 }
 

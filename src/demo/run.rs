@@ -182,7 +182,8 @@ impl Stage<'_> {
             plain_http: true,
             auth_files: Vec::new(),
         };
-        self.ask(Request::Mount(control::Mount { image, dir: self.dir.clone(), fill: Fill::Off })).await
+        let (dir, fill) = (self.dir.clone(), Fill::Off);
+        self.ask(Request::Mount(control::Mount { image, dir, fill, profile_until: Some(0) })).await
     }
 
     async fn unmount(&self) -> Result<(), Failure> {
