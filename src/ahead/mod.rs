@@ -15,6 +15,8 @@ mod contents;
 mod names;
 mod programs;
 mod replay;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::ops::Range;

@@ -51,8 +51,8 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct State {
     order: Order<NodeId>,
-    /// When something was read for the first time last.
-    last: Option<Instant>,
+    /// When something was read for the first time: at first, and last.
+    times: Option<(Instant, Instant)>,
     unseen: bool,
 }
 
@@ -102,7 +102,10 @@ impl Recorder {
         match state.order.note(node, range.start, range.end) {
             Noted::Known => {}
             Noted::New => {
-                if state.last.replace(Instant::now()).is_none() {
+                let now = Instant::now();
+                let first = state.times.map(|(first, _)| first);
+                state.times = Some((first.unwrap_or(now), now));
+                if first.is_none() {
                     self.changed.notify_one();
                 }
             }
@@ -115,35 +118,18 @@ impl Recorder {
 
     /// Returns when the start is over. What was recorded stays to be taken.
     pub async fn over(&self, until: Until) {
-        let begun = Instant::now();
-        if let Until::After(time) = until {
-            let full = async {
-                while self.is_active() {
-                    self.changed.notified().await
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(time.min(LONGEST)) => {}
-                () = full => {}
+        let deadline = match until {
+            Until::Quiet => None,
+            Until::After(time) => Some(Instant::now() + time.min(LONGEST)),
+        };
+        while self.is_active() {
+            let end = deadline.or_else(|| self.lock().times.map(quiet_end));
+            match end {
+                Some(end) if end <= Instant::now() => return,
+                // The end moves while it is waited for; a recording that is full ends at once.
+                Some(end) => drop(tokio::time::timeout_at(end, self.changed.notified()).await),
+                None => self.changed.notified().await,
             }
-            return;
-        }
-        let mut latest = None;
-        loop {
-            let last = self.lock().last;
-            let Some(last) = last.filter(|_| self.is_active()) else {
-                if !self.is_active() {
-                    return;
-                }
-                self.changed.notified().await;
-                continue;
-            };
-            // Counted from the first access: a container may be created long after its image was mounted.
-            let end = (last + QUIET).min(*latest.get_or_insert(last.max(begun) + LONGEST));
-            if end <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(end).await;
         }
     }
 
@@ -151,7 +137,7 @@ impl Recorder {
     pub fn take(&self) -> Option<Recording> {
         self.active.store(false, Ordering::Relaxed);
         let state = std::mem::take(&mut *self.lock());
-        state.last.map(|_| Recording { order: state.order, unseen: state.unseen })
+        state.times.map(|_| Recording { order: state.order, unseen: state.unseen })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -180,6 +166,12 @@ impl Recording {
     }
 }
 
+/// When a start is over that read something for the first time at these two instants at first and last. Counted from the
+/// first read: a container may be created long after its image was mounted.
+fn quiet_end((first, last): (Instant, Instant)) -> Instant {
+    (last + QUIET).min(first + LONGEST)
+}
+
 /// Fills in the paths of the wanted nodes, and measures the tree.
 fn find_paths(tree: &Tree, paths: &mut HashMap<NodeId, Option<Vec<u8>>>) -> Extent {
     let mut directories = vec![(NodeId::ROOT, Vec::new())];
@@ -206,4 +198,90 @@ fn find_paths(tree: &Tree, paths: &mut HashMap<NodeId, Option<Vec<u8>>>) -> Exte
 pub fn origin_now(image: crate::oci::Digest, mount: PathBuf) -> Origin {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Origin { image, recorded: now.map_or(0, |now| now.as_secs()), mount }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::PROFILE_ACCESSES;
+    use crate::oci::Digest;
+    use crate::tar::{Entry, Kind, Timestamp};
+    use crate::tree::Merger;
+
+    fn tree(paths: &[(&str, Option<&str>)]) -> Tree {
+        let entries = paths.iter().map(|(path, link)| Entry {
+            path: (*path).into(),
+            kind: match link {
+                Some(target) => Kind::HardLink { target: target.as_bytes().to_vec() },
+                None => Kind::Regular { size: 10, segments: Vec::new(), content: None },
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp { seconds: 0, nanos: 0 },
+            xattrs: Vec::new(),
+        });
+        let mut merger = Merger::new();
+        merger.layer(None, entries.map(Ok::<_, std::convert::Infallible>)).expect("a good layer");
+        Tree::open(bytes::Bytes::from(merger.finish())).expect("a good tree")
+    }
+
+    fn node(tree: &Tree, path: &str) -> NodeId {
+        tree.resolve(path.as_bytes(), false).expect("it is there")
+    }
+
+    #[test]
+    fn a_recording_has_paths_in_the_order_of_first_accesses() {
+        let tree = tree(&[("a/b/c", None), ("d", None), ("z/link", Some("d")), ("unread", None)]);
+        let recorder = Recorder::default();
+        recorder.note(node(&tree, "unread"), 0..10);
+        recorder.start();
+        for (path, range) in [("z/link", 0..5), ("a/b/c", 2..4), ("d", 3..5), ("d", 5..10)] {
+            recorder.note(node(&tree, path), range);
+        }
+        assert_eq!(recorder.accesses(), 2);
+        let recording = recorder.take().expect("something was read");
+        assert!(recording.saw_all() && !recorder.is_active());
+        let (profile, extent) = recording.into_profile(&tree, origin_now(Digest::sha256(b""), "/m".into()));
+        let accesses: Vec<_> =
+            profile.accesses().iter().map(|access| (access.path(), access.start()..access.end())).collect();
+        assert_eq!(accesses, [(&b"d"[..], 0..10), (b"a/b/c", 2..4)]);
+        assert_eq!(extent, Extent { bytes: 30, files: 3 });
+        recorder.note(node(&tree, "d"), 0..10);
+        assert!(recorder.take().is_none(), "it is handed out once");
+    }
+
+    #[test]
+    fn files_given_to_the_kernel_make_a_recording_incomplete() {
+        let recorder = Recorder::default();
+        recorder.start();
+        recorder.note_unseen();
+        recorder.note(NodeId::ROOT, 0..1);
+        assert!(!recorder.take().expect("something was read").saw_all());
+    }
+
+    #[test]
+    fn a_start_is_over_after_a_quiet_time_and_never_lasts_too_long() {
+        let first = Instant::now();
+        let seconds = Duration::from_secs;
+        assert_eq!(quiet_end((first, first)), first + QUIET);
+        assert_eq!(quiet_end((first, first + seconds(60))), first + seconds(60) + QUIET);
+        assert_eq!(quiet_end((first, first + LONGEST)), first + LONGEST);
+    }
+
+    #[tokio::test]
+    async fn a_recording_ends_at_its_time_or_when_it_is_full() {
+        let recorder = Recorder::default();
+        recorder.start();
+        let begun = Instant::now();
+        recorder.over(Until::After(Duration::from_millis(100))).await;
+        assert!(begun.elapsed() >= Duration::from_millis(100));
+        let quiet = recorder.over(Until::Quiet);
+        tokio::pin!(quiet);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut quiet).await.is_err(), "nothing was read yet");
+        for number in 0..=PROFILE_ACCESSES as u64 {
+            recorder.note(NodeId::ROOT, 2 * number..2 * number + 1);
+        }
+        tokio::time::timeout(Duration::from_secs(5), quiet).await.expect("it ends at once");
+    }
 }

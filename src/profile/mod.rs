@@ -199,7 +199,9 @@ impl Profile {
 
     fn is_scan(&self, image: Extent) -> bool {
         let is_most = self.bytes() > image.bytes / 2 && self.files() > image.files / 2;
-        self.accesses.len() >= PROFILE_ACCESSES || (image.bytes > SMALL_IMAGE && is_most)
+        let is_full =
+            self.accesses.len() >= PROFILE_ACCESSES || self.text_bytes + 4 * PROFILE_PATH_BYTES > PROFILE_TEXT_BYTES;
+        is_full || (image.bytes > SMALL_IMAGE && is_most)
     }
 }
 

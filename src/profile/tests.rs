@@ -117,7 +117,8 @@ fn a_profile_never_grows_beyond_what_can_be_read_back() {
     let many = (0..20_000).map(|number| access(&format!("{deep}/{number}"), 0, 1));
     let made = Profile::new(origin(), many);
     assert!(made.accesses().len() > 100 && made.accesses().len() < 20_000);
-    assert_eq!(Profile::parse(made.to_text().as_bytes()), Ok(made));
+    assert_eq!(Profile::parse(made.to_text().as_bytes()), Ok(made.clone()));
+    assert_eq!(made.update(None, LARGE, true), Update::Scan, "no start fills a profile");
 }
 
 #[test]
