@@ -20,7 +20,8 @@
 //! every layer needs an [`index`]. A layer without one is streamed by [`fetch::first_contact`]: ranged reads run ahead,
 //! their bytes land in the [`store`], and the index builder decodes them ([`codec`]), reads the tar stream ([`mod@tar`]),
 //! cuts seek points and hashes everything. Only if layer digest and diffID are right is the index kept. [`tree::merge`]
-//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`].
+//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`]. As soon as the tree is known, [`ahead`] fetches
+//! what an earlier start read ([`profile`]), or what the entry point needs ([`elf`]).
 //!
 //! # The life of a read
 //!
@@ -72,7 +73,8 @@
 //! | `index-*` | a few for each layer in first contact | decoding, hashing, tar parsing | each other, by bounded channels |
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
-//! publishes files, one a mount that fills, and one for each span, layer or read in flight.
+//! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
+//! recording, and one for each span, layer or read in flight.
 
 pub mod limits;
 

@@ -78,7 +78,7 @@ pub(super) async fn parse<T>(
 /// The piece that begins at `start`; none if something of it is neither here nor may be fetched ahead.
 async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Result<Option<Bytes>, Error> {
     let end = size.min(start.saturating_add(PIECE));
-    let spans = session.take(node, &[start..end]);
+    let spans = session.take(node, start..end);
     session.prefetch(Reason::EntryPoint, spans).await?;
     let mut bytes = BytesMut::zeroed((end - start) as usize);
     let extents: Vec<_> = session.files.tree.node(node).extents().collect();

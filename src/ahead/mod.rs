@@ -137,10 +137,9 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// The spans of these parts of a file that are still to be fetched and may be.
-    fn take(&self, node: NodeId, ranges: &[Range<u64>]) -> Vec<(Arc<Layer>, SpanId)> {
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.iter().flat_map(|range| budget.take(self.files, node, range.clone())).collect()
+    /// The spans of a part of a file that are still to be fetched and may be.
+    fn take(&self, node: NodeId, range: Range<u64>) -> Vec<(Arc<Layer>, SpanId)> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(self.files, node, range)
     }
 
     /// Allows one more file to be looked at; false if there were too many.

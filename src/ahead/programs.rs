@@ -57,6 +57,9 @@ struct Wanted {
     after: Arc<Vec<Vec<u8>>>,
 }
 
+/// A library, if the image has it.
+type Found = Result<Option<(Place, Elf)>, Error>;
+
 /// What holds for all programs of one command line.
 struct Walk<'a> {
     session: &'a Session<'a>,
@@ -114,12 +117,18 @@ impl Walk<'_> {
     async fn linked(&mut self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
         let tree = &self.session.files.tree;
         let Some(path) = &elf.interpreter else { return Ok(()) };
-        if let Some(interpreter) = names::file(tree, path)
-            && seen.insert(interpreter.node)
-        {
-            self.content(interpreter.node).await?;
-        }
-        self.read_cache().await?;
+        let interpreter = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node));
+        // Side by side, as each may cost a round trip.
+        let (_, cache) = tokio::try_join!(
+            async {
+                match interpreter {
+                    Some(interpreter) => self.content(interpreter.node).await.map(drop),
+                    None => Ok(()),
+                }
+            },
+            self.loader_cache()
+        )?;
+        self.cache = cache;
         let origin = Some(place.directory());
         let linking = Linking {
             machine: elf.machine,
@@ -131,10 +140,7 @@ impl Walk<'_> {
         let mut names = HashSet::new();
         let mut level = wanted(&elf, place, &[], &mut names);
         while !level.is_empty() {
-            let finding: Vec<BoxFuture<'_, Result<Option<(Place, Elf)>, Error>>> = level
-                .into_iter()
-                .map(|library| -> BoxFuture<'_, _> { Box::pin(self.library(library, &linking)) })
-                .collect();
+            let finding = level.into_iter().map(|library| self.library(library, &linking)).collect::<Vec<_>>();
             let found: Vec<_> = stream::iter(finding).buffered(PARALLEL).try_collect().await?;
             level = Vec::new();
             for (place, elf) in found.into_iter().flatten() {
@@ -146,17 +152,19 @@ impl Walk<'_> {
     }
 
     /// Finds one library and fetches it; none if the image does not have it.
-    async fn library(&self, wanted: Wanted, linking: &Linking) -> Result<Option<(Place, Elf)>, Error> {
-        for path in candidates(&wanted, linking, &self.cache) {
-            let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
-            // One for another machine is passed over, as the loader does.
-            if let Content::Program(elf) = self.content(place.node).await?
-                && elf.machine == linking.machine
-            {
-                return Ok(Some((place, *elf)));
+    fn library<'a>(&'a self, wanted: Wanted, linking: &'a Linking) -> BoxFuture<'a, Found> {
+        Box::pin(async move {
+            for path in candidates(&wanted, linking, &self.cache) {
+                let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
+                // One for another machine is passed over, as the loader does.
+                if let Content::Program(elf) = self.content(place.node).await?
+                    && elf.machine == linking.machine
+                {
+                    return Ok(Some((place, *elf)));
+                }
             }
-        }
-        Ok(None)
+            Ok(None)
+        })
     }
 
     /// What a file is; its useful parts are fetched on the way.
@@ -184,25 +192,25 @@ impl Walk<'_> {
     }
 
     async fn fetch_parts(&self, node: NodeId, parts: &[Range<u64>]) -> Result<(), Error> {
-        let parts: Vec<_> =
-            parts.iter().map(|part| part.start..part.end.min(part.start.saturating_add(PART))).collect();
-        let spans = self.session.take(node, &parts);
+        let cut = |part: &Range<u64>| part.start..part.end.min(part.start.saturating_add(PART));
+        let spans = parts.iter().flat_map(|part| self.session.take(node, cut(part))).collect();
         self.session.prefetch(Reason::EntryPoint, spans).await
     }
 
-    /// Reads the image's cache of libraries once.
-    async fn read_cache(&mut self) -> Result<(), Error> {
+    /// The image's cache of libraries, read once; empty if there is none.
+    async fn loader_cache(&self) -> Result<Vec<u8>, Error> {
         let tree = &self.session.files.tree;
-        let Some(place) = names::file(tree, b"/etc/ld.so.cache").filter(|_| self.cache.is_empty()) else {
-            return Ok(());
-        };
-        let size = tree.node(place.node).size();
-        if size <= LOADER_CACHE_BYTES {
-            self.fetch_file(place.node).await?;
-            self.cache =
-                contents::parse(self.session, place.node, |file| start_of(file, size)).await?.unwrap_or_default();
+        if !self.cache.is_empty() {
+            return Ok(self.cache.clone());
         }
-        Ok(())
+        let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
+        let size = tree.node(place.node).size();
+        if size > LOADER_CACHE_BYTES {
+            return Ok(Vec::new());
+        }
+        self.fetch_file(place.node).await?;
+        let read = contents::parse(self.session, place.node, |file| start_of(file, size)).await?;
+        Ok(read.unwrap_or_default())
     }
 }
 

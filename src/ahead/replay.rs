@@ -21,7 +21,7 @@ pub(super) fn plan(session: &Session<'_>, profile: &Profile) -> (Vec<(Arc<Layer>
         let Some(node) = tree.resolve(access.path(), false) else { continue };
         if tree.node(node).kind() == NodeKind::Regular {
             nodes.insert(node);
-            spans.append(&mut session.take(node, &[access.start()..access.end()]));
+            spans.append(&mut session.take(node, access.start()..access.end()));
         }
     }
     (spans, nodes)

@@ -69,10 +69,10 @@ async fn attach(
     wanted: control::Mount,
     image: Image,
 ) -> Result<Arc<Mounted>, Failure> {
-    let profiling = Profiling::start(images, &wanted, &image);
     let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
     let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
     let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
+    let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
     let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
     let mount = {
         let (fs, dir, runtime) = (Arc::clone(&fs), wanted.dir.clone(), tokio::runtime::Handle::current());
@@ -84,7 +84,7 @@ async fn attach(
         Fill::Idle => Some(Urgency::Idle),
         Fill::Now => Some(Urgency::Now),
     };
-    let recording = profiling.record(&fs, wanted.profile_until);
+    let recording = profiling.record(wanted.profile_until);
     let tasks = fill
         .filter(|_| !wanted.image.offline)
         .map(|urgency| tokio::spawn(fill_all(images.clone(), image.layers.clone(), urgency)).abort_handle())
@@ -95,7 +95,7 @@ async fn attach(
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
-        watched.profiling.finish(&watched.fs).await;
+        watched.profiling.end().await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
         mounts.remove(&watched);
     });

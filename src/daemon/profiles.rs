@@ -4,19 +4,18 @@
 //! [`Profiling`] is what one mount does of this. All of it is optional: what fails is logged, and the mount goes on.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::control::{self, ProfileReport, ProfileText};
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
-use crate::fs::FileSystem;
-use crate::fs::profile::{Until, origin_now};
+use crate::fs::profile::{Recorder, Until, origin_now};
 use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
@@ -29,10 +28,14 @@ pub(super) struct Profiling {
     store: Arc<Store>,
     /// The manifest that is mounted.
     image: Digest,
+    tree: Tree,
     dir: PathBuf,
+    recorder: Arc<Recorder>,
     progress: Arc<Progress>,
     /// Fetches ahead.
     ahead: AbortHandle,
+    /// The same task, for who waits for its end. Protects only the handle.
+    task: Mutex<Option<JoinHandle<()>>>,
     /// True if the cache has a profile of the image.
     stored: Arc<AtomicBool>,
     /// Set once the recording is stored, so that everybody who ends it waits for the same end.
@@ -47,7 +50,7 @@ impl Drop for Profiling {
 
 impl Profiling {
     /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount fetches nothing.
-    pub(super) fn start(images: &Images, wanted: &control::Mount, image: &Image) -> Arc<Self> {
+    pub(super) fn start(images: &Images, wanted: &control::Mount, image: &Image, recorder: Arc<Recorder>) -> Arc<Self> {
         let store = Arc::clone(images.store());
         let (digest, config) = (image.resolved.digest, image.resolved.config.clone());
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
@@ -63,43 +66,64 @@ impl Profiling {
                 ahead::run(&files, &config, profile.as_ref(), &told).await;
             }
         });
-        let ahead = task.abort_handle();
-        let dir = wanted.dir.clone();
-        Arc::new(Self { store, image: digest, dir, progress, ahead, stored, finished: OnceCell::new() })
+        Arc::new(Self {
+            store,
+            image: digest,
+            tree: image.tree.clone(),
+            dir: wanted.dir.clone(),
+            recorder,
+            progress,
+            ahead: task.abort_handle(),
+            task: Mutex::new(Some(task)),
+            stored,
+            finished: OnceCell::new(),
+        })
     }
 
     /// Records the start of this mount until it is over, then stores it. `until` is in seconds, 0 for not at all.
-    pub(super) fn record(self: &Arc<Self>, fs: &Arc<FileSystem>, until: Option<u32>) -> Option<AbortHandle> {
+    pub(super) fn record(self: &Arc<Self>, until: Option<u32>) -> Option<AbortHandle> {
         let until = match until {
             Some(0) => return None,
             Some(seconds) => Until::After(Duration::from_secs(seconds.into())),
             None => Until::Quiet,
         };
-        fs.recorder().start();
-        let (this, fs) = (Arc::clone(self), Arc::clone(fs));
+        self.recorder.start();
+        let this = Arc::clone(self);
         let task = tokio::spawn(async move {
-            fs.recorder().over(until).await;
-            this.finish(&fs).await;
+            this.recorder.over(until).await;
+            this.finish().await;
         });
         Some(task.abort_handle())
     }
 
+    /// Ends everything: nothing of the layers is held when this returns, and the recording is stored.
+    pub(super) async fn end(&self) {
+        self.ahead.abort();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::debug!(%error, "fetching ahead was given up");
+        }
+        self.finish().await;
+    }
+
     /// Ends the recording and stores what is worth it. Returns when that is done, whoever began it.
-    pub(super) async fn finish(&self, fs: &Arc<FileSystem>) {
+    async fn finish(&self) {
         let keep = || async {
-            let (fs, store, stored) = (Arc::clone(fs), Arc::clone(&self.store), Arc::clone(&self.stored));
+            let (recorder, tree, store) = (Arc::clone(&self.recorder), self.tree.clone(), Arc::clone(&self.store));
             let (image, dir) = (self.image, self.dir.clone());
-            let kept = tokio::task::spawn_blocking(move || keep(&fs, &store, image, dir));
+            let kept = tokio::task::spawn_blocking(move || keep(&recorder, &tree, &store, image, dir));
             if kept.await.unwrap_or(false) {
-                stored.store(true, Ordering::Relaxed);
+                self.stored.store(true, Ordering::Relaxed);
             }
         };
         self.finished.get_or_init(keep).await;
     }
 
     /// Where it stands.
-    pub(super) fn report(&self, fs: &FileSystem) -> ProfileReport {
-        let recorder = fs.recorder();
+    pub(super) fn report(&self) -> ProfileReport {
+        let recorder = &self.recorder;
         let state = match () {
             () if recorder.is_active() => "recording",
             () if self.stored.load(Ordering::Relaxed) => "stored",
@@ -135,11 +159,11 @@ fn load(store: &Store, image: &Digest) -> Option<Profile> {
     }
 }
 
-/// Stores the recording of `fs` if it is worth it; true if it was stored. Blocks.
-fn keep(fs: &FileSystem, store: &Store, image: Digest, dir: PathBuf) -> bool {
-    let Some(recording) = fs.recorder().take() else { return false };
+/// Stores what was recorded if it is worth it; true if it was stored. Blocks.
+fn keep(recorder: &Recorder, tree: &Tree, store: &Store, image: Digest, dir: PathBuf) -> bool {
+    let Some(recording) = recorder.take() else { return false };
     let saw_all = recording.saw_all();
-    let (profile, extent) = recording.into_profile(fs.tree(), origin_now(image, dir));
+    let (profile, extent) = recording.into_profile(tree, origin_now(image, dir));
     let updated = match profile.update(load(store, &image).as_ref(), extent, saw_all) {
         Update::Store(profile) => profile,
         Update::Keep => return false,

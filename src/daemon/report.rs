@@ -22,7 +22,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         requests: layers.iter().map(|layer| layer.requests).sum(),
         open_files: mounted.fs.open_files(),
         entries: u64::from(image.tree.node_count()),
-        profile: mounted.profiling.report(&mounted.fs),
+        profile: mounted.profiling.report(),
         layers,
     }
 }

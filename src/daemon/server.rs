@@ -307,7 +307,7 @@ async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
     let ended = tokio::task::spawn_blocking(move || inner.mount.unmount(lazy)).await;
     ended.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))?;
     // A client that was told so finds the profile.
-    mounted.profiling.finish(&mounted.fs).await;
+    mounted.profiling.end().await;
     Ok(())
 }
 

@@ -48,22 +48,14 @@ pub struct FileSystem {
     store: Arc<Store>,
     open: open::OpenFiles,
     publisher: publish::Publisher,
-    recorder: profile::Recorder,
+    recorder: Arc<profile::Recorder>,
 }
 
 impl FileSystem {
     /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&store), tree.clone(), layers.clone());
-        Self {
-            tree,
-            layers,
-            fetcher,
-            store,
-            open: open::OpenFiles::default(),
-            publisher,
-            recorder: profile::Recorder::default(),
-        }
+        Self { tree, layers, fetcher, store, open: open::OpenFiles::default(), publisher, recorder: Arc::default() }
     }
 
     /// The tree.
@@ -77,7 +69,7 @@ impl FileSystem {
     }
 
     /// The recorder of first accesses; it is off until it is started.
-    pub fn recorder(&self) -> &profile::Recorder {
+    pub fn recorder(&self) -> &Arc<profile::Recorder> {
         &self.recorder
     }
 
