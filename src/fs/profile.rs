@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::profile::{Access, Extent, Noted, Order, Origin, Profile};
+use crate::profile::{Access, ImageSize, Noted, Order, Origin, Profile};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// How long nothing may be read for the first time until a start counts as over.
@@ -154,7 +154,7 @@ impl Recording {
     /// The recording with paths, and how large the image is. Walks the tree: a moment for a million nodes.
     ///
     /// A file with several names is named by the first one in the tree's order.
-    pub fn into_profile(self, tree: &Tree, origin: Origin) -> (Profile, Extent) {
+    pub fn into_profile(self, tree: &Tree, origin: Origin) -> (Profile, ImageSize) {
         let mut paths: HashMap<NodeId, Option<Vec<u8>>> = HashMap::new();
         paths.extend(self.order.entries().iter().map(|(node, _)| (*node, None)));
         let extent = find_paths(tree, &mut paths);
@@ -173,7 +173,7 @@ fn quiet_end((first, last): (Instant, Instant)) -> Instant {
 }
 
 /// Fills in the paths of the wanted nodes, and measures the tree.
-fn find_paths(tree: &Tree, paths: &mut HashMap<NodeId, Option<Vec<u8>>>) -> Extent {
+fn find_paths(tree: &Tree, paths: &mut HashMap<NodeId, Option<Vec<u8>>>) -> ImageSize {
     let mut directories = vec![(NodeId::ROOT, Vec::new())];
     while let Some((directory, base)) = directories.pop() {
         for child in tree.children(directory, 0) {
@@ -191,7 +191,7 @@ fn find_paths(tree: &Tree, paths: &mut HashMap<NodeId, Option<Vec<u8>>>) -> Exte
     }
     let nodes = (0..tree.node_count()).filter_map(|number| tree.id(number)).map(|id| tree.node(id));
     let files = nodes.filter(|node| node.kind() == NodeKind::Regular && node.size() > 0).count() as u64;
-    Extent { bytes: tree.total_size(), files }
+    ImageSize { bytes: tree.total_size(), files }
 }
 
 /// The origin of a recording that ends now.
@@ -246,7 +246,7 @@ mod tests {
         let accesses: Vec<_> =
             profile.accesses().iter().map(|access| (access.path(), access.start()..access.end())).collect();
         assert_eq!(accesses, [(&b"d"[..], 0..10), (b"a/b/c", 2..4)]);
-        assert_eq!(extent, Extent { bytes: 30, files: 3 });
+        assert_eq!(extent, ImageSize { bytes: 30, files: 3 });
         recorder.note(node(&tree, "d"), 0..10);
         assert!(recorder.take().is_none(), "it is handed out once");
     }

@@ -77,7 +77,7 @@ pub struct Profile {
 
 /// How large an image is, to tell a start from a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub struct ImageSize {
     /// Sum of the sizes of its files.
     pub bytes: u64,
     /// Files that are not empty.
@@ -179,7 +179,7 @@ impl Profile {
 
     /// What is to be stored after this recording was made of an image that is as large as `image`, where `stored` is what
     /// is stored now. `saw_all` is false if reads may have been answered without the recorder's knowledge.
-    pub fn update(self, stored: Option<&Self>, image: Extent, saw_all: bool) -> Update {
+    pub fn update(self, stored: Option<&Self>, image: ImageSize, saw_all: bool) -> Update {
         if self.is_scan(image) {
             return Update::Scan;
         }
@@ -197,7 +197,7 @@ impl Profile {
         if both.is_scan(image) { Update::Scan } else { Update::Store(both) }
     }
 
-    fn is_scan(&self, image: Extent) -> bool {
+    fn is_scan(&self, image: ImageSize) -> bool {
         let is_most = self.bytes() > image.bytes / 2 && self.files() > image.files / 2;
         let is_full =
             self.accesses.len() >= PROFILE_ACCESSES || self.text_bytes + 4 * PROFILE_PATH_BYTES > PROFILE_TEXT_BYTES;

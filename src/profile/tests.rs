@@ -14,7 +14,7 @@ fn profile(accesses: &[(&str, u64, u64)]) -> Profile {
     Profile::new(origin(), accesses.iter().map(|(path, start, end)| access(path, *start, *end)))
 }
 
-const LARGE: Extent = Extent { bytes: 1 << 30, files: 1000 };
+const LARGE: ImageSize = ImageSize { bytes: 1 << 30, files: 1000 };
 
 #[test]
 fn an_order_notes_every_byte_once_and_joins_what_touches() {
@@ -141,13 +141,13 @@ fn a_tiny_recording_adds_to_a_good_one_and_a_new_start_replaces_it() {
 #[test]
 fn a_scan_is_no_start_but_one_large_program_or_a_small_image_is() {
     let all = profile(&[("a", 0, 30 << 20), ("b", 0, 10), ("c", 0, 10)]);
-    assert_eq!(all.clone().update(None, Extent { bytes: 40 << 20, files: 4 }, true), Update::Scan);
+    assert_eq!(all.clone().update(None, ImageSize { bytes: 40 << 20, files: 4 }, true), Update::Scan);
     let one = profile(&[("a", 0, 30 << 20)]);
-    assert!(matches!(one.clone().update(None, Extent { bytes: 40 << 20, files: 4 }, true), Update::Store(_)));
-    let small = Extent { bytes: SMALL_IMAGE, files: 3 };
+    assert!(matches!(one.clone().update(None, ImageSize { bytes: 40 << 20, files: 4 }, true), Update::Store(_)));
+    let small = ImageSize { bytes: SMALL_IMAGE, files: 3 };
     assert!(matches!(all.clone().update(None, small, true), Update::Store(_)));
     let rest = profile(&[("b", 0, 10), ("c", 0, 10)]);
-    let image = Extent { bytes: 40 << 20, files: 4 };
+    let image = ImageSize { bytes: 40 << 20, files: 4 };
     assert_eq!(rest.update(Some(&one), image, true), Update::Scan, "piece by piece is a scan too");
 }
 
@@ -198,7 +198,7 @@ proptest! {
     fn an_update_never_loses_a_larger_profile(stored in accesses(), recorded in accesses(), saw_all: bool) {
         let (stored, recorded) = (Profile::new(origin(), stored), Profile::new(origin(), recorded));
         let bytes = stored.bytes();
-        match recorded.update(Some(&stored), Extent { bytes: u64::MAX, files: u64::MAX }, saw_all) {
+        match recorded.update(Some(&stored), ImageSize { bytes: u64::MAX, files: u64::MAX }, saw_all) {
             Update::Store(kept) => prop_assert!(kept.bytes() >= bytes / 2),
             Update::Keep => {}
             Update::Scan => prop_assert!(false, "the image is larger than that"),
