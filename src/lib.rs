@@ -12,6 +12,7 @@
 //!             layer index: in the cache ─ else first contact: the layer is streamed once
 //!                           ▼
 //!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
+//!                           └─► profile of an earlier start, or what the entry point needs, fetched ahead
 //! ```
 //!
 //! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
@@ -19,7 +20,8 @@
 //! every layer needs an [`index`]. A layer without one is streamed by [`fetch::first_contact`]: ranged reads run ahead,
 //! their bytes land in the [`store`], and the index builder decodes them ([`codec`]), reads the tar stream ([`mod@tar`]),
 //! cuts seek points and hashes everything. Only if layer digest and diffID are right is the index kept. [`tree::merge`]
-//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`].
+//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`]. As soon as the tree is known, [`ahead`] fetches
+//! what an earlier start read ([`profile`]), or what the entry point needs ([`elf`]).
 //!
 //! # The life of a read
 //!
@@ -62,7 +64,7 @@
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`fetch`] |
-//! | 5 | [`image`] |
+//! | 5 | [`image`] [`ahead`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
 //! | 8 | [`daemon`] |
@@ -79,15 +81,18 @@
 //! | `index-*` | a few for each layer in first contact | decoding, hashing, tar parsing | each other, by bounded channels |
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
-//! publishes files, one a mount that fills, and one for each span, layer or read in flight.
+//! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
+//! recording, and one for each span, layer or read in flight.
 
 pub mod limits;
 
 pub mod oci;
 
 pub mod codec;
+pub mod elf;
 pub mod tar;
 
+pub mod profile;
 pub mod source;
 
 pub mod index;
@@ -97,6 +102,7 @@ pub mod store;
 pub mod fetch;
 pub mod tree;
 
+pub mod ahead;
 pub mod image;
 
 pub mod fs;

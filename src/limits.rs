@@ -281,3 +281,44 @@ pub const ELF_STRING_BYTES: u64 = 4096;
 
 /// Most libraries the programs of the demo image may need together.
 pub const ELF_LIBRARIES: usize = 256;
+
+// Profiles and what is fetched ahead (`profile`, `elf`, `ahead`): recordings of starts may come from anybody.
+
+/// Most accesses in one profile. The start of a large application touches a few thousand files; what runs into this
+/// bound is a scan.
+pub const PROFILE_ACCESSES: usize = 1 << 16;
+
+/// Longest profile as text, in bytes: [`PROFILE_ACCESSES`] lines with paths of 100 bytes. A recording is cut to it.
+pub const PROFILE_TEXT_BYTES: usize = 8 << 20;
+
+/// Longest path in a profile, in bytes: PATH_MAX. A file below it cannot be opened by its path in one call anyway.
+pub const PROFILE_PATH_BYTES: usize = 4096;
+
+/// Longest place or end of an access: what a file offset can be (off_t).
+pub const PROFILE_OFFSET: u64 = i64::MAX as u64;
+
+/// Longest access that touching reads are joined to, in bytes, so that a file read little by little beside others keeps
+/// its place in the order.
+pub const PROFILE_JOIN_BYTES: u64 = 4 << 20;
+
+/// Most profiles kept by one cache, typically of 50 KiB each; the least recently used ones go.
+pub const PROFILES: usize = 1024;
+
+/// Most extents and spans looked at while one profile is mapped to spans: tens of milliseconds. Starts need thousands.
+pub const REPLAY_STEPS: u64 = 1 << 22;
+
+/// Compressed bytes that are always allowed to be fetched ahead, however small the image; more may be up to half of the
+/// image. A profile that names everything must not turn a lazy mount into a pull.
+pub const AHEAD_BYTES: u64 = 64 << 20;
+
+/// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
+pub const AHEAD_FILES: usize = 512;
+
+/// Most words of an image's command line that may name files.
+pub const AHEAD_WORDS: usize = 32;
+
+/// Longest `/etc/ld.so.cache` of an image that is read, in bytes; a system of 4,000 libraries has 300 KiB.
+pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
+
+/// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
+pub const SCRIPT_LINE_BYTES: usize = 256;

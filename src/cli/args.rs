@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueHint};
 
-use super::{cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, status, umount};
+use super::{
+    cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, profile, status, umount,
+};
 
 /// Mounts any container image now and fetches its bytes when they are read
 #[derive(Debug, Parser)]
@@ -56,6 +58,7 @@ pub(super) enum Command {
     Inspect(inspect::Args),
     Ls(ls::Args),
     Cat(cat::Args),
+    Profile(profile::Args),
     Cache(cache::Args),
     Demo(demo::Args),
     Completions(completions::Args),

@@ -68,7 +68,7 @@ struct What {
     #[arg(long)]
     indexes: bool,
 
-    /// Remove everything, manifests and what tags meant as well
+    /// Remove everything, manifests, what tags meant and profiles as well
     #[arg(long)]
     all: bool,
 }
@@ -113,6 +113,7 @@ fn usage_table(report: &CacheReport) -> Rows {
         ("indexes", report.indexes),
         ("trees", report.trees),
         ("manifests", report.manifests),
+        ("profiles", report.profiles),
     ];
     let mut total = Usage::default();
     for (name, usage) in parts {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::duration;
 use super::stop::usage;
 use crate::daemon::Failure;
 use crate::daemon::control::{Fill, Io};
@@ -20,6 +21,8 @@ pub(super) struct ConfigFile {
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
     pub(super) io: Option<Io>,
+    /// Seconds.
+    pub(super) profile_until: Option<u32>,
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
@@ -32,6 +35,7 @@ struct Wire {
     runtime_dir: Option<Spanned<PathBuf>>,
     fill: Option<Fill>,
     io: Option<Io>,
+    profile_until: Option<Spanned<String>>,
     idle_seconds: Option<u32>,
     plain_http: Option<Vec<Spanned<String>>>,
 }
@@ -68,11 +72,16 @@ impl ConfigFile {
             }
             _ => Ok(host.into_inner()),
         };
+        let until = |text: Spanned<String>| {
+            duration::recording(text.get_ref())
+                .map_err(|problem| wrong(Some(text.span()), &format!("profile-until: {problem}")))
+        };
         Ok(Self {
             cache_dir: absolute("cache-dir", wire.cache_dir)?,
             runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
             fill: wire.fill,
             io: wire.io,
+            profile_until: wire.profile_until.map(until).transpose()?,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
         })
@@ -85,6 +94,7 @@ impl ConfigFile {
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
+            profile_until: self.profile_until.or(other.profile_until),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
         }
@@ -111,12 +121,14 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nidle-seconds = 5\nplain-http = ['a:1', 'b']\n";
+        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nprofile-until = '2m'\n\
+                    idle-seconds = 5\nplain-http = ['a:1', 'b']\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
+            profile_until: Some(120),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
         };
@@ -131,6 +143,7 @@ mod tests {
             ("\n\nfill = 'sometimes'", 3, "unknown variant `sometimes`"),
             ("io = 'fast'", 1, "unknown variant `fast`"),
             ("idle-seconds = -1", 1, "invalid value"),
+            ("\nprofile-until = '6m'", 2, "profile-until: a start is recorded for 5 minutes at most"),
             ("# one\n[mount]\n", 2, "unknown field `mount`"),
             ("fill =\n", 1, ""),
             ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path"),

@@ -64,6 +64,7 @@ variables win over both.
   runtime-dir = \"/run/ocifs\"
   fill = \"idle\"                   # off, idle or now
   io = \"auto\"                     # auto, passthrough or cached
+  profile-until = \"30s\"          # how long starts are recorded; 0: not at all
   idle-seconds = 30               # how long a daemon without mounts waits
   plain-http = [\"localhost:5000\"] # registries that speak plain HTTP";
 

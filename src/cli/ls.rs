@@ -218,7 +218,7 @@ fn mode(item: &Listed) -> String {
 }
 
 /// Date and time in UTC: `2024-02-29 23:59`. Any number of seconds has one, however absurd.
-fn date(seconds: i64) -> String {
+pub(super) fn date(seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days since 0000-03-01 in the proleptic Gregorian calendar, whose cycle of 400 years has 146,097 days; with years
     // that begin in March the leap day is the last one.
@@ -273,7 +273,7 @@ impl<'a> Item<'a> {
     }
 }
 
-fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+pub(super) fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(_) => (None, Some(BASE64_STANDARD.encode(bytes))),

@@ -17,6 +17,7 @@ mod context;
 mod credentials;
 mod daemon;
 mod demo;
+mod duration;
 mod enter;
 mod environment;
 mod help;
@@ -30,6 +31,7 @@ mod man;
 mod mount;
 mod output;
 mod paths;
+mod profile;
 mod progress;
 mod references;
 mod settings;
@@ -74,6 +76,7 @@ fn run(args: Args, environment: &Environment) -> Result<(), Stop> {
         Command::Inspect(command) => inspect::run(&command, &context()?),
         Command::Ls(command) => ls::run(&command, &context()?),
         Command::Cat(command) => cat::run(&command, &context()?),
+        Command::Profile(command) => profile::run(&command, &context()?),
         Command::Cache(command) => cache::run(&command, &context()?),
         Command::Daemon(command) => daemon::run(&command, &context()?),
         Command::Demo(command) => demo::run(command, environment),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ValueEnum, ValueHint};
 
 use super::context::Context;
+use super::duration;
 use super::image::ImageArgs;
 use super::interrupt::or_interrupted;
 use super::logging;
@@ -50,6 +51,12 @@ pub(super) struct Args {
     /// small files, one with models or databases few large ones. `ocifs status` shows what was chosen, and why.
     #[arg(long, value_enum, value_name = "MODE")]
     io: Option<How>,
+    /// How long to record what the start reads, such as 30s; 0 for not at all [default: until it is quiet]
+    ///
+    /// A later mount of the same image fetches what was recorded ahead (see `ocifs profile`). Without this, a start is
+    /// over when nothing new was read for 10 seconds.
+    #[arg(long, value_name = "DURATION", value_parser = duration::recording)]
+    profile_until: Option<u32>,
 
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
@@ -106,6 +113,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(context.settings.fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
+        profile_until: args.profile_until.or(context.settings.profile_until),
     };
     if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, context) }
 }

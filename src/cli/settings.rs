@@ -30,6 +30,8 @@ pub(super) struct Settings {
     pub(super) fill: Fill,
     /// How files are read.
     pub(super) io: Io,
+    /// How long starts are recorded, in seconds; none until they are quiet.
+    pub(super) profile_until: Option<u32>,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
     /// Registries that speak plain HTTP, as `host[:port]`.
@@ -63,6 +65,7 @@ impl Settings {
             runtime_dir: settled(&runtime_dir)?,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
+            profile_until: file.profile_until,
             idle: file.idle.unwrap_or(IDLE),
             plain_http: file.plain_http.unwrap_or_default(),
         })

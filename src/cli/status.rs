@@ -10,7 +10,7 @@ use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
 use super::table::{Column, Rows, count, percent, short_digest, size};
-use crate::daemon::control::{Fill, Io, LayerReport, MountReport, Request, StatusReport};
+use crate::daemon::control::{Fill, Io, LayerReport, MountReport, ProfileReport, Request, StatusReport};
 use crate::daemon::{Code, Failure};
 use crate::fuse;
 use crate::oci::Printable;
@@ -52,6 +52,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
             "version": env!("CARGO_PKG_VERSION"),
             "cache_dir": context.settings.cache_dir,
             "memory_spans": 0,
+            "bytes_in_flight": 0,
             "mounts": [],
         }))?,
         (None, None) => {
@@ -77,11 +78,12 @@ fn unserved(dir: &Path) -> Failure {
 
 fn text(report: &StatusReport) -> String {
     let head = format!(
-        "daemon {}, ocifs {}, cache {}, {} of decoded data in memory\n",
+        "daemon {}, ocifs {}, cache {}, {} of decoded data in memory, {} on the way\n",
         report.pid,
         Printable::of(&report.version),
         Printable::path(&report.cache_dir),
-        size(report.memory_spans)
+        size(report.memory_spans),
+        size(report.bytes_in_flight)
     );
     report.mounts.iter().fold(head, |text, mount| text + "\n" + &describe(mount))
 }
@@ -113,11 +115,29 @@ fn describe(mount: &MountReport) -> String {
         ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
         ("kernel", count(mount.kernel_requests.values().sum(), "request")),
         ("fill", fill.to_owned()),
+        ("profile", profile(&mount.profile)),
+        ("ahead", ahead(&mount.profile)),
     ];
     for (label, value) in lines {
         text += &format!("  {label:<11}{value}\n");
     }
     text + "\n" + &layer_table(&mount.layers).indented("  ") + &reasons(&mount.layers)
+}
+
+/// What is known of the image's start.
+fn profile(report: &ProfileReport) -> String {
+    match report.state.as_str() {
+        "recording" => format!("recording, {} first reads so far", report.accesses),
+        state => Printable::of(state).to_string(),
+    }
+}
+
+/// What was fetched ahead, and why.
+fn ahead(report: &ProfileReport) -> String {
+    let Some(reason) = &report.ahead else { return "nothing".to_owned() };
+    let spans = count(report.replayed_spans + report.entry_point_spans, "span");
+    let end = if report.ahead_done { "" } else { ", not all here yet" };
+    format!("{spans} by {}{end}", Printable::of(reason))
 }
 
 fn layer_table(layers: &[LayerReport]) -> Rows {
@@ -183,6 +203,7 @@ mod tests {
             version: "1.2.3".to_owned(),
             cache_dir: "/c".into(),
             memory_spans: 1536,
+            bytes_in_flight: 0,
             mounts: vec![MountReport {
                 dir: "/mnt/\u{1b}[31m".into(),
                 reference: "debian:12".to_owned(),
@@ -198,6 +219,13 @@ mod tests {
                 open_files: None,
                 kernel_requests: [("lookup".to_owned(), 3), ("read".to_owned(), 4)].into(),
                 entries: 7,
+                profile: ProfileReport {
+                    state: "stored".to_owned(),
+                    ahead: Some("profile".to_owned()),
+                    replayed_spans: 3,
+                    ahead_done: true,
+                    ..ProfileReport::default()
+                },
                 layers: vec![layer()],
             }],
         }
@@ -219,6 +247,8 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory
   io         cached (files are small: 28 KiB on average)
   kernel     7 requests
   fill       idle
+  profile    stored
+  ahead      3 spans by profile
 
   LAYER         FORMAT  INDEX FROM        SIZE  LOCAL  FETCHED  REQUESTS  SPANS  LAZY
   abababababab  zstd    first-contact  3.0 MiB   33 %  1.0 MiB         2      1  no

@@ -62,6 +62,9 @@ pub struct Mount {
     /// How files are read.
     #[serde(default)]
     pub io: Io,
+    /// How long to record the start, in seconds: 0 for not at all, none until it is quiet.
+    #[serde(default)]
+    pub profile_until: Option<u32>,
 }
 
 /// What `cache drop` removes.
@@ -73,7 +76,7 @@ pub struct Drop {
     pub files: bool,
     /// Layer indexes and trees.
     pub indexes: bool,
-    /// Manifests, configurations and what tags resolved to.
+    /// Manifests, configurations, what tags resolved to, and profiles.
     pub documents: bool,
 }
 
@@ -115,6 +118,17 @@ pub enum Request {
         /// The path inside it, as bytes.
         path: Vec<u8>,
     },
+    /// The profile of an image.
+    Profile(Image),
+    /// Replace the profile of an image.
+    ImportProfile {
+        /// The image.
+        image: Image,
+        /// The profile as text.
+        text: String,
+    },
+    /// Remove the profile of an image.
+    RemoveProfile(Image),
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
@@ -221,9 +235,40 @@ pub struct MountReport {
     pub kernel_requests: BTreeMap<String, u64>,
     /// Names in the tree.
     pub entries: u64,
+    /// The recording of its start, and what was fetched ahead.
+    #[serde(default)]
+    pub profile: ProfileReport,
     /// The layers from the bottom; empty in a short listing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerReport>,
+}
+
+/// What a mount records of its start, and what it fetched ahead of the first read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProfileReport {
+    /// `recording`, `stored` if the cache has a profile of the image, or `none`.
+    pub state: String,
+    /// First accesses recorded so far.
+    pub accesses: u64,
+    /// Why something was fetched ahead: `profile` or `entry point`; none if nothing was.
+    pub ahead: Option<String>,
+    /// Spans fetched ahead because the profile names them.
+    pub replayed_spans: u64,
+    /// Spans fetched ahead because the entry point needs them.
+    pub entry_point_spans: u64,
+    /// True once nothing more is fetched ahead.
+    pub ahead_done: bool,
+}
+
+/// The profile of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProfileText {
+    /// Digest of the image's manifest.
+    pub digest: String,
+    /// Sum of the sizes of the image's files, if the cache knows it.
+    pub image_bytes: Option<u64>,
+    /// The profile as text.
+    pub text: String,
 }
 
 /// One layer of a mount.
@@ -263,6 +308,9 @@ pub struct StatusReport {
     pub cache_dir: PathBuf,
     /// Bytes of decoded spans in memory.
     pub memory_spans: u64,
+    /// Bytes that were asked of registries and have not come.
+    #[serde(default)]
+    pub bytes_in_flight: u64,
     /// The mounts.
     pub mounts: Vec<MountReport>,
 }
@@ -325,6 +373,9 @@ pub struct CacheReport {
     pub trees: Usage,
     /// Decoded files.
     pub files: Usage,
+    /// Profiles of starts.
+    #[serde(default)]
+    pub profiles: Usage,
 }
 
 /// What `cache verify` found.

@@ -12,6 +12,7 @@ mod failure;
 mod memory;
 mod mount;
 mod mounts;
+mod profiles;
 mod query;
 mod report;
 mod server;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::control::{self, Event, Fill};
 use super::failure::no_device;
 use super::mounts::{Mounted, Mounts};
+use super::profiles::Profiling;
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::fetch::{self, Urgency};
@@ -75,6 +76,7 @@ async fn attach(
     let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
     let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
     let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
+    let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
     let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
     let io = match wanted.io {
         control::Io::Auto => fuse::Io::Auto,
@@ -94,15 +96,18 @@ async fn attach(
         Fill::Idle => Some(Urgency::Idle),
         Fill::Now => Some(Urgency::Now),
     };
+    let recording = profiling.record(wanted.profile_until);
     let tasks = fill
         .filter(|_| !wanted.image.offline)
         .map(|urgency| tokio::spawn(fill_all(images.clone(), image.layers.clone(), urgency)).abort_handle())
         .into_iter()
+        .chain(recording)
         .collect();
-    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, tasks });
+    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
+        watched.profiling.end().await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
         mounts.remove(&watched);
     });

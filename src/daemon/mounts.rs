@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::control;
+use super::profiles::Profiling;
 use crate::fs::FileSystem;
 use crate::fuse;
 use crate::image::Image;
@@ -24,6 +25,8 @@ pub(super) struct Mounted {
     pub(super) fs: Arc<FileSystem>,
     /// The kernel's side.
     pub(super) mount: fuse::Mount,
+    /// What it records, and fetches ahead.
+    pub(super) profiling: Arc<Profiling>,
     /// Background work that ends with the mount.
     pub(super) tasks: Vec<AbortHandle>,
 }

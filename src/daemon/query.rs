@@ -193,6 +193,7 @@ pub(super) async fn drop_cache(
         }
         if what.documents {
             add(store.drop_documents(&in_use.documents)?);
+            add(store.drop_profiles()?);
         }
         Ok(freed)
     });

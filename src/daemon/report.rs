@@ -30,6 +30,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         open_files: mounted.mount.sees_opens().then(|| mounted.fs.open_files()),
         kernel_requests: mounted.mount.requests().map(|(kind, count)| (kind.to_owned(), count)).collect(),
         entries: u64::from(image.tree.node_count()),
+        profile: mounted.profiling.report(),
         layers,
     }
 }
@@ -98,6 +99,7 @@ pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
         indexes: part(usage.indexes),
         trees: part(usage.trees),
         files: part(usage.files),
+        profiles: part(usage.profiles),
     }
 }
 

@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
-use super::{Code, Failure, Options, mount, query, report};
+use super::{Code, Failure, Options, mount, profiles, query, report};
 use crate::fuse;
 use crate::image::{Images, Progress};
 
-/// Longest request accepted, in bytes.
-const REQUEST_BYTES: u64 = 1 << 20;
+/// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
+const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
 
 /// How long readers must have been quiet before decoded spans are dropped from memory.
 const MEMORY_QUIET: Duration = Duration::from_secs(5);
@@ -175,6 +175,11 @@ impl Server {
                 self.list_directory(&image, &path, recursive, &mut answers).await
             }
             Request::Read { image, path } => self.read(&image, &path, &mut answers).await,
+            Request::Profile(image) => profiles::get(&self.images, &image).await.and_then(|report| value(&report)),
+            Request::ImportProfile { image, text } => {
+                profiles::put(&self.images, &image, text).await.and_then(|()| value(&()))
+            }
+            Request::RemoveProfile(image) => profiles::remove(&self.images, &image).await.and_then(|()| value(&())),
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
             Request::CacheDrop(what) => {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
@@ -218,6 +223,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cache_dir: self.options.cache_dir.clone(),
             memory_spans: self.images.fetcher().memory_used(),
+            bytes_in_flight: self.images.fetcher().outstanding(),
             mounts,
         })
     }
@@ -298,9 +304,12 @@ fn value(report: &impl serde::Serialize) -> Result<serde_json::Value, Failure> {
 }
 
 async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
-    let mounted = Arc::clone(mounted);
-    let ended = tokio::task::spawn_blocking(move || mounted.mount.unmount(lazy)).await;
-    ended.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))
+    let inner = Arc::clone(mounted);
+    let ended = tokio::task::spawn_blocking(move || inner.mount.unmount(lazy)).await;
+    ended.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))?;
+    // A client that was told so finds the profile.
+    mounted.profiling.end().await;
+    Ok(())
 }
 
 /// The failure for a directory that this daemon has not mounted.

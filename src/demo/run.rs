@@ -182,13 +182,8 @@ impl Stage<'_> {
             plain_http: true,
             auth_files: Vec::new(),
         };
-        self.ask(Request::Mount(control::Mount {
-            image,
-            dir: self.dir.clone(),
-            fill: Fill::Off,
-            io: control::Io::Auto,
-        }))
-        .await
+        let (dir, fill, io) = (self.dir.clone(), Fill::Off, control::Io::Auto);
+        self.ask(Request::Mount(control::Mount { image, dir, fill, io, profile_until: Some(0) })).await
     }
 
     async fn unmount(&self) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ const LARGE: u64 = 16 << 20;
 
 /// The large spans of one layer that have been decoded.
 #[derive(Debug)]
-pub struct LargeSpans {
+pub(super) struct LargeSpans {
     /// Where the files are made.
     directory: PathBuf,
     /// Protects the table; held for look-ups and insertions only.
@@ -42,7 +42,7 @@ pub(super) enum Failure {
 
 impl LargeSpans {
     /// None yet; their files will be made in `directory`, on the cache's file system.
-    pub fn new(directory: PathBuf) -> Self {
+    pub(super) fn new(directory: PathBuf) -> Self {
         Self { directory, decoded: Mutex::default() }
     }
 

@@ -247,6 +247,11 @@ impl Fetcher {
         }
     }
 
+    /// Bytes that were asked of all sources and have not come.
+    pub fn outstanding(&self) -> u64 {
+        self.inner.planner.outstanding()
+    }
+
     /// Bytes of decoded spans held in memory.
     pub fn memory_used(&self) -> u64 {
         self.inner.cache.used()

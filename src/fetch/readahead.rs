@@ -33,7 +33,7 @@ const BACK: u64 = 256 << 10;
 
 /// What one layer's readers did.
 #[derive(Debug, Default)]
-pub struct ReadAhead {
+pub(super) struct ReadAhead {
     /// Protects the memory; held for a few comparisons only.
     memory: Mutex<Memory>,
 }

@@ -14,6 +14,7 @@ mod copies;
 mod directory;
 mod error;
 mod open;
+pub mod profile;
 mod publish;
 mod read;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub struct FileSystem {
     directories: ahead::Directories,
     open: open::OpenFiles,
     publisher: publish::Publisher,
+    recorder: Arc<profile::Recorder>,
 }
 
 impl FileSystem {
@@ -59,7 +61,7 @@ impl FileSystem {
         let copies = Arc::new(copies::Copies::new(store, &tree));
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, open) = (ahead::Directories::default(), open::OpenFiles::default());
-        Self { tree, layers, fetcher, copies, directories, open, publisher }
+        Self { tree, layers, fetcher, copies, directories, open, publisher, recorder: Arc::default() }
     }
 
     /// The tree.
@@ -80,6 +82,11 @@ impl FileSystem {
     /// Some file on the file system that holds the decoded files.
     pub fn sample(&self) -> std::io::Result<std::fs::File> {
         self.copies.store().sample()
+    }
+
+    /// The recorder of first accesses; it is off until it is started.
+    pub fn recorder(&self) -> &Arc<profile::Recorder> {
+        &self.recorder
     }
 
     /// Number of open file handles.

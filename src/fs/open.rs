@@ -81,9 +81,14 @@ impl FileSystem {
             return Err(Error::WrongType);
         }
         match self.serving(id, &node) {
-            Serving::Copy(file) => Ok(Open::Ready(self.open.enter(id, Some(file)))),
+            Serving::Copy(file) => {
+                // The kernel may be given the copy; what it reads of it is not seen here.
+                self.recorder.note_unseen();
+                Ok(Open::Ready(self.open.enter(id, Some(file))))
+            }
             Serving::Layer => Ok(Open::Ready(self.open.enter(id, None))),
             Serving::Check(content) => {
+                self.recorder.note_unseen();
                 let (fs, check) = (Arc::clone(self), self.copies.check(content));
                 Ok(Open::Later(Box::pin(async move { fs.open.enter(id, check.await) })))
             }

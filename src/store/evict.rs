@@ -2,7 +2,8 @@
 //!
 //! Decoded files go before compressed blobs, because they can be decoded again without the network, and blobs go before
 //! indexes and trees, which are small and cost a whole pass over a layer to make again. What is named as kept, and
-//! what is open, stays. Documents and references are tiny and stay as well.
+//! what is open, stays. Documents, references and profiles are tiny and stay as well; profiles have a bound
+//! of their own.
 
 use std::collections::{BinaryHeap, HashSet};
 use std::path::Path;

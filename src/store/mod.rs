@@ -14,6 +14,7 @@
 //! | map of a partial blob | here, when the blob is loaded | a check in every record |
 //! | bytes of a blob | by the reader, which decodes spans | the span's digest; all of it by [`Blob::complete`] |
 //! | decoded file | here, when published and at the first use in a process | its SHA-256 |
+//! | profile | here, at every read | BLAKE3 in the record |
 //! | index, tree | by the reader, which knows the format | the checks in it |
 //!
 //! What is damaged is removed, or [discarded](Blob::discard), and counts as absent: it is fetched or made again.
@@ -34,6 +35,7 @@ mod mapped;
 mod object;
 mod pool;
 mod presence;
+mod profiles;
 mod ranges;
 #[cfg(test)]
 mod tests;
@@ -104,6 +106,8 @@ pub struct DiskUsage {
     pub trees: Usage,
     /// Decoded files.
     pub files: Usage,
+    /// Recorded starts.
+    pub profiles: Usage,
 }
 
 /// The outcome of checking every object of the cache.

@@ -14,7 +14,7 @@ impl DiskUsage {
     /// All parts together.
     pub fn total(&self) -> Usage {
         let mut total = Usage::default();
-        for part in [self.manifests, self.blobs, self.indexes, self.trees, self.files] {
+        for part in [self.manifests, self.blobs, self.indexes, self.trees, self.files, self.profiles] {
             total.add(part);
         }
         total
@@ -35,6 +35,7 @@ impl Store {
             indexes: self.shared.usage_of(Part::Indexes)?,
             trees: self.shared.usage_of(Part::Trees)?,
             files: self.shared.usage_of(Part::Files)?,
+            profiles: self.shared.usage_of(Part::Profiles)?,
         })
     }
 }

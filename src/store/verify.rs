@@ -3,7 +3,7 @@
 use super::blob::Blob;
 use super::documents::is_reference;
 use super::layout::{BlobFile, Found, Part, parse_blob, parse_file, parse_object};
-use super::{Context as _, Error, Store, Verified, object};
+use super::{Context as _, Error, Store, Verified, object, profiles};
 use crate::limits::STORED_REFERENCE_BYTES;
 use crate::oci::Digest;
 
@@ -22,13 +22,16 @@ impl Store {
     /// Reads the whole cache. Of a complete blob that is in use and damaged, the bytes are forgotten and the value stays.
     pub fn verify(&self, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Verified, Error> {
         let mut verified = Verified::default();
-        for part in [Part::References, Part::Documents, Part::Blobs, Part::Indexes, Part::Trees, Part::Files] {
+        let parts =
+            [Part::References, Part::Documents, Part::Blobs, Part::Indexes, Part::Trees, Part::Files, Part::Profiles];
+        for part in parts {
             self.shared.layout.walk(part, &mut |found| {
                 let outcome = match part {
                     Part::References => self.verify_reference(&found)?,
                     Part::Documents => self.verify_document(&found)?,
                     Part::Blobs => self.verify_blob(&found)?,
                     Part::Files => self.verify_file(&found)?,
+                    Part::Profiles => self.verify_profile(&found)?,
                     _ => self.verify_mapped(&found, check)?,
                 };
                 match outcome {
@@ -47,6 +50,13 @@ impl Store {
         let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
         let bytes = object::read_whole(&file, STORED_REFERENCE_BYTES).context("read", &found.path)?;
         judge(found, bytes.is_some_and(|bytes| is_reference(&name, &bytes)))
+    }
+
+    fn verify_profile(&self, found: &Found) -> Result<Outcome, Error> {
+        let Some(name) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
+        let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
+        let bytes = object::read_whole(&file, profiles::RECORD_BYTES).context("read", &found.path)?;
+        judge(found, bytes.is_some_and(|bytes| profiles::decode(&name, &bytes).is_some()))
     }
 
     fn verify_document(&self, found: &Found) -> Result<Outcome, Error> {

@@ -9,12 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// design.md, "Levels". A module that is not here yet needs a level before it can be added.
-const LEVELS: [(&str, u32); 18] = [
+const LEVELS: [(&str, u32); 21] = [
     ("limits", 0),
     ("oci", 1),
     ("codec", 1),
     ("tar", 1),
+    ("elf", 1),
     ("source", 2),
+    ("profile", 2),
     ("registry", 3),
     ("index", 3),
     ("store", 3),
@@ -22,6 +24,7 @@ const LEVELS: [(&str, u32); 18] = [
     ("share", 4),
     ("fetch", 4),
     ("image", 5),
+    ("ahead", 5),
     ("fs", 6),
     ("fuse", 7),
     ("daemon", 8),

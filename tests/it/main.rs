@@ -10,6 +10,7 @@ mod layering;
 mod limits;
 mod merge_model;
 mod mount;
+mod profile;
 mod registry;
 mod runtime;
 mod source;

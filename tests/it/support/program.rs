@@ -101,10 +101,12 @@ impl Ocifs {
         serde_json::from_str(&self.run(args).ok().stdout).expect("JSON on standard output")
     }
 
-    /// Mounts an image without background fetching, so that a test alone decides what is fetched.
+    /// Mounts an image without background fetching and without recording what is read, so that a test alone decides what
+    /// is fetched, now and by later mounts.
     #[track_caller]
     pub(crate) fn mount(&self, reference: &str, point: &Mount) -> Ran {
-        self.run([OsStr::new("mount"), "--fill=off".as_ref(), reference.as_ref(), point.path().as_ref()]).ok()
+        let options = ["--fill=off", "--profile-until=0"].map(OsStr::new);
+        self.run([&[OsStr::new("mount")], &options[..], &[reference.as_ref(), point.path().as_ref()]].concat()).ok()
     }
 
     /// Ends a mount.

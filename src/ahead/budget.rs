@@ -1,0 +1,93 @@
+//! How much may be fetched ahead, and of what nothing is left to fetch.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Files;
+use crate::fetch::Layer;
+use crate::index::SpanId;
+use crate::limits::{AHEAD_BYTES, AHEAD_FILES, REPLAY_STEPS};
+use crate::oci::Digest;
+use crate::tree::{NodeId, NodeKind};
+
+/// What one run may still do.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// Compressed bytes.
+    bytes: u64,
+    /// Extents and spans looked at.
+    steps: u64,
+    /// Files looked into.
+    files: usize,
+    /// Spans that were taken. A layer that an image lists twice counts once.
+    taken: HashSet<(Digest, SpanId)>,
+}
+
+impl Budget {
+    /// Half of the image, or a little more of a small one.
+    pub(super) fn new(layers: &[Arc<Layer>]) -> Self {
+        let mut seen = HashSet::new();
+        let sizes = layers.iter().filter(|layer| seen.insert(layer.index.layer()));
+        let total = sizes.map(|layer| layer.index.compressed_size()).fold(0, u64::saturating_add);
+        Self { bytes: (total / 2).max(AHEAD_BYTES), steps: REPLAY_STEPS, files: AHEAD_FILES, taken: HashSet::new() }
+    }
+
+    /// One more file.
+    pub(super) fn look(&mut self) -> bool {
+        self.files = self.files.saturating_sub(1);
+        self.files > 0
+    }
+
+    /// The spans that hold `range` of a file, in order, that were not taken yet, are not here, and can be had. Ranges
+    /// beyond the file are cut; what is no regular file has no spans.
+    pub(super) fn take(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Vec<(Arc<Layer>, SpanId)> {
+        let node = files.tree.node(node);
+        let mut spans = Vec::new();
+        if node.kind() != NodeKind::Regular {
+            return spans;
+        }
+        let end = range.end.min(node.size());
+        for extent in node.extents() {
+            if !self.step() || extent.file_offset >= end {
+                break;
+            }
+            let (start, stop) = (range.start.max(extent.file_offset), end.min(extent.file_offset + extent.length));
+            let Some(layer) = files.layers.get(extent.layer as usize).filter(|layer| can_give(layer)) else { continue };
+            if start >= stop {
+                continue;
+            }
+            let at = extent.layer_offset + (start - extent.file_offset);
+            for span in layer.index.spans(at..at + (stop - start)) {
+                if !self.step() {
+                    break;
+                }
+                if self.accept(layer, span) {
+                    spans.push((Arc::clone(layer), span));
+                }
+            }
+        }
+        spans
+    }
+
+    fn accept(&mut self, layer: &Layer, span: SpanId) -> bool {
+        let key = (layer.index.layer(), span);
+        let compressed = layer.index.compressed(span);
+        let length = compressed.end - compressed.start;
+        if length > self.bytes || self.taken.contains(&key) || layer.blob.missing(compressed).is_empty() {
+            return false;
+        }
+        self.bytes -= length;
+        self.taken.insert(key)
+    }
+
+    fn step(&mut self) -> bool {
+        self.steps = self.steps.saturating_sub(1);
+        self.steps > 0
+    }
+}
+
+/// True if the layer has bytes that are not here and may be asked for.
+fn can_give(layer: &Layer) -> bool {
+    layer.reader.is_some() && !layer.blob.is_complete()
+}

@@ -1,0 +1,108 @@
+//! Reading a file of the image while its bytes are still to come.
+//!
+//! Parsers are synchronous and ask for bytes by offset; bytes of an image come later. So a parser runs against the
+//! pieces that are known and is told that a read would block where it needs another; that piece is fetched and the parser
+//! runs again from its beginning. It needs few pieces, and parsing them again costs microseconds.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Reason, Session};
+use crate::elf::ReadAt;
+use crate::fetch::Error;
+use crate::tree::{NodeId, NodeKind};
+
+/// Bytes that are looked at together: headers and tables lie within a few of these, and a span is longer.
+const PIECE: u64 = 64 << 10;
+
+/// Most pieces one parser may ask for.
+const PIECES: usize = 64;
+
+/// The known pieces of a file, by number.
+struct Known<'a> {
+    pieces: &'a HashMap<u64, Bytes>,
+    size: u64,
+    /// The piece that was asked for and is not known.
+    missing: Cell<Option<u64>>,
+}
+
+impl ReadAt for Known<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if offset >= self.size {
+            return Ok(0);
+        }
+        let number = offset / PIECE;
+        let Some(piece) = self.pieces.get(&number) else {
+            self.missing.set(Some(number));
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let rest = piece.get((offset % PIECE) as usize..).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+}
+
+/// What `parse` says of the file; none if it is no regular file or its bytes may not be had.
+pub(super) async fn parse<T>(
+    session: &Session<'_>,
+    node: NodeId,
+    parse: impl Fn(&dyn ReadAt) -> T,
+) -> Result<Option<T>, Error> {
+    let (kind, size) = {
+        let node = session.files.tree.node(node);
+        (node.kind(), node.size())
+    };
+    if kind != NodeKind::Regular || !session.may_look() {
+        return Ok(None);
+    }
+    let mut pieces = HashMap::new();
+    while pieces.len() < PIECES {
+        let missing = {
+            let known = Known { pieces: &pieces, size, missing: Cell::new(None) };
+            let parsed = parse(&known);
+            match known.missing.take() {
+                None => return Ok(Some(parsed)),
+                Some(missing) => missing,
+            }
+        };
+        let Some(piece) = piece(session, node, missing * PIECE, size).await? else { return Ok(None) };
+        pieces.insert(missing, piece);
+    }
+    Ok(None)
+}
+
+/// The piece that begins at `start`; none if something of it is neither here nor may be fetched ahead.
+async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Result<Option<Bytes>, Error> {
+    let end = size.min(start.saturating_add(PIECE));
+    let spans = session.take(node, start..end);
+    session.prefetch(Reason::EntryPoint, spans).await?;
+    let mut bytes = BytesMut::zeroed((end - start) as usize);
+    let extents: Vec<_> = session.files.tree.node(node).extents().collect();
+    for extent in extents {
+        let (from, to) = (start.max(extent.file_offset), end.min(extent.file_offset + extent.length));
+        let Some(layer) = session.files.layers.get(extent.layer as usize) else { return Ok(None) };
+        if from >= to {
+            continue;
+        }
+        let at = extent.layer_offset + (from - extent.file_offset);
+        let stop = at + (to - from);
+        for span in layer.index.spans(at..stop) {
+            if !layer.blob.missing(layer.index.compressed(span)).is_empty() {
+                return Ok(None);
+            }
+            let decoded = session.files.fetcher.span(layer, span).await?;
+            let range = layer.index.decoded(span);
+            let (first, last) = (at.max(range.start), stop.min(range.end));
+            let source = decoded.get((first - range.start) as usize..(last - range.start) as usize);
+            let place = (from - start) + (first - at);
+            let target = bytes.get_mut(place as usize..(place + (last - first)) as usize);
+            let Some((target, source)) = target.zip(source) else { return Ok(None) };
+            target.copy_from_slice(source);
+        }
+    }
+    Ok(Some(bytes.freeze()))
+}

@@ -1,0 +1,154 @@
+//! What is fetched ahead of the first read: what an earlier start read, or else what the entry point is known to need.
+//!
+//! Between mount and first read lies the time in which a container runtime prepares its sandbox, and during a start the
+//! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
+//! it in order (`replay`); without one the image's command line (`command`) leads to a program, its interpreter and
+//! its libraries (`programs`), looked up as kernel and dynamic loader would in the image's own tree (`names`). *How much*:
+//! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
+//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged.
+//!
+//! [`run`] does all of it for one image; [`Progress`] tells what it did and why.
+
+mod budget;
+mod command;
+mod contents;
+mod names;
+mod programs;
+mod replay;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::fetch::{Error, Fetcher, Layer, Priority};
+use crate::index::SpanId;
+use crate::oci::ImageConfig;
+use crate::profile::Profile;
+use crate::tree::{NodeId, Tree};
+
+use self::budget::Budget;
+
+/// An image's files and where their bytes come from. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The merged tree.
+    pub tree: Tree,
+    /// The layers that its extents count, from the bottom.
+    pub layers: Vec<Arc<Layer>>,
+    /// What brings their bytes.
+    pub fetcher: Fetcher,
+}
+
+/// Why something was fetched ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// An earlier start read it.
+    Profile,
+    /// The entry point needs it.
+    EntryPoint,
+}
+
+/// How far fetching ahead has come; read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    reason: OnceLock<Reason>,
+    replayed: AtomicU64,
+    needed: AtomicU64,
+    done: AtomicBool,
+}
+
+impl Progress {
+    /// Why anything is fetched; none if nothing is.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason.get().copied()
+    }
+
+    /// Spans asked for because a profile names them; those that were here already do not count.
+    pub fn replayed_spans(&self) -> u64 {
+        self.replayed.load(Ordering::Relaxed)
+    }
+
+    /// Spans asked for because the entry point needs them.
+    pub fn entry_point_spans(&self) -> u64 {
+        self.needed.load(Ordering::Relaxed)
+    }
+
+    /// True once nothing more will be fetched ahead.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, reason: Reason, spans: usize) {
+        self.reason.get_or_init(|| reason);
+        let count = match reason {
+            Reason::Profile => &self.replayed,
+            Reason::EntryPoint => &self.needed,
+        };
+        count.fetch_add(spans as u64, Ordering::Relaxed);
+    }
+}
+
+/// Fetches ahead what a start of the image with `config` will read. Returns when it is done or given up; dropping the
+/// future gives up.
+///
+/// The entry point is looked at also beside a profile that does not know it, such as one of somebody who only looked
+/// into the image.
+pub async fn run(files: &Files, config: &ImageConfig, profile: Option<&Profile>, progress: &Progress) {
+    if let Err(error) = fetch(files, config, profile, progress).await {
+        tracing::debug!(%error, "fetching ahead ends");
+    }
+    progress.done.store(true, Ordering::Relaxed);
+}
+
+async fn fetch(
+    files: &Files,
+    config: &ImageConfig,
+    profile: Option<&Profile>,
+    progress: &Progress,
+) -> Result<(), Error> {
+    if files.layers.iter().all(|layer| layer.reader.is_none() || layer.blob.is_complete()) {
+        return Ok(());
+    }
+    let session = Session { files, progress, budget: Mutex::new(Budget::new(&files.layers)) };
+    let mut known = HashSet::new();
+    if let Some(profile) = profile {
+        let (spans, nodes) = replay::plan(&session, profile);
+        known = nodes;
+        if !known.is_empty() {
+            session.prefetch(Reason::Profile, spans).await?;
+        }
+    }
+    let targets = command::targets(&files.tree, config);
+    if targets.first().is_some_and(|target| known.contains(&target.place.node)) {
+        return Ok(());
+    }
+    programs::fetch(&session, config, targets).await
+}
+
+/// One run.
+struct Session<'a> {
+    files: &'a Files,
+    progress: &'a Progress,
+    /// Protects what may still be fetched; held for short computations.
+    budget: Mutex<Budget>,
+}
+
+impl Session<'_> {
+    /// The spans of a part of a file that are still to be fetched and may be.
+    fn take(&self, node: NodeId, range: Range<u64>) -> Vec<(Arc<Layer>, SpanId)> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(self.files, node, range)
+    }
+
+    /// Allows one more file to be looked at; false if there were too many.
+    fn may_look(&self) -> bool {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).look()
+    }
+
+    async fn prefetch(&self, reason: Reason, spans: Vec<(Arc<Layer>, SpanId)>) -> Result<(), Error> {
+        self.progress.note(reason, spans.len());
+        self.files.fetcher.prefetch(&spans, Priority::Profile).await
+    }
+}

@@ -1,0 +1,297 @@
+//! A program, what interprets it, and the libraries it is linked to: found and fetched.
+//!
+//! Nothing runs while this looks, so it looks where kernel and dynamic loader will: `#!` lines (`env NAME` too), the
+//! interpreter named in an ELF file, and for each library `DT_RPATH`, `LD_LIBRARY_PATH`, `DT_RUNPATH`, the image's
+//! `/etc/ld.so.cache`, the default directories, in ld.so(8)'s order. The libraries of one level are looked at side by
+//! side, because each may cost a round trip.
+//!
+//! # How much of each file
+//!
+//! A file of up to [`WHOLE`] bytes is fetched whole: it is a few spans, relocation and start-up code touch most of them, and
+//! asking for the rest later would cost a round trip. Of a larger one (`libpython`, `libLLVM`, `node`, a Go program)
+//! starting touches little: the parts that [`Elf::start`] names, each up to [`PART`]. What the program then does with its
+//! code no header tells; a profile does.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::command::{self, Target};
+use super::names::{self, Place};
+use super::{Reason, Session, contents};
+use crate::elf::{self, Elf, LoaderCache, Machine};
+use crate::fetch::Error;
+use crate::limits::{LOADER_CACHE_BYTES, SCRIPT_LINE_BYTES};
+use crate::oci::ImageConfig;
+use crate::source::BoxFuture;
+use crate::tree::NodeId;
+
+/// Files up to this length are fetched whole. Of the libraries of a python or node image one in fifty is longer.
+const WHOLE: u64 = 4 << 20;
+
+/// Longest part of a large file that is fetched: its tables or its data.
+const PART: u64 = 4 << 20;
+
+/// The start of a large file that is no program.
+const HEAD: u64 = 1 << 20;
+
+/// Files looked at side by side.
+const PARALLEL: usize = 8;
+
+/// How often a script's interpreter may be a script; Linux follows 4 (BINPRM loop in fs/exec.c).
+const SCRIPTS: usize = 5;
+
+/// What a file turned out to be.
+enum Content {
+    Script(Vec<Vec<u8>>),
+    Program(Box<Elf>),
+    Other,
+}
+
+/// A library that is to be found, and where its loader has it looked for first.
+struct Wanted {
+    name: Vec<u8>,
+    before: Arc<Vec<Vec<u8>>>,
+    after: Arc<Vec<Vec<u8>>>,
+}
+
+/// A library, if the image has it.
+type Found = Result<Option<(Place, Elf)>, Error>;
+
+/// What holds for all programs of one command line.
+struct Walk<'a> {
+    session: &'a Session<'a>,
+    config: &'a ImageConfig,
+    /// The image's `/etc/ld.so.cache`.
+    cache: Vec<u8>,
+}
+
+/// What holds for one program.
+struct Linking {
+    machine: Machine,
+    defaults: Vec<Vec<u8>>,
+    /// Directories of `LD_LIBRARY_PATH`.
+    environment: Vec<Vec<u8>>,
+}
+
+/// Fetches the targets and what they need.
+pub(super) async fn fetch(session: &Session<'_>, config: &ImageConfig, targets: Vec<Target>) -> Result<(), Error> {
+    let mut walk = Walk { session, config, cache: Vec::new() };
+    let mut seen = HashSet::new();
+    for target in targets {
+        if target.is_program {
+            walk.program(target.place, &mut seen).await?;
+        } else if seen.insert(target.place.node) {
+            walk.fetch_file(target.place.node).await?;
+        }
+    }
+    Ok(())
+}
+
+impl Walk<'_> {
+    /// Fetches a program, its interpreters and its libraries.
+    async fn program(&mut self, place: Place, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+        let mut waiting = vec![place];
+        let mut scripts = 0;
+        while let Some(place) = waiting.pop() {
+            if !seen.insert(place.node) {
+                continue;
+            }
+            match self.content(place.node).await? {
+                Content::Program(elf) => self.linked(&place, *elf, seen).await?,
+                Content::Script(words) if scripts < SCRIPTS => {
+                    scripts += 1;
+                    let programs =
+                        words.iter().filter_map(|word| command::program(&self.session.files.tree, self.config, word));
+                    waiting.extend(programs);
+                }
+                Content::Script(_) | Content::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches what a linked program needs, level by level.
+    async fn linked(&mut self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+        let tree = &self.session.files.tree;
+        let Some(path) = &elf.interpreter else { return Ok(()) };
+        let interpreter = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node));
+        // Side by side, as each may cost a round trip.
+        let (_, cache) = tokio::try_join!(
+            async {
+                match interpreter {
+                    Some(interpreter) => self.content(interpreter.node).await.map(drop),
+                    None => Ok(()),
+                }
+            },
+            self.loader_cache()
+        )?;
+        self.cache = cache;
+        let origin = Some(place.directory());
+        let linking = Linking {
+            machine: elf.machine,
+            defaults: elf::default_directories(elf.machine, path),
+            environment: command::variable(self.config, "LD_LIBRARY_PATH")
+                .map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), origin)),
+        };
+        let inherited = directories(&elf.rpath, origin);
+        let mut names = HashSet::new();
+        let mut level = wanted(&elf, place, &[], &mut names);
+        while !level.is_empty() {
+            let finding = level.into_iter().map(|library| self.library(library, &linking)).collect::<Vec<_>>();
+            let found: Vec<_> = stream::iter(finding).buffered(PARALLEL).try_collect().await?;
+            level = Vec::new();
+            for (place, elf) in found.into_iter().flatten() {
+                seen.insert(place.node);
+                level.extend(wanted(&elf, &place, &inherited, &mut names));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds one library and fetches it; none if the image does not have it.
+    fn library<'a>(&'a self, wanted: Wanted, linking: &'a Linking) -> BoxFuture<'a, Found> {
+        Box::pin(async move {
+            for path in candidates(&wanted, linking, &self.cache) {
+                let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
+                // One for another machine is passed over, as the loader does.
+                if let Content::Program(elf) = self.content(place.node).await?
+                    && elf.machine == linking.machine
+                {
+                    return Ok(Some((place, *elf)));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// What a file is; its useful parts are fetched on the way.
+    async fn content(&self, node: NodeId) -> Result<Content, Error> {
+        let is_small = self.session.files.tree.node(node).size() <= WHOLE;
+        if is_small {
+            // All at once: its parts would be fetched one after the other.
+            self.fetch_file(node).await?;
+        }
+        let Some(content) = contents::parse(self.session, node, look).await? else { return Ok(Content::Other) };
+        if !is_small {
+            match &content {
+                Content::Program(elf) => self.fetch_parts(node, &elf.start).await?,
+                Content::Script(_) | Content::Other => self.fetch_file(node).await?,
+            }
+        }
+        Ok(content)
+    }
+
+    /// Fetches a file that is only read: all of it, or its head.
+    async fn fetch_file(&self, node: NodeId) -> Result<(), Error> {
+        let size = self.session.files.tree.node(node).size();
+        let length = if size <= WHOLE { size } else { HEAD };
+        self.fetch_parts(node, std::slice::from_ref(&(0..length))).await
+    }
+
+    async fn fetch_parts(&self, node: NodeId, parts: &[Range<u64>]) -> Result<(), Error> {
+        let cut = |part: &Range<u64>| part.start..part.end.min(part.start.saturating_add(PART));
+        let spans = parts.iter().flat_map(|part| self.session.take(node, cut(part))).collect();
+        self.session.prefetch(Reason::EntryPoint, spans).await
+    }
+
+    /// The image's cache of libraries, read once; empty if there is none.
+    async fn loader_cache(&self) -> Result<Vec<u8>, Error> {
+        let tree = &self.session.files.tree;
+        if !self.cache.is_empty() {
+            return Ok(self.cache.clone());
+        }
+        let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
+        let size = tree.node(place.node).size();
+        if size > LOADER_CACHE_BYTES {
+            return Ok(Vec::new());
+        }
+        self.fetch_file(place.node).await?;
+        let read = contents::parse(self.session, place.node, |file| start_of(file, size)).await?;
+        Ok(read.unwrap_or_default())
+    }
+}
+
+/// The libraries that `elf` asks for and nobody asked for before.
+fn wanted(elf: &Elf, place: &Place, inherited: &[Vec<u8>], names: &mut HashSet<Vec<u8>>) -> Vec<Wanted> {
+    let origin = Some(place.directory());
+    let (before, after) = match elf.runpath.as_slice() {
+        [] => ([directories(&elf.rpath, origin), inherited.to_vec()].concat(), Vec::new()),
+        runpath => (Vec::new(), directories(runpath, origin)),
+    };
+    let (before, after) = (Arc::new(before), Arc::new(after));
+    let new =
+        elf.needed.iter().filter(|name| names.len() < crate::limits::AHEAD_FILES && names.insert((*name).clone()));
+    new.map(|name| Wanted { name: name.clone(), before: Arc::clone(&before), after: Arc::clone(&after) }).collect()
+}
+
+/// The paths at which the loader looks for a library, in its order.
+fn candidates(wanted: &Wanted, linking: &Linking, cache: &[u8]) -> Vec<Vec<u8>> {
+    let name = &wanted.name;
+    if name.contains(&b'/') {
+        return vec![name.clone()];
+    }
+    let within = |directories: &[Vec<u8>]| directories.iter().map(|dir| names::join(dir, name)).collect::<Vec<_>>();
+    let cached =
+        LoaderCache::parse(cache).map_or_else(Vec::new, |cache| cache.find(name).map(<[u8]>::to_vec).collect());
+    [within(&wanted.before), within(&linking.environment), within(&wanted.after), cached, within(&linking.defaults)]
+        .concat()
+}
+
+fn directories(paths: &[Vec<u8>], origin: Option<&[u8]>) -> Vec<Vec<u8>> {
+    paths.iter().flat_map(|text| elf::search_path(text, origin)).collect()
+}
+
+/// Tells what a file is by its first bytes.
+fn look(file: &dyn elf::ReadAt) -> Content {
+    let line = start_of(file, SCRIPT_LINE_BYTES as u64);
+    if let Some(rest) = line.strip_prefix(b"#!") {
+        return Content::Script(interpreters(rest.split(|byte| *byte == b'\n').next().unwrap_or_default()));
+    }
+    Elf::read(file).map_or(Content::Other, |elf| Content::Program(Box::new(elf)))
+}
+
+/// The programs that a `#!` line names: the interpreter, and what `env` is to run. The last one is looked at first.
+fn interpreters(line: &[u8]) -> Vec<Vec<u8>> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let Some(interpreter) = words.next() else { return Vec::new() };
+    let mut programs = vec![interpreter.to_vec()];
+    if interpreter.ends_with(b"/env") {
+        let named = words.find(|word| !word.starts_with(b"-") && !word.contains(&b'='));
+        programs.extend(named.map(<[u8]>::to_vec));
+    }
+    programs
+}
+
+/// Up to `length` bytes from the start.
+fn start_of(file: &dyn elf::ReadAt, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, filled as u64) {
+            Ok(count) if count > 0 => filled += count,
+            _ => break,
+        }
+    }
+    bytes.truncate(filled);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn script_lines_name_their_interpreters() {
+        let named = |line: &str| {
+            interpreters(line.as_bytes()).iter().map(|word| word.escape_ascii().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(named("/bin/sh"), ["/bin/sh"]);
+        assert_eq!(named(" /bin/bash -eu\r"), ["/bin/bash"]);
+        assert_eq!(named("/usr/bin/env python3"), ["/usr/bin/env", "python3"]);
+        assert_eq!(named("/usr/bin/env -S A=1 node --flag"), ["/usr/bin/env", "node"]);
+        assert_eq!(named("  "), [""; 0]);
+    }
+}

@@ -1,0 +1,292 @@
+//! An image of one layer, served from memory: which spans are asked for, and in which order.
+
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::elf::Elf;
+use crate::fetch::Options;
+use crate::index::{Expected, build};
+use crate::oci::Digest;
+use crate::profile::{Access, Origin};
+use crate::source::{self, BlobReader, BoxFuture, ByteStream};
+use crate::store::Store;
+use crate::tar::{Entry, Kind, Timestamp, Writer};
+use crate::tree::Merger;
+
+/// A blob in memory.
+#[derive(Debug)]
+struct Memory(Bytes, AtomicU64);
+
+impl BlobReader for Memory {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        let bytes = self.0.slice(range.start as usize..range.end as usize);
+        Box::pin(async move { Ok(Box::pin(futures_util::stream::iter([Ok(bytes)])) as ByteStream) })
+    }
+}
+
+struct Scene {
+    files: Files,
+    _cache: TempDir,
+}
+
+/// Something in the image: a file with its content, or a link.
+enum Item<'a> {
+    File(&'a [u8]),
+    Link(&'a str),
+    Device,
+}
+
+fn scene(items: &[(&str, Item<'_>)]) -> Scene {
+    let mut writer = Writer::new(Vec::new());
+    for (path, item) in items {
+        let (kind, content): (_, &[u8]) = match item {
+            Item::File(content) => {
+                (Kind::Regular { size: content.len() as u64, segments: Vec::new(), content: None }, content)
+            }
+            Item::Link(target) => (Kind::Symlink { target: target.as_bytes().to_vec() }, &[]),
+            Item::Device => (Kind::BlockDevice { major: 8, minor: 0 }, &[]),
+        };
+        let mtime = Timestamp { seconds: 0, nanos: 0 };
+        let entry = Entry { path: (*path).into(), kind, mode: 0o755, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+        writer.append(&entry, content).expect("written to memory");
+    }
+    let tar = Bytes::from(writer.finish().expect("written to memory"));
+    let digest = Digest::sha256(&tar);
+    let expected = Expected { layer: digest, size: tar.len() as u64, diff_id: digest };
+    let pieces = std::iter::once(Ok::<_, std::convert::Infallible>(tar.clone()));
+    let index = build(pieces, expected).expect("a good layer");
+    let mut merger = Merger::new();
+    merger.layer(Some(digest), index.entries()).expect("a good layer");
+    let tree = Tree::open(Bytes::from(merger.finish())).expect("a good tree");
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(&cache.path().join("cache")).expect("a new store");
+    let blob = store.blob(&digest, expected.size).expect("a new blob");
+    let reader = Arc::new(Memory(tar, AtomicU64::new(0)));
+    let layer = Layer::new(index, blob, Some(reader), "memory", store.dir().join("tmp"));
+    let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()) };
+    Scene { files, _cache: cache }
+}
+
+impl Scene {
+    /// The files of which all bytes are here.
+    fn local(&self, paths: &[&str]) -> Vec<bool> {
+        let is_local = |path: &&str| {
+            let node = self.files.tree.resolve(path.as_bytes(), true).expect("it is in the image");
+            let extents: Vec<_> = self.files.tree.node(node).extents().collect();
+            extents.iter().all(|extent| {
+                let layer = &self.files.layers[extent.layer as usize];
+                let mut spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
+                spans.all(|span| layer.blob.missing(layer.index.compressed(span)).is_empty())
+            })
+        };
+        paths.iter().map(is_local).collect()
+    }
+
+    async fn run(&self, config: &str, profile: Option<&Profile>) -> Progress {
+        let text = format!(
+            r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
+        );
+        let config = ImageConfig::parse(text.as_bytes()).expect("a configuration");
+        let progress = Progress::default();
+        run(&self.files, &config, profile, &progress).await;
+        assert!(progress.is_done());
+        progress
+    }
+
+    fn plan(&self, profile: &Profile) -> Vec<u32> {
+        let progress = Progress::default();
+        let budget = Mutex::new(Budget::new(&self.files.layers));
+        let session = Session { files: &self.files, progress: &progress, budget };
+        replay::plan(&session, profile).0.iter().map(|(_, span)| span.get()).collect()
+    }
+}
+
+fn profile(accesses: &[(&[u8], u64, u64)]) -> Profile {
+    let origin = Origin { image: Digest::sha256(b""), recorded: 0, mount: "/m".into() };
+    Profile::new(origin, accesses.iter().filter_map(|(path, start, end)| Access::new(path.to_vec(), *start, *end)))
+}
+
+fn big(seed: u8) -> Vec<u8> {
+    vec![seed; 3 << 20]
+}
+
+#[test]
+fn a_profile_is_replayed_in_its_order_and_each_span_once() {
+    let (a, b) = (big(1), big(2));
+    let scene = scene(&[("a", Item::File(&a)), ("b", Item::File(&b))]);
+    let all = scene.files.layers[0].index.span_count();
+    let plan = scene.plan(&profile(&[(b"b", 2 << 20, 3 << 20), (b"a", 0, 100), (b"b", 0, 3 << 20), (b"a", 50, 200)]));
+    let (of_a, of_b): (Vec<u32>, Vec<u32>) = (vec![0], plan.iter().copied().filter(|span| *span > 0).collect());
+    assert_eq!(of_b.iter().collect::<HashSet<_>>().len(), of_b.len(), "{plan:?}");
+    let first = plan.iter().position(|span| *span == 0).expect("the start of a");
+    assert!(first > 0 && first < plan.len() - 1, "between the end of b and its start: {plan:?}");
+    assert_eq!(of_a.len() + of_b.len(), plan.len());
+    assert!(plan[..first].iter().min() > plan[first + 1..].iter().max(), "{plan:?} of {all}");
+}
+
+#[test]
+fn what_a_foreign_profile_names_is_passed_over() {
+    let content = big(1);
+    let items =
+        [("d/a", Item::File(&content)), ("link", Item::Link("d/a")), ("disk", Item::Device), ("l", Item::Link("l"))];
+    let scene = scene(&items);
+    let far = i64::MAX as u64;
+    for (path, start, end) in [
+        (&b"nothing"[..], 0, 10),
+        (b"d", 0, 10),
+        (b"link", 0, 10),
+        (b"disk", 0, 10),
+        (b"l/x", 0, 10),
+        (b"d/a/x", 0, 10),
+        (b"d/\xff", 0, 10),
+        (b"d/a", far - 1, far),
+        (b"d/a", 3 << 20, far),
+    ] {
+        assert_eq!(scene.plan(&profile(&[(path, start, end)])), [0_u32; 0], "{}", path.escape_ascii());
+    }
+    let all: Vec<u32> = (0..scene.files.layers[0].index.span_count()).collect();
+    assert_eq!(scene.plan(&profile(&[(b"d/a", 0, far)]))[..], all[..], "beyond the end is cut");
+}
+
+#[test]
+fn no_profile_fetches_more_than_half_of_a_large_image() {
+    let contents: Vec<_> = (0..3).map(|seed| vec![seed; 50 << 20]).collect();
+    let scene =
+        scene(&[("a", Item::File(&contents[0])), ("b", Item::File(&contents[1])), ("c", Item::File(&contents[2]))]);
+    let all = profile(&[(b"a", 0, 1 << 40), (b"b", 0, 1 << 40), (b"c", 0, 1 << 40)]);
+    let index = &scene.files.layers[0].index;
+    let (spans, total) = (scene.plan(&all), index.compressed_size());
+    let fraction = spans.len() as f64 / f64::from(index.span_count());
+    assert!((0.4..=0.5).contains(&fraction), "{fraction} of {total}");
+}
+
+/// An image with the shell of this host and everything that it needs, and the paths of all of that.
+fn shell() -> (Vec<(String, Vec<u8>)>, Vec<String>) {
+    let read = |path: &str| std::fs::read(path).expect("a file of this host");
+    let shell = std::fs::canonicalize("/bin/sh").expect("there is a shell");
+    let shell = shell.to_str().expect("a plain path").to_owned();
+    let elf = Elf::read(&std::fs::File::open(&shell).expect("it is there")).expect("it is a program");
+    let mut paths = vec![shell];
+    if let Some(interpreter) = &elf.interpreter {
+        paths.push(String::from_utf8(interpreter.clone()).expect("a plain path"));
+        let defaults = crate::elf::default_directories(elf.machine, interpreter);
+        for name in &elf.needed {
+            let places = defaults
+                .iter()
+                .map(|dir| format!("{}/{}", String::from_utf8_lossy(dir), String::from_utf8_lossy(name)));
+            paths.extend(places.into_iter().find(|place| std::path::Path::new(place).is_file()));
+        }
+    }
+    (paths.iter().map(|path| (path.clone(), read(path))).collect(), paths)
+}
+
+#[tokio::test]
+async fn a_script_leads_to_its_interpreter_and_that_to_its_libraries() {
+    let (files, paths) = shell();
+    let (script, other) = (format!("#! {} -e\nexec app\n", paths[0]), big(7));
+    let mut items: Vec<(&str, Item<'_>)> = vec![("opt/run", Item::File(script.as_bytes()))];
+    items.push(("big-1", Item::File(&other)));
+    items.extend(files.iter().map(|(path, content)| (path.trim_start_matches('/'), Item::File(content))));
+    items.push(("big-2", Item::File(&other)));
+    let scene = scene(&items);
+    let progress = scene.run(r#"{"Entrypoint":["run","--flag"],"Env":["PATH=/none:/opt"]}"#, None).await;
+    assert_eq!(progress.reason(), Some(Reason::EntryPoint));
+    assert!(progress.entry_point_spans() > 0 && progress.replayed_spans() == 0);
+    let wanted: Vec<&str> = paths.iter().map(String::as_str).chain(["opt/run"]).collect();
+    assert!(scene.local(&wanted).iter().all(|local| *local), "{wanted:?}: {:?}", scene.local(&wanted));
+    assert_eq!(scene.local(&["big-1", "big-2"]), [false, false]);
+}
+
+#[tokio::test]
+async fn words_of_the_command_line_that_are_files_are_fetched() {
+    let content = big(1);
+    let items = [
+        ("app/main.py", Item::File(b"print()")),
+        ("pad-1", Item::File(&content)),
+        ("usr/bin/tool", Item::File(b"#!/usr/bin/env -S A=1 inner\n")),
+        ("pad-2", Item::File(&content)),
+        ("usr/bin/real", Item::File(b"data")),
+        ("usr/bin/env", Item::File(b"env")),
+        ("pad-3", Item::File(&content)),
+        ("bin", Item::Link("usr/bin")),
+        ("usr/bin/inner", Item::Link("/bin/../bin/real")),
+    ];
+    let scene = scene(&items);
+    scene.run(r#"{"Cmd":["/bin/sh","-c","X=1 exec \"tool\" ./main.py --nothing"],"WorkingDir":"/app"}"#, None).await;
+    let found = scene.local(&["app/main.py", "usr/bin/tool", "usr/bin/real", "usr/bin/env"]);
+    assert_eq!(found, [true; 4]);
+    assert_eq!(scene.local(&["pad-1", "pad-2", "pad-3"]), [false; 3]);
+}
+
+#[tokio::test]
+async fn the_entry_point_follows_a_profile_that_does_not_know_it() {
+    let content = big(1);
+    let items = [
+        ("app", Item::File(b"program")),
+        ("pad-1", Item::File(&content)),
+        ("etc/motd", Item::File(b"hello")),
+        ("pad-2", Item::File(&content)),
+    ];
+    let looked = profile(&[(b"etc/motd", 0, 5)]);
+    let one = scene(&items);
+    let progress = one.run(r#"{"Cmd":["/app"]}"#, Some(&looked)).await;
+    assert_eq!((progress.reason(), progress.replayed_spans() > 0), (Some(Reason::Profile), true));
+    assert_eq!(one.local(&["app", "etc/motd"]), [true, true]);
+    let foreign = scene(&items).run(r#"{"Cmd":["/app"]}"#, Some(&profile(&[(b"other", 0, 5)]))).await;
+    assert_eq!((foreign.reason(), foreign.replayed_spans()), (Some(Reason::EntryPoint), 0));
+    let known = scene(&items).run(r#"{"Cmd":["/app"]}"#, Some(&profile(&[(b"app", 0, 1)]))).await;
+    assert_eq!((known.reason(), known.entry_point_spans()), (Some(Reason::Profile), 0));
+    let nothing = scene(&items).run(r#"{"Cmd":["nowhere","/dev/null"]}"#, None).await;
+    assert_eq!((nothing.reason(), nothing.entry_point_spans()), (None, 0));
+}
+
+#[test]
+fn a_place_is_found_through_links_and_tells_its_real_directory() {
+    let items = [
+        ("usr/local/bin/python3.12", Item::File(b"x")),
+        ("usr/local/bin/python", Item::Link("python3.12")),
+        ("opt/venv/bin/python", Item::Link("/usr/local/bin/python")),
+        ("loop", Item::Link("loop/x")),
+        ("up", Item::Link("../../../usr")),
+    ];
+    let scene = scene(&items);
+    for path in
+        ["/opt/venv/bin/python", "opt/venv/bin/python", "/up/local/../local/bin/python", "//usr/./local/bin/python3.12"]
+    {
+        let place = names::file(&scene.files.tree, path.as_bytes()).expect(path);
+        assert_eq!(place.path.escape_ascii().to_string(), "/usr/local/bin/python3.12");
+        assert_eq!(place.directory(), b"/usr/local/bin");
+        assert_eq!(scene.files.tree.resolve(path.as_bytes(), true), Some(place.node), "as the tree finds it");
+    }
+    for path in ["/", "", "..", "/usr", "/loop", "/nothing", "/usr/local/bin/python/x"] {
+        assert_eq!(names::file(&scene.files.tree, path.as_bytes()), None, "{path}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_profile_and_no_program_does_harm(
+        accesses in prop::collection::vec(("[a-c/.]{1,4}", any::<u64>(), any::<u64>()), 0..20),
+        program in prop::collection::vec(any::<u8>(), 0..300),
+        magic in prop::sample::select(vec![&b""[..], b"\x7fELF\x02\x01", b"#!", b"#!/a "]),
+        word in "[a-z/. =-]{0,8}",
+    ) {
+        let program = [magic, &program].concat();
+        let scene = scene(&[("a", Item::File(&program)), ("b/c", Item::File(b"x")), ("c", Item::Link("b/../c"))]);
+        let accesses: Vec<_> = accesses.iter().map(|(path, start, end)| (path.as_bytes(), *start, *end)).collect();
+        let profile = profile(&accesses);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
+    }
+}
