@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn status_says_what_is_local_and_why_a_layer_is_not_lazy() {
         let expected = "\
-daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory
+daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the way
 
 /mnt/\\x1b[31m
   image      debian:12
