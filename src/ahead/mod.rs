@@ -118,6 +118,7 @@ async fn fetch(
         let (spans, nodes) = replay::plan(&session, profile);
         known = nodes;
         if !known.is_empty() {
+            files.layers.iter().for_each(|layer| layer.foretell());
             session.prefetch(Reason::Profile, spans).await?;
         }
     }
@@ -149,6 +150,11 @@ impl Session<'_> {
 
     async fn prefetch(&self, reason: Reason, spans: Vec<(Arc<Layer>, SpanId)>) -> Result<(), Error> {
         self.progress.note(reason, spans.len());
-        self.files.fetcher.prefetch(&spans, Priority::Profile).await
+        let priority = match reason {
+            Reason::Profile => Priority::Profile,
+            // The program is being loaded already, and cannot begin without them.
+            Reason::EntryPoint => Priority::ReadAhead,
+        };
+        self.files.fetcher.prefetch(&spans, priority).await
     }
 }

@@ -155,6 +155,11 @@ pub enum Priority {
     Fill,
 }
 
+impl Priority {
+    /// From the most urgent on.
+    const ALL: [Self; 4] = [Self::Demand, Self::ReadAhead, Self::Profile, Self::Fill];
+}
+
 /// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
 /// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
 const WHOLE_FILE: u64 = 12 << 20;
@@ -309,9 +314,9 @@ impl Fetcher {
             count,
             widest: u32::try_from(4 * product * u64::from(count) / index.compressed_size().max(1)).unwrap_or(count),
         };
-        let ranges = layer.readahead.note(&step);
-        let mut wanted: Vec<_> = index.span_ids_in(ranges).collect();
-        if must_wait {
+        let ahead = layer.readahead.note(&step, must_wait);
+        let mut wanted: Vec<_> = index.span_ids_in(ahead.spans).collect();
+        if must_wait && ahead.guesses {
             // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.
             wanted.extend(neighbours(product + product / 2));
         }
@@ -407,6 +412,14 @@ impl Layer {
             large: LargeSpans::new(scratch),
             readahead: ReadAhead::default(),
         }
+    }
+}
+
+impl Layer {
+    /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
+    /// for several things that the profile did not foretell.
+    pub fn foretell(&self) {
+        self.readahead.foretell();
     }
 }
 

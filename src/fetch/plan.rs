@@ -116,6 +116,10 @@ impl Planner {
         loop {
             let Some(run) = self.lock().next(source) else { return };
             let id = run.id;
+            tracing::trace!(
+                read = id, layer = %run.layer.index.layer(), first = run.spans[0].get(), spans = run.spans.len(),
+                priority = ?run.priority, "ranged read"
+            );
             let task = tokio::spawn(Flight::new(self.clone(), run).carry());
             self.lock().sent(id, task.abort_handle());
         }
@@ -194,6 +198,7 @@ impl Flight {
         let sent = Instant::now();
         let mut answer = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience).await?;
         self.planner.lock().answered(self.run.id, sent.elapsed());
+        tracing::trace!(read = self.run.id, after = ?sent.elapsed(), "answered");
         while let Some(piece) = answer.next().await {
             let piece = piece?;
             self.planner.lock().received(self.run.id, piece.len() as u64);
@@ -201,6 +206,7 @@ impl Flight {
             self.deliver(&mut cutter, piece).await;
         }
         self.deliver(&mut cutter, after).await;
+        tracing::trace!(read = self.run.id, after = ?sent.elapsed(), "complete");
         Ok(())
     }
 

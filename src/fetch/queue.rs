@@ -19,9 +19,6 @@ use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
 
-/// Number of priorities.
-const PRIORITIES: usize = 4;
-
 /// The compressed bytes of a span, once they are here.
 pub(super) type Outcome = Option<Result<Bytes, Error>>;
 
@@ -52,7 +49,7 @@ struct Want {
 struct Line {
     estimate: Estimate,
     /// Keys in the order in which they were asked for; those that are gone or were moved up are passed over.
-    waiting: [VecDeque<Key>; PRIORITIES],
+    waiting: [VecDeque<Key>; Priority::ALL.len()],
     /// Bytes asked for that have not come.
     outstanding: u64,
     reads: usize,
@@ -75,6 +72,8 @@ pub(super) struct Run {
     pub(super) layer: Arc<Layer>,
     /// In stream order, at least one.
     pub(super) spans: Vec<SpanId>,
+    /// That of the most urgent span.
+    pub(super) priority: Priority,
     /// How long an answer may take before it counts as stalled.
     pub(super) patience: Duration,
 }
@@ -131,14 +130,14 @@ impl Queue {
     /// The next read that the line of `source` should carry, if any.
     pub(super) fn next(&mut self, source: &str) -> Option<Run> {
         let name = Arc::clone(self.lines.get_key_value(source)?.0);
-        for priority in 0..PRIORITIES {
+        for priority in Priority::ALL {
             loop {
                 let line = self.lines.get_mut(&name)?;
                 if !line.has_room(priority) {
                     return None;
                 }
-                let Some(key) = line.waiting[priority].pop_front() else { break };
-                let is_waiting = |want: &Want| want.read.is_none() && want.priority as usize == priority;
+                let Some(key) = line.waiting[priority as usize].pop_front() else { break };
+                let is_waiting = |want: &Want| want.read.is_none() && want.priority == priority;
                 if self.wants.get(&key).is_some_and(is_waiting) {
                     return Some(self.send(name, key, priority));
                 }
@@ -148,12 +147,12 @@ impl Queue {
     }
 
     /// Cuts the read that begins with `key`.
-    fn send(&mut self, name: Arc<str>, key: Key, priority: usize) -> Run {
+    fn send(&mut self, name: Arc<str>, key: Key, priority: Priority) -> Run {
         let line = self.lines.entry(Arc::clone(&name)).or_default();
         let product = line.estimate.product();
         let patience = line.estimate.patience();
         let layer = Arc::clone(&self.wants[&key].layer);
-        let limit = if priority == Priority::Demand as usize { product } else { product / 2 };
+        let limit = if priority == Priority::Demand { product } else { product / 2 };
         let spans = self.extend(&layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;
@@ -173,21 +172,20 @@ impl Queue {
         line.outstanding += outstanding;
         line.reads += 1;
         self.reads.insert(id, Read { line: name, keys, outstanding, abort: None, begun: false });
-        Run { id, layer, spans, patience }
+        Run { id, layer, spans, priority, patience }
     }
 
     /// The consecutive spans around `key` that are brought with it: at most `limit` bytes unless it alone has more, over
     /// single spans of at most `bridge` bytes that nobody asked for.
-    fn extend(&self, layer: &Arc<Layer>, key: Key, priority: usize, limit: u64, bridge: u64) -> Vec<SpanId> {
+    fn extend(&self, layer: &Arc<Layer>, key: Key, priority: Priority, limit: u64, bridge: u64) -> Vec<SpanId> {
         let index = &layer.index;
         let size = |span| {
             let range = index.compressed(span);
             range.end - range.start
         };
-        let waits = |span: SpanId, least: usize| {
-            self.wants
-                .get(&Key::new(layer, span))
-                .is_some_and(|want| want.read.is_none() && want.priority as usize <= least)
+        let waits = |span: SpanId, least: Priority| {
+            let want = self.wants.get(&Key::new(layer, span));
+            want.is_some_and(|want| want.read.is_none() && want.priority <= least)
         };
         let is_missing = |span: SpanId| {
             !self.wants.contains_key(&Key::new(layer, span)) && !layer.blob.missing(index.compressed(span)).is_empty()
@@ -196,7 +194,7 @@ impl Queue {
         let mut length = size(key.span());
         let mut last = key.span();
         while let Some(next) = index.next_span(last) {
-            let least = PRIORITIES;
+            let least = Priority::Fill;
             if waits(next, least) && length + size(next) <= limit {
                 spans.push_back(next);
                 length += size(next);
@@ -307,11 +305,14 @@ impl Want {
 
 impl Line {
     /// True if another read of this priority may be sent.
-    fn has_room(&self, priority: usize) -> bool {
-        if priority == Priority::Demand as usize {
+    fn has_room(&self, priority: Priority) -> bool {
+        if priority == Priority::Demand {
             return self.reads < limits::LINE_READS;
         }
-        self.reads < limits::LINE_READS / 2 && self.outstanding < self.estimate.product()
+        // What is only guessed must not be in the way of the reader's next step.
+        let product = self.estimate.product();
+        let most = if priority == Priority::ReadAhead { product / 2 } else { product };
+        self.reads < limits::LINE_READS / 2 && self.outstanding < most
     }
 
     fn is_idle(&self) -> bool {

@@ -25,6 +25,9 @@ const FILE_RUN: u64 = 1 << 20;
 /// Files one after another, each read from its beginning, that make a walk across files.
 const LAYER_RUN: u32 = 8;
 
+/// Spans a reader may have to wait for until a profile counts as one of another program.
+const FORETOLD: u32 = 16;
+
 /// What may lie between two files of a walk: headers, and files that the merged tree does not show.
 const GAP: u64 = 64 << 10;
 
@@ -40,6 +43,8 @@ pub(super) struct ReadAhead {
 
 #[derive(Debug, Default)]
 struct Memory {
+    /// Waits for unforetold spans until guessing begins; 0 without a profile.
+    foretold: u32,
     /// One bit a span: it was read.
     read: Vec<u64>,
     /// The most recently used first.
@@ -59,6 +64,15 @@ struct Walk {
     window: u32,
     /// The span after the last one fetched for it.
     ahead: u32,
+}
+
+/// What should be fetched because of a read.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    /// Ranges of span numbers.
+    pub(super) spans: Vec<Range<u32>>,
+    /// Whether more may be guessed.
+    pub(super) guesses: bool,
 }
 
 /// One read, in places of the layer's uncompressed stream and in span numbers.
@@ -82,20 +96,29 @@ pub(super) struct Step {
 
 impl ReadAhead {
     /// Takes note of a read; the spans that should be fetched for it besides those it needs, some of which may be here.
-    pub(super) fn note(&self, step: &Step) -> Vec<Range<u32>> {
+    ///
+    /// `must_wait` says that the read has to wait for the source.
+    pub(super) fn note(&self, step: &Step, must_wait: bool) -> Ahead {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = Vec::new();
+        let mut spans = Vec::new();
         let is_new = step.needed.clone().any(|span| !memory.was_read(span));
+        memory.foretold = memory.foretold.saturating_sub(u32::from(is_new && must_wait));
+        let guesses = memory.foretold == 0;
         if is_new {
-            if step.whole_file {
-                wanted.push(step.file.clone());
+            if guesses {
+                spans.extend(step.whole_file.then(|| step.file.clone()));
+                spans.extend(memory.holes(&step.needed));
             }
-            wanted.extend(memory.holes(&step.needed));
             memory.mark(&step.needed);
         }
-        wanted.extend(memory.walk(step));
-        wanted.retain(|range| !range.is_empty());
-        wanted
+        spans.extend(memory.walk(step));
+        spans.retain(|range| !range.is_empty());
+        Ahead { spans, guesses }
+    }
+
+    /// A profile foretells what will be read.
+    pub(super) fn foretell(&self) {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).foretold = FORETOLD;
     }
 }
 
@@ -193,7 +216,7 @@ mod tests {
     }
 
     fn brought(ahead: &ReadAhead, steps: impl IntoIterator<Item = Step>) -> Vec<u32> {
-        let mut spans: Vec<u32> = steps.into_iter().flat_map(|step| ahead.note(&step)).flatten().collect();
+        let mut spans: Vec<u32> = steps.into_iter().flat_map(|step| ahead.note(&step, true).spans).flatten().collect();
         spans.sort_unstable();
         spans.dedup();
         spans
@@ -226,8 +249,18 @@ mod tests {
     fn the_rest_of_a_file_is_brought_once() {
         let ahead = ReadAhead::default();
         let first = Step { whole_file: true, ..step(20..21, 20..30) };
-        assert_eq!(ahead.note(&first), [20..30]);
-        assert_eq!(ahead.note(&first), Vec::<Range<u32>>::new());
+        assert_eq!(ahead.note(&first, true).spans, [20..30]);
+        assert!(ahead.note(&first, true).spans.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_guessed_while_a_profile_is_right() {
+        let ahead = ReadAhead::default();
+        ahead.foretell();
+        let file = |at: u32| Step { whole_file: true, ..step(at..at + 1, at..at + 9) };
+        assert!((0..50).all(|n| ahead.note(&file(n * 10), false).spans.is_empty()));
+        let waits: Vec<_> = (50..70).map(|n| ahead.note(&file(n * 10), true).guesses).collect();
+        assert_eq!(waits.iter().filter(|guesses| !**guesses).count() as u32, FORETOLD - 1);
     }
 
     #[test]
@@ -243,8 +276,8 @@ mod tests {
         let mut furthest = 0;
         for n in 0..400 {
             let at = n * 60_000;
-            let fetched = ahead.note(&small(at, 59_000));
-            furthest = fetched.last().map_or(furthest, |range| range.end);
+            let fetched = ahead.note(&small(at, 59_000), true);
+            furthest = fetched.spans.last().map_or(furthest, |range| range.end);
             assert!(u64::from(furthest) <= at / SPAN + 18, "the window has a bound");
         }
         assert!(u64::from(furthest) > 400 * 60_000 / SPAN + 8, "{furthest}");

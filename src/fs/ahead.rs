@@ -13,8 +13,8 @@ use crate::fetch::Layer;
 use crate::index::SpanId;
 use crate::tree::{Extent, NodeId, NodeKind, Tree};
 
-/// Longest file that counts as small.
-const SMALL: u64 = 1 << 20;
+/// Longest file that counts as small: sources, byte code, data. Libraries lie beside others that no program needs together.
+const SMALL: u64 = 128 << 10;
 
 /// Trees with more nodes than this are not searched for neighbours: the table would cost too much to make.
 const NODES: u32 = 1 << 18;
@@ -74,6 +74,9 @@ impl FileSystem {
 
     /// At most `bytes` of spans that hold small files beside `id` and are not here, the nearest first.
     fn neighbours(&self, id: NodeId, extent: &Extent, layer: &Arc<Layer>, bytes: u64) -> Vec<SpanId> {
+        if self.tree.node(id).size() > SMALL {
+            return Vec::new();
+        }
         let siblings = self.directories.siblings(&self.tree, id);
         let (low, high) = (id.get().saturating_sub(SIBLINGS), id.get().saturating_add(SIBLINGS));
         let mut spans = BTreeSet::new();

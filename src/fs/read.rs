@@ -105,7 +105,12 @@ impl FileSystem {
         let fetcher = self.fetcher.clone();
         // A read touches few layers, and an extent beyond them cannot come out of a merge.
         let layers = self.layers.clone();
-        Read::Later(Box::pin(async move { assemble(&fetcher, &layers, &parts).await }))
+        Read::Later(Box::pin(async move {
+            let since = std::time::Instant::now();
+            let result = assemble(&fetcher, &layers, &parts).await;
+            tracing::trace!(waited = ?since.elapsed(), ?parts, "read");
+            result
+        }))
     }
 
     /// Reads from the copy of `content` once it is verified, else from the layers.

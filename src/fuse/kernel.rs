@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-/// Read-ahead of a mount in KiB. The kernel offers 128 by default; a span decodes to about 512 KiB anyway.
+/// Read-ahead of a mount of large files, in KiB. The kernel offers 128 by default.
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// A mount as the kernel's table lists it.

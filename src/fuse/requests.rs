@@ -18,12 +18,13 @@ pub(super) enum Kind {
     Statfs,
     Getxattr,
     Listxattr,
+    Ioctl,
     /// Flush, fsync, lseek and what else is refused once and then never asked again.
     Refused,
 }
 
 /// The kinds with their names in reports.
-const KINDS: [(Kind, &str); 14] = [
+const KINDS: [(Kind, &str); 15] = [
     (Kind::Lookup, "lookup"),
     (Kind::Forget, "forget"),
     (Kind::Getattr, "getattr"),
@@ -37,6 +38,7 @@ const KINDS: [(Kind, &str); 14] = [
     (Kind::Statfs, "statfs"),
     (Kind::Getxattr, "getxattr"),
     (Kind::Listxattr, "listxattr"),
+    (Kind::Ioctl, "ioctl"),
     (Kind::Refused, "refused"),
 ];
 
@@ -68,7 +70,7 @@ mod tests {
             (0..=number).for_each(|_| requests.count(*kind));
         }
         let counts: Vec<_> = requests.counts().collect();
-        assert_eq!((counts[0], counts[13]), (("lookup", 1), ("refused", 14)));
-        assert!(counts.iter().map(|(_, count)| *count).eq(1..=14));
+        assert_eq!((counts[0], counts[14]), (("lookup", 1), ("refused", 15)));
+        assert!(counts.iter().map(|(_, count)| *count).eq(1..=15));
     }
 }

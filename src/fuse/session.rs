@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::{Adapter, Shared};
-use super::io::{Chosen, Io, Opens, Plan};
+use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel::{self, MountPoint};
 use crate::fs::FileSystem;
 
@@ -187,7 +187,8 @@ impl Mount {
         if let Err(source) = thread {
             return Err(MountError::Handshake { path: dir.to_owned(), source });
         }
-        if !point.device.is_empty() {
+        // Around every page of a library that faults the kernel reads as much: in trees of programs that is waste.
+        if !point.device.is_empty() && opens.chosen().mode == Mode::Passthrough {
             kernel::raise_read_ahead(&point.device);
         }
         Ok(Self { point, shared, opens, ended })
