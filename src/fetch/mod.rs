@@ -9,6 +9,7 @@
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
 //! verifies the whole of it.
 
+mod buffers;
 mod demand;
 mod fill;
 mod first_contact;
@@ -192,6 +193,7 @@ struct Inner {
     decoders: Semaphore,
     demand: Demand,
     planner: plan::Planner,
+    buffers: buffers::Buffers,
 }
 
 impl Fetcher {
@@ -204,6 +206,7 @@ impl Fetcher {
                 decoders: Semaphore::new(options.decoders.max(1)),
                 demand: Demand::default(),
                 planner: plan::Planner::default(),
+                buffers: buffers::Buffers::default(),
             }),
         }
     }
@@ -234,7 +237,7 @@ impl Fetcher {
         let decoder = self.inner.decoders.try_acquire().ok()?;
         let claim = self.inner.flights.claim(key)?;
         let compressed = layer.blob.read(range).ok().flatten()?;
-        let bytes = layer.index.decode(span, &compressed).ok()?;
+        let bytes = self.inner.buffers.decode(&layer.index, span, &compressed).ok()?;
         drop(decoder);
         self.inner.cache.put(key, bytes.clone());
         claim.finish(Ok(bytes.clone()));
@@ -249,6 +252,7 @@ impl Fetcher {
             self.inner.cache.filled().await;
             self.demand().idle_for(quiet).await;
             self.inner.cache.clear();
+            self.inner.buffers.clear();
         }
     }
 
@@ -341,8 +345,13 @@ impl Fetcher {
                 ordinary.push((Arc::clone(layer), *span));
             }
         }
-        for ticket in self.inner.planner.want(&ordinary, priority) {
+        let tickets = self.inner.planner.want(&ordinary, priority);
+        for (ticket, (layer, span)) in tickets.into_iter().zip(&ordinary) {
             ticket.bytes().await?;
+            if priority == Priority::Profile {
+                // It will be read soon, and the reader should find it decoded.
+                self.decode_beside(layer, *span);
+            }
         }
         Ok(())
     }
@@ -384,13 +393,18 @@ impl Fetcher {
             && !LargeSpans::is_large(&layer.index, next)
             && layer.blob.missing(layer.index.compressed(next)).is_empty();
         if is_wanted {
-            let flight = self.flight(layer, next);
-            tokio::spawn(async move {
-                if let Some(Err(error)) = flight.await {
-                    tracing::debug!(%error, "span is not decoded ahead");
-                }
-            });
+            self.decode_beside(layer, next);
         }
+    }
+
+    /// Decodes a span whose bytes are here, for a reader to come.
+    fn decode_beside(&self, layer: &Arc<Layer>, span: SpanId) {
+        let flight = self.flight(layer, span);
+        tokio::spawn(async move {
+            if let Some(Err(error)) = flight.await {
+                tracing::debug!(%error, "span is not decoded ahead");
+            }
+        });
     }
 }
 
@@ -465,8 +479,8 @@ impl Inner {
     async fn decode(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Result<Bytes, index::Error>, Error> {
         let compressed = self.compressed(layer, span).await?;
         let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
-        let task = Arc::clone(layer);
-        let decoded = tokio::task::spawn_blocking(move || task.index.decode(span, &compressed)).await;
+        let (task, buffers) = (Arc::clone(layer), self.buffers.clone());
+        let decoded = tokio::task::spawn_blocking(move || buffers.decode(&task.index, span, &compressed)).await;
         drop(permit);
         decoded.map_err(|_| Error::Interrupted)
     }

@@ -152,7 +152,7 @@ impl Queue {
         let product = line.estimate.product();
         let patience = line.estimate.patience();
         let layer = Arc::clone(&self.wants[&key].layer);
-        let limit = if priority == Priority::Demand { product } else { product / 2 };
+        let limit = if priority == Priority::ReadAhead { product / 2 } else { product.max(limits::READ_CHUNK) };
         let spans = self.extend(&layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;

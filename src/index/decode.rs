@@ -59,28 +59,29 @@ impl LayerIndex {
         Ok(())
     }
 
-    pub(super) fn decode_span(&self, id: SpanId, compressed: &[u8]) -> Result<Bytes, Error> {
+    pub(super) fn decode_span(&self, id: SpanId, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
         let span = self.span(id);
         self.check_length(&span, compressed)?;
+        if out.len() as u64 != span.length {
+            return Err(self.fault(&span, SpanFault::Length));
+        }
         let decoded = match self.parts.compression {
-            Compression::None => Ok(compressed.to_vec()),
-            Compression::Gzip => {
-                let mut out = vec![0; span.length as usize];
-                GZIP.with_borrow_mut(|decoder| {
-                    let rest = self.enter(decoder, &span, compressed)?;
-                    Ok(fill(decoder, rest, &mut out).map(|()| out))
-                })?
+            Compression::None if compressed.len() != out.len() => Err(self.fault(&span, SpanFault::Length))?,
+            Compression::None => {
+                out.copy_from_slice(compressed);
+                Ok(())
             }
-            Compression::Zstd => {
-                let mut out = vec![0; span.length as usize];
-                ZSTD.with_borrow_mut(|context| zstd::decode_frames(context, compressed, &mut out)).map(|()| out)
-            }
+            Compression::Gzip => GZIP.with_borrow_mut(|decoder| {
+                let rest = self.enter(decoder, &span, compressed)?;
+                Ok(fill(decoder, rest, out))
+            })?,
+            Compression::Zstd => ZSTD.with_borrow_mut(|context| zstd::decode_frames(context, compressed, out)),
         };
-        let decoded = decoded.map_err(|error| self.fault(&span, SpanFault::Codec(error)))?;
-        if *blake3::hash(&decoded).as_bytes() != span.record.digest {
+        decoded.map_err(|error| self.fault(&span, SpanFault::Codec(error)))?;
+        if *blake3::hash(out).as_bytes() != span.record.digest {
             return Err(self.fault(&span, SpanFault::Digest));
         }
-        Ok(Bytes::from(decoded))
+        Ok(())
     }
 
     pub(super) fn decode_span_to<W: Write>(

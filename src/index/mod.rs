@@ -232,7 +232,16 @@ impl LayerIndex {
     /// better. [`Error::Span`] means that `compressed` is not what the layer holds there, [`Error::Damaged`] that the
     /// index itself is rotten.
     pub fn decode(&self, span: SpanId, compressed: &[u8]) -> Result<Bytes, Error> {
-        self.decode_span(span, compressed)
+        let range = self.decoded(span);
+        let mut out = vec![0; (range.end - range.start) as usize];
+        self.decode_span(span, compressed, &mut out)?;
+        Ok(out.into())
+    }
+
+    /// Like [`Self::decode`], into a buffer that is exactly as long as [`Self::decoded`] says. After an error its content is
+    /// arbitrary.
+    pub fn decode_into(&self, span: SpanId, compressed: &[u8], out: &mut [u8]) -> Result<(), Error> {
+        self.decode_span(span, compressed, out)
     }
 
     /// Like [`Self::decode`], but in bounded memory: takes the compressed bytes in pieces, in order, and streams the
