@@ -19,6 +19,9 @@ use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
 
+/// Spans of read-ahead that wait at most while a reader's next steps are guessed.
+const GUESSES: usize = 8;
+
 /// The compressed bytes of a span, once they are here.
 pub(super) type Outcome = Option<Result<Bytes, Error>>;
 
@@ -152,7 +155,7 @@ impl Queue {
         let product = line.estimate.product();
         let patience = line.estimate.patience();
         let layer = Arc::clone(&self.wants[&key].layer);
-        let limit = if priority == Priority::ReadAhead { product / 2 } else { product.max(limits::READ_CHUNK) };
+        let limit = if line.is_guessing(priority) { product / 2 } else { product.max(limits::READ_CHUNK) };
         let spans = self.extend(&layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;
@@ -309,10 +312,15 @@ impl Line {
         if priority == Priority::Demand {
             return self.reads < limits::LINE_READS;
         }
-        // What is only guessed must not be in the way of the reader's next step.
         let product = self.estimate.product();
-        let most = if priority == Priority::ReadAhead { product / 2 } else { product };
+        let most = if self.is_guessing(priority) { product / 2 } else { product };
         self.reads < limits::LINE_READS / 2 && self.outstanding < most
+    }
+
+    /// True for read-ahead that is a guess: it must not be in the way of the reader's next step. Guesses are few; a long
+    /// queue is what a walk in tar order needs next.
+    fn is_guessing(&self, priority: Priority) -> bool {
+        priority == Priority::ReadAhead && self.waiting[priority as usize].len() < GUESSES
     }
 
     fn is_idle(&self) -> bool {
