@@ -165,6 +165,9 @@ impl Priority {
 /// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
 const WHOLE_FILE: u64 = 12 << 20;
 
+/// How many times what the line holds is fetched ahead of a reader that goes in order.
+const WINDOW: u64 = 4;
+
 /// Sizes of the fetcher's pools and caches.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -287,20 +290,20 @@ impl Fetcher {
     /// fetches ahead what will probably be read next. Does nothing for a layer whose bytes are all here.
     ///
     /// Must be called in a runtime, before the spans themselves are waited for. `neighbours` is asked, if the read has to
-    /// wait, for at most so many compressed bytes of spans that belong with the file.
+    /// wait, for at most so many compressed bytes of spans that belong with the file. True if it has to wait.
     pub fn read(
         &self,
         layer: &Arc<Layer>,
         range: Range<u64>,
         file: Range<u64>,
         neighbours: impl FnOnce(u64) -> Vec<SpanId>,
-    ) {
+    ) -> bool {
         if layer.reader.is_none() || layer.blob.is_complete() {
-            return;
+            return false;
         }
         let index = &layer.index;
         let needed: Vec<_> = index.spans(range.clone()).collect();
-        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return };
+        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return false };
         let is_missing = |span: &SpanId| {
             !LargeSpans::is_large(index, *span) && !layer.blob.missing(index.compressed(*span)).is_empty()
         };
@@ -316,7 +319,8 @@ impl Fetcher {
             file: file_start.get()..file_end.get() + 1,
             whole_file: file.end - file.start <= WHOLE_FILE,
             count,
-            widest: u32::try_from(4 * product * u64::from(count) / index.compressed_size().max(1)).unwrap_or(count),
+            widest: u32::try_from(WINDOW * product * u64::from(count) / index.compressed_size().max(1))
+                .unwrap_or(count),
         };
         let ahead = layer.readahead.note(&step, must_wait);
         let mut wanted: Vec<_> = index.span_ids_in(ahead.spans).collect();
@@ -327,6 +331,21 @@ impl Fetcher {
         wanted.retain(|span| !needed.contains(span) && is_missing(span));
         let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();
         self.inner.planner.bring(&wanted, Priority::ReadAhead, must_wait);
+        must_wait
+    }
+
+    /// Fetches spans that a reader is on its way to.
+    pub fn bring(&self, mut wanted: Vec<(Arc<Layer>, SpanId)>) {
+        wanted.retain(|(layer, span)| {
+            let range = layer.index.compressed(*span);
+            !LargeSpans::is_large(&layer.index, *span) && !layer.blob.missing(range).is_empty()
+        });
+        self.inner.planner.bring(&wanted, Priority::ReadAhead, false);
+    }
+
+    /// How many bytes to fetch ahead of a reader that takes all of `layers` in order: what the line holds, several times.
+    pub fn window(&self, layers: &[Arc<Layer>]) -> u64 {
+        WINDOW * layers.iter().map(|layer| self.inner.planner.product(layer)).max().unwrap_or(0)
     }
 
     /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows.

@@ -25,8 +25,8 @@ const SIBLINGS: u32 = 512;
 /// Finds the directory of a file: nodes are numbered breadth first, so the children of a directory are neighbours.
 #[derive(Debug, Default)]
 pub(super) struct Directories {
-    /// The number of each directory's first child, ascending; made at the first use.
-    starts: OnceLock<Vec<u32>>,
+    /// The number of each directory's first child, ascending, and the directory; made at the first use.
+    starts: OnceLock<Vec<(u32, NodeId)>>,
 }
 
 impl Directories {
@@ -36,21 +36,34 @@ impl Directories {
             return node.get()..node.get() + 1;
         }
         let starts = self.starts.get_or_init(|| starts(tree));
-        let after = starts.partition_point(|start| *start <= node.get());
-        let start = after.checked_sub(1).map_or(0, |before| starts[before]);
-        start..starts.get(after).copied().unwrap_or(tree.node_count())
+        let after = starts.partition_point(|(start, _)| *start <= node.get());
+        let start = after.checked_sub(1).map_or(0, |before| starts[before].0);
+        start..starts.get(after).map_or(tree.node_count(), |(start, _)| *start)
+    }
+
+    /// The directory that has the first name of `node`, which is not the root; none in trees that are too large.
+    pub(super) fn of(&self, tree: &Tree, node: NodeId) -> Option<NodeId> {
+        if tree.node_count() > NODES {
+            return None;
+        }
+        let starts = self.starts.get_or_init(|| starts(tree));
+        let after = starts.partition_point(|(start, _)| *start <= node.get());
+        Some(starts[after.checked_sub(1)?].1)
     }
 }
 
-fn starts(tree: &Tree) -> Vec<u32> {
+fn starts(tree: &Tree) -> Vec<(u32, NodeId)> {
     let directories = (0..tree.node_count()).filter_map(|number| tree.id(number));
     let directories = directories.filter(|id| tree.node(*id).kind() == NodeKind::Directory);
     let mut starts = Vec::new();
     let mut next = 1;
     for directory in directories {
-        starts.push(next);
         // Other names of files that were numbered before begin no run.
-        next += tree.children(directory, 0).filter(|child| child.node.get() >= next).count() as u32;
+        let own = tree.children(directory, 0).filter(|child| child.node.get() >= next).count() as u32;
+        if own > 0 {
+            starts.push((next, directory));
+        }
+        next += own;
     }
     starts
 }
@@ -58,6 +71,7 @@ fn starts(tree: &Tree) -> Vec<u32> {
 impl FileSystem {
     /// Tells the fetcher of a read, so that it can fetch ahead. Must be called in a runtime.
     pub(super) fn foresee(&self, id: NodeId, range: Range<u64>) {
+        let mut waits = false;
         for extent in self.tree.node(id).extents() {
             let start = range.start.max(extent.file_offset);
             let end = range.end.min(extent.file_offset + extent.length);
@@ -67,8 +81,11 @@ impl FileSystem {
             }
             let within = |offset| extent.layer_offset + (offset - extent.file_offset);
             let file = extent.layer_offset..extent.layer_offset + extent.length;
-            self.fetcher
-                .read(layer, within(start)..within(end), file, |bytes| self.neighbours(id, &extent, layer, bytes));
+            let neighbours = |bytes| self.neighbours(id, &extent, layer, bytes);
+            waits |= self.fetcher.read(layer, within(start)..within(end), file, neighbours);
+        }
+        if range.start == 0 {
+            self.follow(id, waits);
         }
     }
 

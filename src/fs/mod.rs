@@ -19,6 +19,7 @@ mod publish;
 mod read;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::sync::Arc;
 
@@ -50,6 +51,7 @@ pub struct FileSystem {
     fetcher: Fetcher,
     copies: Arc<copies::Copies>,
     directories: ahead::Directories,
+    walk: walk::Walk,
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
@@ -60,8 +62,9 @@ impl FileSystem {
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let copies = Arc::new(copies::Copies::new(store, &tree));
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
-        let (directories, open) = (ahead::Directories::default(), open::OpenFiles::default());
-        Self { tree, layers, fetcher, copies, directories, open, publisher, recorder: Arc::default() }
+        let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
+        let open = open::OpenFiles::default();
+        Self { tree, layers, fetcher, copies, directories, walk, open, publisher, recorder: Arc::default() }
     }
 
     /// The tree.

@@ -1,0 +1,178 @@
+//! Readers that go through the tree in order: `tar`, `cp -a`, a scanner, an import.
+//!
+//! They visit directories depth first and names in the order in which they are listed, so what they read next is known, in
+//! whatever layers it lies. A [`Cursor`] goes that way ahead of the reader; [`Walk`] compares what is read with where the
+//! cursor has been. After a few files in a row the spans of those that follow are fetched ahead, as many bytes as the line
+//! holds several times over. A read elsewhere halves the confidence, so that a walker that leaves a directory out loses
+//! little, and a program that reads here and there never gains any.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::FileSystem;
+use super::ahead::Directories;
+use crate::fetch::Layer;
+use crate::index::SpanId;
+use crate::tree::{NodeId, NodeKind, Tree};
+
+/// Files in a row that make a walk.
+const WALK: u32 = 6;
+
+/// Most confidence, in files.
+const MOST: u32 = 64;
+
+/// Files looked at ahead of a reader that may be walking.
+const LOOK: usize = 16;
+
+/// Files looked at ahead of a walk at most.
+const FAR: usize = 8192;
+
+/// Spans remembered as asked for.
+const SPANS: usize = 4096;
+
+/// Goes through regular files that are not empty, depth first.
+#[derive(Debug, Default)]
+struct Cursor {
+    /// Directories on the way, each with the position of the next child to look at.
+    stack: Vec<(NodeId, u64)>,
+}
+
+/// What the readers of one mount seem to do.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    /// Protects the state; held while the tree is looked at, never across I/O.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    confidence: u32,
+    /// Where the cursor has been and the reader not, with the bytes that were asked for because of each file.
+    upcoming: VecDeque<(NodeId, u64)>,
+    /// Sum of those bytes.
+    asked: u64,
+    cursor: Cursor,
+    spans: HashSet<(u32, SpanId)>,
+}
+
+impl Cursor {
+    /// Stands behind `node`, whose first name is in `directory`.
+    fn behind(tree: &Tree, node: NodeId, directory: NodeId) -> Self {
+        let mut stack = Vec::new();
+        let (mut child, mut parent) = (node, directory);
+        loop {
+            let place = tree.children(parent, 0).position(|entry| entry.node == child).unwrap_or(0);
+            stack.push((parent, place as u64 + 1));
+            if parent == NodeId::ROOT {
+                break;
+            }
+            (child, parent) = (parent, tree.node(parent).parent());
+        }
+        stack.reverse();
+        Self { stack }
+    }
+
+    fn next(&mut self, tree: &Tree) -> Option<NodeId> {
+        loop {
+            let (directory, position) = self.stack.last_mut()?;
+            let Some(child) = tree.children(*directory, *position).next() else {
+                self.stack.pop();
+                continue;
+            };
+            *position += 1;
+            let node = tree.node(child.node);
+            match node.kind() {
+                NodeKind::Directory => self.stack.push((child.node, 0)),
+                NodeKind::Regular if node.size() > 0 => return Some(child.node),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes note that the reader began `node`; true if it was to be expected.
+    fn step(&mut self, node: NodeId) -> bool {
+        let Some(place) = self.upcoming.iter().position(|(next, _)| *next == node) else { return false };
+        for (_, bytes) in self.upcoming.drain(..=place) {
+            self.asked -= bytes;
+        }
+        self.confidence = (self.confidence + 1).min(MOST);
+        true
+    }
+
+    /// Begins anew behind `node`.
+    fn restart(&mut self, tree: &Tree, directories: &Directories, node: NodeId) {
+        self.confidence /= 2;
+        self.upcoming.clear();
+        self.asked = 0;
+        self.spans.clear();
+        self.cursor = match directories.of(tree, node) {
+            Some(directory) => Cursor::behind(tree, node, directory),
+            None => Cursor::default(),
+        };
+    }
+}
+
+impl FileSystem {
+    /// Follows a reader that begins to read `id`, and fetches ahead of it if it walks. `waits` says that it has to wait.
+    pub(super) fn follow(&self, id: NodeId, waits: bool) {
+        let wanted = {
+            let mut state = self.walk.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if !state.step(id) {
+                if !waits {
+                    return;
+                }
+                state.restart(&self.tree, &self.directories, id);
+            }
+            self.look_ahead(&mut state)
+        };
+        self.fetcher.bring(wanted);
+    }
+
+    /// Moves the cursor on; the spans that should be fetched.
+    fn look_ahead(&self, state: &mut State) -> Vec<(Arc<Layer>, SpanId)> {
+        let walks = state.confidence >= WALK;
+        let bytes = if walks { self.fetcher.window(&self.layers) } else { 0 };
+        let mut wanted = Vec::new();
+        // A window is refilled in large pieces, so that it is asked for in long ranges.
+        if walks && state.asked > bytes / 2 {
+            return wanted;
+        }
+        while state.upcoming.len() < if walks { FAR } else { LOOK } && (!walks || state.asked < bytes) {
+            let Some(next) = state.cursor.next(&self.tree) else { break };
+            let mut asked = 0;
+            if walks {
+                for (layer, span) in self.missing_spans(next) {
+                    if state.spans.len() < SPANS && state.spans.insert((layer, span)) {
+                        let layer = &self.layers[layer as usize];
+                        let range = layer.index.compressed(span);
+                        asked += range.end - range.start;
+                        wanted.push((Arc::clone(layer), span));
+                    }
+                }
+            }
+            state.upcoming.push_back((next, asked));
+            state.asked += asked;
+        }
+        if state.spans.len() >= SPANS {
+            state.spans.clear();
+        }
+        wanted
+    }
+
+    /// The spans of a file that are not here, with the numbers of their layers.
+    fn missing_spans(&self, id: NodeId) -> Vec<(u32, SpanId)> {
+        let node = self.tree.node(id);
+        let mut missing = Vec::new();
+        for extent in node.extents() {
+            let Some(layer) = self.layers.get(extent.layer as usize).filter(|layer| !layer.blob.is_complete()) else {
+                continue;
+            };
+            let spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
+            let absent = spans.filter(|span| !layer.blob.missing(layer.index.compressed(*span)).is_empty());
+            missing.extend(absent.map(|span| (extent.layer, span)));
+        }
+        missing
+    }
+}
