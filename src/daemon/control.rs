@@ -86,6 +86,12 @@ pub struct Drop {
 pub enum Request {
     /// Mount an image; progress events come before the end.
     Mount(Mount),
+    /// Wait until every layer of a mount is complete; progress events come before the end. Filled at once if nothing else
+    /// was asked for.
+    Wait {
+        /// The mount point, absolute.
+        dir: PathBuf,
+    },
     /// End a mount.
     Unmount {
         /// The mount point, absolute.
@@ -141,7 +147,7 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// How far opening an image has come.
+    /// How far opening an image has come, or completing it.
     Progress(Progress),
     /// Something the user should know.
     Warning {
@@ -164,16 +170,16 @@ pub enum Event {
     Failed(Failure),
 }
 
-/// How far opening an image has come.
+/// How far opening an image has come, or completing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Layers being streamed.
+    /// Layers being streamed or filled.
     pub layers: usize,
-    /// Layers of them that are read to the end.
+    /// Layers of them that are read to the end, or complete.
     pub finished: usize,
-    /// Bytes to read.
+    /// Bytes of these layers.
     pub total: u64,
-    /// Bytes read.
+    /// Bytes read, or in the cache.
     pub taken: u64,
     /// Bytes that came over the network.
     pub received: u64,
@@ -217,6 +223,9 @@ pub struct MountReport {
     pub platform: String,
     /// When the rest is fetched.
     pub fill: Fill,
+    /// How far that is.
+    #[serde(default)]
+    pub filling: FillReport,
     /// Bytes of all layers, compressed.
     pub bytes_needed: u64,
     /// Bytes of them that are in the cache.
@@ -239,8 +248,17 @@ pub struct MountReport {
     #[serde(default)]
     pub profile: ProfileReport,
     /// The layers from the bottom; empty in a short listing.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub layers: Vec<LayerReport>,
+}
+
+/// How far a mount is filled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillReport {
+    /// `off`, `running`, `waiting` for a source that cannot be reached, `complete`, or `failed` if a layer was given up.
+    pub state: String,
+    /// The last failure, on one line.
+    pub error: Option<String>,
 }
 
 /// What a mount records of its start, and what it fetched ahead of the first read.

@@ -9,6 +9,7 @@
 mod client;
 pub mod control;
 mod failure;
+mod fill;
 mod memory;
 mod mount;
 mod mounts;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::control;
+use super::fill::Filling;
 use super::profiles::Profiling;
 use crate::fs::FileSystem;
 use crate::fuse;
@@ -27,6 +28,8 @@ pub(super) struct Mounted {
     pub(super) mount: fuse::Mount,
     /// What it records, and fetches ahead.
     pub(super) profiling: Arc<Profiling>,
+    /// What completes its layers.
+    pub(super) filling: Arc<Filling>,
     /// Background work that ends with the mount.
     pub(super) tasks: Vec<AbortHandle>,
 }

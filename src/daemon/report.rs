@@ -18,6 +18,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         digest: image.resolved.digest.to_string(),
         platform: image.resolved.config.platform.to_string(),
         fill: mounted.request.fill,
+        filling: mounted.filling.report(),
         bytes_needed: layers.iter().map(|layer| layer.size).sum(),
         bytes_local: layers.iter().map(|layer| layer.local).sum(),
         bytes_fetched: layers.iter().map(|layer| layer.fetched).sum(),

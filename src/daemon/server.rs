@@ -167,6 +167,10 @@ impl Server {
                 let made = mount::mount(&self.images, &self.mounts, wanted, &events);
                 answers.while_running(made).await.and_then(|report| value(&report))
             }
+            Request::Wait { dir } => {
+                let events = answers.events.clone();
+                answers.while_running(self.wait(&dir, &events)).await.and_then(|()| value(&()))
+            }
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy).await,
             Request::List => value(&self.reports(None, false)),
             Request::Status { dir } => self.status(dir.as_deref()),
@@ -187,6 +191,21 @@ impl Server {
             Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
         };
         answers.finish(result).await;
+    }
+
+    /// Waits until a mount is complete. Whoever gives up waiting leaves it as it is.
+    async fn wait(&self, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), Failure> {
+        let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
+        let outcome = tokio::select! {
+            outcome = mounted.filling.wait(events) => outcome,
+            () = mounted.mount.ended() => return Err(not_mounted(dir)),
+        };
+        outcome.map_err(|failure| {
+            let dir = crate::oci::Printable::path(dir);
+            let stays = format!("{dir} stays mounted; `ocifs status {dir}` shows what is missing");
+            let hint = failure.hint.as_ref().map_or_else(|| stays.clone(), |hint| format!("{hint}; {stays}"));
+            failure.about(format!("cannot complete {}", mounted.request.image.reference)).hint(hint)
+        })
     }
 
     async fn unmount(&self, dir: &Path, lazy: bool) -> Result<serde_json::Value, Failure> {

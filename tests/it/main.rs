@@ -3,6 +3,7 @@
 mod cli;
 mod damage;
 mod demo_image;
+mod fill;
 mod formats;
 mod images;
 mod kill;
