@@ -53,9 +53,9 @@ impl Context {
     /// The way to the daemon of the cache directory.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let path = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
-        let Settings { cache_dir, runtime_dir, idle, .. } = &self.settings;
+        let Settings { cache_dir, cache_size, runtime_dir, idle, .. } = &self.settings;
         // The daemon inherits the environment, but must serve what this process has settled.
-        let arguments: [OsString; 7] = [
+        let mut arguments: Vec<OsString> = vec![
             "--cache-dir".into(),
             cache_dir.into(),
             "--runtime-dir".into(),
@@ -64,10 +64,13 @@ impl Context {
             "--idle".into(),
             idle.as_secs().to_string().into(),
         ];
+        if let Some(size) = cache_size {
+            arguments.extend(["--cache-size".into(), size.to_string().into()]);
+        }
         Ok(Client {
             cache_dir: cache_dir.clone(),
             runtime_dir: runtime_dir.clone(),
-            program: Program { path, arguments: arguments.into() },
+            program: Program { path, arguments },
         })
     }
 

@@ -131,6 +131,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
         profile_until: args.profile_until.or(context.settings.profile_until),
+        cache_size: context.settings.cache_size,
     };
     if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, args.wait, context) }
 }

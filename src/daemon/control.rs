@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
@@ -65,6 +66,9 @@ pub struct Mount {
     /// How long to record the start, in seconds: 0 for not at all, none until it is quiet.
     #[serde(default)]
     pub profile_until: Option<u32>,
+    /// How large its user believes the cache may grow, in bytes; a daemon that runs keeps its own bound and warns.
+    #[serde(default)]
+    pub cache_size: Option<u64>,
 }
 
 /// What `cache drop` removes.
@@ -381,6 +385,12 @@ pub struct Usage {
 pub struct CacheReport {
     /// The cache directory.
     pub dir: PathBuf,
+    /// Bytes that the cache may take.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Bytes that it takes.
+    #[serde(default)]
+    pub used: u64,
     /// Manifests and configurations.
     pub manifests: Usage,
     /// Layer blobs.
@@ -403,4 +413,17 @@ pub struct VerifyReport {
     pub good: u64,
     /// Objects that were not, by path below the cache directory; they were removed.
     pub removed: Vec<String>,
+}
+
+/// The warning for a user who wants a cache of another size than `limit`, which its daemon keeps.
+pub fn other_cache_size(limit: Option<u64>, wanted: Option<u64>) -> Option<String> {
+    let (limit, wanted) = (limit?, wanted?);
+    let shown = |bytes| ByteSize::b(bytes).display().iec();
+    (limit != wanted).then(|| {
+        format!(
+            "the cache may grow to {}, not {}: its daemon was started so, and keeps that until it ends",
+            shown(limit),
+            shown(wanted)
+        )
+    })
 }

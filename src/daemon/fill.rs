@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::control::{self, Event, FillReport};
@@ -34,6 +34,8 @@ pub(super) struct Filling {
     /// Each layer once, from the bottom.
     layers: Vec<Arc<Layer>>,
     state: Arc<watch::Sender<State>>,
+    /// Told after each layer that was fetched.
+    grown: Arc<Notify>,
     /// The task, once there is one. Protects only the handle.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -67,11 +69,11 @@ impl Drop for Filling {
 
 impl Filling {
     /// Not begun yet.
-    pub(super) fn new(fetcher: &Fetcher, layers: &[ImageLayer]) -> Self {
+    pub(super) fn new(fetcher: &Fetcher, layers: &[ImageLayer], grown: Arc<Notify>) -> Self {
         let mut seen = HashSet::new();
         let distinct = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
         let layers = distinct.map(|layer| Arc::clone(&layer.layer)).collect();
-        Self { fetcher: fetcher.clone(), layers, state: Arc::default(), task: Mutex::default() }
+        Self { fetcher: fetcher.clone(), layers, state: Arc::default(), grown, task: Mutex::default() }
     }
 
     /// Begins, if that has not happened already.
@@ -79,7 +81,8 @@ impl Filling {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.is_none() {
             self.state.send_modify(|state| state.phase = Phase::Running);
-            let worker = Worker { fetcher: self.fetcher.clone(), state: Arc::clone(&self.state), urgency };
+            let (fetcher, state, grown) = (self.fetcher.clone(), Arc::clone(&self.state), Arc::clone(&self.grown));
+            let worker = Worker { fetcher, state, grown, urgency };
             *task = Some(tokio::spawn(worker.run(self.layers.clone())).abort_handle());
         }
     }
@@ -138,6 +141,7 @@ impl Filling {
 struct Worker {
     fetcher: Fetcher,
     state: Arc<watch::Sender<State>>,
+    grown: Arc<Notify>,
     urgency: Urgency,
 }
 
@@ -162,7 +166,10 @@ impl Worker {
     async fn complete(&self, layer: &Arc<Layer>, given_up: Option<&Failure>) -> Result<(), Failure> {
         while !layer.blob.is_complete() {
             match fetch::fill(&self.fetcher, layer, self.urgency).await {
-                Ok(()) => tracing::info!(layer = %layer.index.layer(), "layer is complete"),
+                Ok(()) => {
+                    tracing::info!(layer = %layer.index.layer(), "layer is complete");
+                    self.grown.notify_one();
+                }
                 Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
                     tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
                     self.become_state(Phase::Waiting, Some(Failure::from(&error)));

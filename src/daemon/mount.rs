@@ -53,6 +53,9 @@ pub(super) async fn mount(
     for text in &image.resolved.warnings {
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
     }
+    if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
+        send(events, Event::Warning { text }).await;
+    }
     let mounted = attach(images, mounts, wanted, image).await?;
     let io = mounted.mount.io();
     if io.degraded {
@@ -88,7 +91,7 @@ async fn attach(
         });
         attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
     };
-    let filling = Arc::new(Filling::new(images.fetcher(), &image.layers));
+    let filling = Arc::new(Filling::new(images.fetcher(), &image.layers, mounts.grown()));
     match wanted.fill {
         // What an offline mount could do is done when somebody waits for it.
         _ if wanted.image.offline => {}

@@ -95,6 +95,8 @@ fn platform(entry: &crate::oci::IndexEntry) -> Option<String> {
 pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
     CacheReport {
         dir: store.dir().to_owned(),
+        limit: store.limits().max_bytes,
+        used: usage.total().bytes,
         manifests: part(usage.manifests),
         blobs: part(usage.blobs),
         indexes: part(usage.indexes),

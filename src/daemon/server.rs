@@ -115,12 +115,14 @@ impl Server {
         tokio::join!(self.images.fetcher().shrink_when_idle(MEMORY_QUIET), self.keep_cache_bounded());
     }
 
-    /// Evicts what no mount uses whenever something was mounted or unmounted, and now and then.
+    /// Evicts what no mount uses whenever something was mounted, filled or unmounted, and now and then.
     async fn keep_cache_bounded(&self) {
-        let mut mounts = self.mounts.count();
+        let (mut mounts, grown) = (self.mounts.count(), self.mounts.grown());
         loop {
-            if tokio::time::timeout(EVICTION, mounts.changed()).await.is_ok_and(|changed| changed.is_err()) {
-                return std::future::pending().await;
+            tokio::select! {
+                changed = mounts.changed() => if changed.is_err() { return std::future::pending().await },
+                () = grown.notified() => {}
+                () = tokio::time::sleep(EVICTION) => {}
             }
             match query::evict(&self.images, &self.mounts).await {
                 Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),

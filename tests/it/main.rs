@@ -1,5 +1,6 @@
 //! Integration tests, one binary; each module says what it shows.
 
+mod cache_size;
 mod cli;
 mod damage;
 mod demo_image;
