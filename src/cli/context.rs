@@ -44,6 +44,32 @@ impl Sink for Nothing {
     }
 }
 
+/// A sink that may write to the terminal on which the meter is.
+struct Below<'a> {
+    /// Until the first part.
+    meter: Option<&'a Meter>,
+    sink: &'a mut dyn Sink,
+}
+
+impl Below<'_> {
+    fn begin(&mut self) -> &mut dyn Sink {
+        if let Some(meter) = self.meter.take() {
+            meter.clear();
+        }
+        self.sink
+    }
+}
+
+impl Sink for Below<'_> {
+    fn item(&mut self, item: Listed) -> Result<(), Stop> {
+        self.begin().item(item)
+    }
+
+    fn data(&mut self, length: u64, connection: &mut Connection) -> Result<(), Stop> {
+        self.begin().data(length, connection)
+    }
+}
+
 impl Context {
     /// Settles what holds for this command.
     pub(super) fn new(global: &Global, environment: &Environment) -> Result<Self, Failure> {
@@ -79,10 +105,12 @@ impl Context {
         self.hear(self.client()?.request(request)?, meter, &mut Nothing)
     }
 
-    /// Asks for an answer in parts, starting the daemon if there is none.
+    /// Asks for an answer in parts, starting the daemon if there is none. The meter is gone before the first part comes.
     pub(super) fn ask_into(&self, request: &Request, meter: &Meter, sink: &mut dyn Sink) -> Result<(), Stop> {
         let connection = self.client()?.request(request)?;
-        self.hear::<serde_json::Value>(connection, meter, sink).map(drop)
+        let heard = self.hear::<serde_json::Value>(connection, meter, &mut Below { meter: Some(meter), sink });
+        meter.clear();
+        heard.map(drop)
     }
 
     /// Asks for a short answer if a daemon is running.

@@ -139,7 +139,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
 fn in_daemon(mount: control::Mount, wait: bool, context: &Context) -> Result<(), Stop> {
     let completing = format!("completing {}", Printable::of(&mount.image.reference));
     let waiting = wait.then(|| Request::Wait { dir: mount.dir.clone() });
-    let meter = Meter::new(format!("looking up {}", Printable::of(&mount.image.reference)));
+    let meter = Meter::looking_up(&mount.image.reference);
     let (request, inner, shown) = (Request::Mount(mount), context.clone(), meter.clone());
     let outcome = or_interrupted(move || {
         inner.ask::<control::MountReport>(&request, &shown)?;

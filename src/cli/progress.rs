@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::daemon::control::Progress;
+use crate::oci::Printable;
 
 /// How often the line moves while nothing arrives, so that waiting does not look like being stuck.
 const TICK: Duration = Duration::from_millis(200);
@@ -29,6 +30,11 @@ impl Meter {
             bar.enable_steady_tick(TICK);
         }
         Self(bar)
+    }
+
+    /// A line for an image that is looked up, and streamed if nobody has indexed it.
+    pub(super) fn looking_up(reference: &str) -> Self {
+        Self::new(format!("looking up {}", Printable::of(reference)))
     }
 
     /// No line, for what takes no time.

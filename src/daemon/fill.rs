@@ -12,14 +12,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::control::{self, Event, FillReport};
+use super::events::{TELL, send};
 use super::{Code, Failure};
 use crate::fetch::{self, Fetcher, Layer, Urgency};
 use crate::fs::Chain;
 use crate::image::ImageLayer;
 use crate::source::ErrorKind;
-
-/// How often progress is told to who waits.
-const TELL: Duration = Duration::from_millis(100);
 
 /// How long fill waits after a failure that may pass.
 const RETRY: Duration = Duration::from_secs(30);
@@ -34,7 +32,7 @@ pub(super) struct Filling {
     /// Each layer once, from the bottom.
     layers: Vec<Arc<Layer>>,
     state: Arc<watch::Sender<State>>,
-    /// Told after each layer that was fetched.
+    /// Told after each layer that was fetched, and at the end.
     grown: Arc<Notify>,
     /// The task, once there is one. Protects only the handle.
     task: Mutex<Option<AbortHandle>>,
@@ -64,6 +62,8 @@ impl Drop for Filling {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
             task.abort();
         }
+        // What the mount kept may go now.
+        self.grown.notify_one();
     }
 }
 
@@ -95,7 +95,7 @@ impl Filling {
         let mut states = self.state.subscribe();
         let mut tick = tokio::time::interval(TELL);
         loop {
-            super::mount::send(events, Event::Progress(self.progress())).await;
+            send(events, Event::Progress(self.progress())).await;
             let State { phase, failure } = states.borrow_and_update().clone();
             match failure {
                 Some(failure) => return Err(failure),

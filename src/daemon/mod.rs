@@ -8,6 +8,7 @@
 
 mod client;
 pub mod control;
+mod events;
 mod failure;
 mod fill;
 mod memory;

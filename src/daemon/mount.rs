@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::control::{self, Event, Fill};
+use super::events::{open_image, send};
 use super::failure::no_device;
 use super::fill::Filling;
 use super::mounts::{Mounted, Mounts};
@@ -15,10 +15,7 @@ use super::{Code, Failure};
 use crate::fetch::Urgency;
 use crate::fs::FileSystem;
 use crate::fuse::{self, Access};
-use crate::image::{Image, Images, Progress};
-
-/// How often progress is told.
-const TELL: Duration = Duration::from_millis(100);
+use crate::image::{Image, Images};
 
 /// Mounts an image, telling its progress to `events`. Dropping the future leaves nothing behind but cached bytes.
 pub(super) async fn mount(
@@ -35,19 +32,7 @@ pub(super) async fn mount(
     let looked = tokio::task::spawn_blocking(move || check_mount_point(&dir));
     looked.await.map_err(|_| interrupted())??;
 
-    let progress = Arc::new(Progress::default());
-    let image = {
-        let open = images.open(&request, &progress);
-        tokio::pin!(open);
-        let mut tick = tokio::time::interval(TELL);
-        loop {
-            tokio::select! {
-                image = &mut open => break image,
-                _ = tick.tick() => tell(events, &progress).await,
-            }
-        }
-    };
-    tell(events, &progress).await;
+    let image = open_image(images, &request, events).await;
     let image =
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
     for text in &image.resolved.warnings {
@@ -151,26 +136,4 @@ fn taken(dir: &Path) -> Failure {
 
 fn interrupted() -> Failure {
     Failure::new(Code::Other, "the daemon is stopping")
-}
-
-async fn tell(events: &tokio::sync::mpsc::Sender<Event>, progress: &Progress) {
-    let now = progress.now();
-    send(
-        events,
-        Event::Progress(control::Progress {
-            layers: now.layers,
-            finished: now.finished,
-            total: now.total,
-            taken: now.taken,
-            received: now.received,
-        }),
-    )
-    .await;
-}
-
-/// Tells the client. One that went away cancels the whole request elsewhere.
-pub(super) async fn send(events: &tokio::sync::mpsc::Sender<Event>, event: Event) {
-    if events.send(event).await.is_err() {
-        tracing::debug!("the client is gone");
-    }
 }

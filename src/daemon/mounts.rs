@@ -50,7 +50,7 @@ pub(super) struct Mounts {
     table: Mutex<BTreeMap<PathBuf, Option<Arc<Mounted>>>>,
     /// Number of entries, for whoever waits until nothing is mounted.
     count: watch::Sender<usize>,
-    /// Told when a mount has added to the cache by itself.
+    /// Told when a mount has added to the cache by itself, or keeps nothing of it any more.
     grown: Arc<Notify>,
 }
 

@@ -13,7 +13,7 @@ use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
 use super::{Code, Failure, Options, mount, profiles, query, report};
 use crate::fuse;
-use crate::image::{Images, Progress};
+use crate::image::Images;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
@@ -23,6 +23,9 @@ const MEMORY_QUIET: Duration = Duration::from_secs(5);
 
 /// How often the size of the cache is looked at while mounts stay the same: reads add to it.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// How long after a change the cache is looked at: by then a mount that ended has let go of its layers.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
@@ -124,6 +127,7 @@ impl Server {
                 () = grown.notified() => {}
                 () = tokio::time::sleep(EVICTION) => {}
             }
+            tokio::time::sleep(SETTLED).await;
             match query::evict(&self.images, &self.mounts).await {
                 Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
                 Ok(_) => {}
@@ -256,8 +260,8 @@ impl Server {
         recursive: bool,
         answers: &mut Answers,
     ) -> Result<serde_json::Value, Failure> {
-        let progress = Arc::new(Progress::default());
-        let image = query::open(&self.images, image, &progress).await?;
+        let events = answers.events.clone();
+        let image = answers.while_running(query::open(&self.images, image, &events)).await?;
         let start = query::find(&image.tree, path)?;
         for item in query::Walk::new(&image.tree, path, start, recursive) {
             answers.write(&Event::Item(item)).await?;
@@ -271,8 +275,8 @@ impl Server {
         path: &[u8],
         answers: &mut Answers,
     ) -> Result<serde_json::Value, Failure> {
-        let progress = Arc::new(Progress::default());
-        let image = query::open(&self.images, image, &progress).await?;
+        let events = answers.events.clone();
+        let image = answers.while_running(query::open(&self.images, image, &events)).await?;
         let mut reader = query::FileReader::new(&self.images, &image, path)?;
         while let Some(bytes) = reader.next().await? {
             answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
@@ -283,23 +287,22 @@ impl Server {
 }
 
 impl Answers {
-    /// Runs `work` while sending on the events it produces.
+    /// Runs `work` while sending on the events it produces, all of them before this returns.
     async fn while_running<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::pin!(work);
-        loop {
+        let result = loop {
             tokio::select! {
-                result = &mut work => return result,
+                result = &mut work => break result,
                 Some(event) = self.queue.recv() => self.write(&event).await?,
             }
+        };
+        while let Ok(event) = self.queue.try_recv() {
+            self.write(&event).await?;
         }
+        result
     }
 
     async fn finish(mut self, result: Result<serde_json::Value, Failure>) {
-        while let Ok(event) = self.queue.try_recv() {
-            if self.write(&event).await.is_err() {
-                return;
-            }
-        }
         let last = match result {
             Ok(answer) => Event::Done { answer },
             Err(failure) => Event::Failed(failure),
