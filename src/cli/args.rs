@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueHint};
 
 use super::{
-    cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, profile, status, umount,
+    byte_size, cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, profile, status,
+    umount,
 };
 
 /// Mounts any container image now and fetches its bytes when they are read
@@ -39,6 +40,14 @@ pub(super) struct Global {
     /// $XDG_CACHE_HOME/ocifs or ~/.cache/ocifs for other users. One daemon serves each cache directory.
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) cache_dir: Option<PathBuf>,
+
+    /// How large the cache may grow, such as 20G or 500M
+    ///
+    /// Default: $OCIFS_CACHE_SIZE, else cache-size of a configuration file, else a tenth of its file system and at least
+    /// 1 GiB. Holds for a daemon from its start. What was used least recently goes first, decoded files before layers, and
+    /// never what a mount uses. 5 % of the file system, or 1 GiB, are left free in any case.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = byte_size::cache_size)]
+    pub(super) cache_size: Option<u64>,
 
     /// The directory of control sockets and logs
     ///

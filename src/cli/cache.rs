@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::context::Context;
 use super::output::Output;
 use super::progress::Meter;
-use super::stop::Stop;
+use super::stop::{Stop, warn};
 use super::table::{Column, Rows, count, size};
 use crate::daemon::control::{self, CacheReport, Request, Usage, VerifyReport};
 use crate::daemon::{Code, Failure};
@@ -96,11 +96,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
 
 fn show_usage(json: bool, context: &Context) -> Result<(), Stop> {
     let report: CacheReport = context.ask(&Request::CacheUsage, &Meter::hidden())?;
+    if let Some(text) = control::other_cache_size(report.limit, context.settings.cache_size) {
+        warn(&context.environment, &text);
+    }
     let mut output = Output::new();
     if json {
         output.json(&report)?;
     } else {
         write!(output, "{}\n\n{}", Printable::path(&report.dir), usage_table(&report))?;
+        if let Some(limit) = report.limit {
+            writeln!(output, "\n{} of {} used", size(report.used), size(limit))?;
+        }
     }
     output.finish()
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::context::{Context, Sink, unexpected};
 use super::image::ImageArgs;
+use super::interrupt::or_interrupted;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
@@ -34,10 +35,17 @@ pub(super) struct Args {
 
 /// Prints.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
-    let request = Request::Read { image: args.image.request(context)?, path: args.path.as_bytes().to_vec() };
-    let mut file = File(Output::new());
-    context.ask_into(&request, &Meter::hidden(), &mut file)?;
-    file.0.finish()
+    let image = args.image.request(context)?;
+    let meter = Meter::looking_up(&image.reference);
+    let request = Request::Read { image, path: args.path.as_bytes().to_vec() };
+    let (context, shown) = (context.clone(), meter.clone());
+    let outcome = or_interrupted(move || {
+        let mut file = File(Output::new());
+        context.ask_into(&request, &shown, &mut file)?;
+        file.0.finish()
+    });
+    meter.clear();
+    outcome
 }
 
 /// Passes on a file as it comes.

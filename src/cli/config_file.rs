@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::duration;
 use super::stop::usage;
+use super::{byte_size, duration};
 use crate::daemon::Failure;
 use crate::daemon::control::{Fill, Io};
 use crate::oci::Printable;
@@ -18,6 +18,8 @@ use crate::oci::Printable;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ConfigFile {
     pub(super) cache_dir: Option<PathBuf>,
+    /// Bytes.
+    pub(super) cache_size: Option<u64>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
     pub(super) io: Option<Io>,
@@ -32,6 +34,7 @@ pub(super) struct ConfigFile {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Wire {
     cache_dir: Option<Spanned<PathBuf>>,
+    cache_size: Option<Spanned<String>>,
     runtime_dir: Option<Spanned<PathBuf>>,
     fill: Option<Fill>,
     io: Option<Io>,
@@ -76,8 +79,13 @@ impl ConfigFile {
             duration::recording(text.get_ref())
                 .map_err(|problem| wrong(Some(text.span()), &format!("profile-until: {problem}")))
         };
+        let size = |text: Spanned<String>| {
+            byte_size::cache_size(text.get_ref())
+                .map_err(|problem| wrong(Some(text.span()), &format!("cache-size: {problem}")))
+        };
         Ok(Self {
             cache_dir: absolute("cache-dir", wire.cache_dir)?,
+            cache_size: wire.cache_size.map(size).transpose()?,
             runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
             fill: wire.fill,
             io: wire.io,
@@ -91,6 +99,7 @@ impl ConfigFile {
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             cache_dir: self.cache_dir.or(other.cache_dir),
+            cache_size: self.cache_size.or(other.cache_size),
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
@@ -121,10 +130,11 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nprofile-until = '2m'\n\
+        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nprofile-until = '2m'\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
+            cache_size: Some(2 << 30),
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
@@ -144,6 +154,8 @@ mod tests {
             ("io = 'fast'", 1, "unknown variant `fast`"),
             ("idle-seconds = -1", 1, "invalid value"),
             ("\nprofile-until = '6m'", 2, "profile-until: a start is recorded for 5 minutes at most"),
+            ("cache-size = '2'", 1, "cache-size: a cache has 1M at least"),
+            ("cache-size = 2", 1, "invalid type"),
             ("# one\n[mount]\n", 2, "unknown field `mount`"),
             ("fill =\n", 1, ""),
             ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path"),

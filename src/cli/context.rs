@@ -44,6 +44,32 @@ impl Sink for Nothing {
     }
 }
 
+/// A sink that may write to the terminal on which the meter is.
+struct Below<'a> {
+    /// Until the first part.
+    meter: Option<&'a Meter>,
+    sink: &'a mut dyn Sink,
+}
+
+impl Below<'_> {
+    fn begin(&mut self) -> &mut dyn Sink {
+        if let Some(meter) = self.meter.take() {
+            meter.clear();
+        }
+        self.sink
+    }
+}
+
+impl Sink for Below<'_> {
+    fn item(&mut self, item: Listed) -> Result<(), Stop> {
+        self.begin().item(item)
+    }
+
+    fn data(&mut self, length: u64, connection: &mut Connection) -> Result<(), Stop> {
+        self.begin().data(length, connection)
+    }
+}
+
 impl Context {
     /// Settles what holds for this command.
     pub(super) fn new(global: &Global, environment: &Environment) -> Result<Self, Failure> {
@@ -53,9 +79,9 @@ impl Context {
     /// The way to the daemon of the cache directory.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let path = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
-        let Settings { cache_dir, runtime_dir, idle, .. } = &self.settings;
+        let Settings { cache_dir, cache_size, runtime_dir, idle, .. } = &self.settings;
         // The daemon inherits the environment, but must serve what this process has settled.
-        let arguments: [OsString; 7] = [
+        let mut arguments: Vec<OsString> = vec![
             "--cache-dir".into(),
             cache_dir.into(),
             "--runtime-dir".into(),
@@ -64,10 +90,13 @@ impl Context {
             "--idle".into(),
             idle.as_secs().to_string().into(),
         ];
+        if let Some(size) = cache_size {
+            arguments.extend(["--cache-size".into(), size.to_string().into()]);
+        }
         Ok(Client {
             cache_dir: cache_dir.clone(),
             runtime_dir: runtime_dir.clone(),
-            program: Program { path, arguments: arguments.into() },
+            program: Program { path, arguments },
         })
     }
 
@@ -76,10 +105,12 @@ impl Context {
         self.hear(self.client()?.request(request)?, meter, &mut Nothing)
     }
 
-    /// Asks for an answer in parts, starting the daemon if there is none.
+    /// Asks for an answer in parts, starting the daemon if there is none. The meter is gone before the first part comes.
     pub(super) fn ask_into(&self, request: &Request, meter: &Meter, sink: &mut dyn Sink) -> Result<(), Stop> {
         let connection = self.client()?.request(request)?;
-        self.hear::<serde_json::Value>(connection, meter, sink).map(drop)
+        let heard = self.hear::<serde_json::Value>(connection, meter, &mut Below { meter: Some(meter), sink });
+        meter.clear();
+        heard.map(drop)
     }
 
     /// Asks for a short answer if a daemon is running.

@@ -46,6 +46,7 @@ pub(super) fn options(context: &Context) -> Options {
     let settings = &context.settings;
     Options {
         cache_dir: settings.cache_dir.clone(),
+        cache_size: settings.cache_size,
         runtime_dir: settings.runtime_dir.clone(),
         idle: Some(settings.idle),
     }

@@ -5,10 +5,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The variables that mean something to this program.
-const VARIABLES: [&str; 12] = [
+const VARIABLES: [&str; 13] = [
     "DOCKER_CONFIG",
     "NO_COLOR",
     "OCIFS_CACHE_DIR",
+    "OCIFS_CACHE_SIZE",
     "OCIFS_LOG",
     "OCIFS_RUNTIME_DIR",
     "REGISTRY_AUTH_FILE",

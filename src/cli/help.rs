@@ -61,6 +61,7 @@ pub(super) const FILES: &str = "\
 variables win over both.
 
   cache-dir = \"/var/cache/ocifs\"
+  cache-size = \"20G\"              # how large the cache may grow
   runtime-dir = \"/run/ocifs\"
   fill = \"idle\"                   # off, idle or now
   io = \"auto\"                     # auto, passthrough or cached

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::context::{Context, Sink, unexpected};
 use super::image::ImageArgs;
+use super::interrupt::or_interrupted;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::Stop;
@@ -57,25 +58,25 @@ pub(super) struct Args {
 
 /// Lists.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
-    let path = args.path.as_bytes();
-    let request =
-        Request::ListDirectory { image: args.image.request(context)?, path: path.to_vec(), recursive: args.recursive };
-    let meter = Meter::hidden();
-    let output = Output::new();
-    if args.json {
-        let mut listing = JsonListing { output, count: 0 };
-        context.ask_into(&request, &meter, &mut listing)?;
-        return listing.finish();
-    }
-    let mut listing = Listing {
-        output,
-        asked: trim(path).to_vec(),
-        full_paths: args.recursive,
-        columns: args.long.then(Columns::default),
-        waiting: Vec::new(),
-    };
-    context.ask_into(&request, &meter, &mut listing)?;
-    listing.finish()
+    let image = args.image.request(context)?;
+    let meter = Meter::looking_up(&image.reference);
+    let (path, recursive) = (args.path.as_bytes().to_vec(), args.recursive);
+    let (asked, columns) = (trim(&path).to_vec(), args.long.then(Columns::default));
+    let request = Request::ListDirectory { image, path, recursive };
+    let (json, context, shown) = (args.json, context.clone(), meter.clone());
+    let outcome = or_interrupted(move || {
+        let output = Output::new();
+        if json {
+            let mut listing = JsonListing { output, count: 0 };
+            context.ask_into(&request, &shown, &mut listing)?;
+            return listing.finish();
+        }
+        let mut listing = Listing { output, asked, full_paths: recursive, columns, waiting: Vec::new() };
+        context.ask_into(&request, &shown, &mut listing)?;
+        listing.finish()
+    });
+    meter.clear();
+    outcome
 }
 
 /// A path without the slashes around it, as the daemon shows paths.

@@ -9,6 +9,7 @@
 //! that writes to standard output.
 
 mod args;
+mod byte_size;
 mod cache;
 mod cat;
 mod completions;

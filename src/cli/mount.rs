@@ -12,7 +12,7 @@ use super::interrupt::or_interrupted;
 use super::logging;
 use super::progress::Meter;
 use super::settings::settled;
-use super::stop::Stop;
+use super::stop::{Stop, usage};
 use crate::daemon::control::{self, Fill, Io, Request};
 use crate::daemon::{self, End};
 use crate::oci::Printable;
@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   ocifs mount debian:12 /mnt/debian
   ocifs mount --platform linux/arm64 ghcr.io/owner/name:1.2 rootfs
+  ocifs mount --wait debian:12 /mnt/debian               # complete when it returns
   ocifs mount --offline --fill off oci:build/image:latest /mnt
   ocifs mount --foreground localhost:5000/name /mnt     # for service managers";
 
@@ -57,6 +58,15 @@ pub(super) struct Args {
     /// over when nothing new was read for 10 seconds.
     #[arg(long, value_name = "DURATION", value_parser = duration::recording)]
     profile_until: Option<u32>,
+
+    /// Return only when every layer is in the cache and verified as a whole
+    ///
+    /// What is missing is fetched at once, as with --fill now, unless --fill idle is given. A complete image needs no
+    /// registry. If a layer cannot be completed, the command fails and the mount stays; so it does when Ctrl-C ends the
+    /// waiting, while Ctrl-C before the directory shows the image cancels the mount. With --offline, fails unless the cache
+    /// has everything.
+    #[arg(long, conflicts_with = "foreground")]
+    wait: bool,
 
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
@@ -108,22 +118,38 @@ impl From<When> for Fill {
 
 /// Mounts.
 pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
+    if args.wait && matches!(args.fill, Some(When::Off)) {
+        return Err(usage("cannot use --wait with --fill off", "a mount that is not filled is never complete")
+            .hint("leave out one of them")
+            .into());
+    }
+    // A configuration file's choice is for mounts that nobody waits for.
+    let fill = if args.wait { Fill::Now } else { context.settings.fill };
     let mount = control::Mount {
         image: args.image.request(context)?,
         dir: settled(&args.dir)?,
-        fill: args.fill.map_or(context.settings.fill, Fill::from),
+        fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
         profile_until: args.profile_until.or(context.settings.profile_until),
+        cache_size: context.settings.cache_size,
     };
-    if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, context) }
+    if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, args.wait, context) }
 }
 
-fn in_daemon(mount: control::Mount, context: &Context) -> Result<(), Stop> {
-    let meter = Meter::new(format!("looking up {}", Printable::of(&mount.image.reference)));
+fn in_daemon(mount: control::Mount, wait: bool, context: &Context) -> Result<(), Stop> {
+    let completing = format!("completing {}", Printable::of(&mount.image.reference));
+    let waiting = wait.then(|| Request::Wait { dir: mount.dir.clone() });
+    let meter = Meter::looking_up(&mount.image.reference);
     let (request, inner, shown) = (Request::Mount(mount), context.clone(), meter.clone());
-    let outcome = or_interrupted(move || inner.ask::<control::MountReport>(&request, &shown));
+    let outcome = or_interrupted(move || {
+        inner.ask::<control::MountReport>(&request, &shown)?;
+        // A request of its own: the mount is made, and giving up this one ends nothing.
+        let Some(request) = waiting else { return Ok(()) };
+        shown.next(completing);
+        inner.ask::<()>(&request, &shown)
+    });
     meter.clear();
-    outcome.map(drop)
+    outcome
 }
 
 fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {

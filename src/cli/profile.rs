@@ -5,16 +5,18 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueHint};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::context::Context;
 use super::image::ImageArgs;
+use super::interrupt::or_interrupted;
 use super::ls::{date, text_or_base64};
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::{Stop, usage};
 use super::table::{Column, Rows, count, percent, size};
-use crate::daemon::control::{ProfileText, Request};
+use crate::daemon::control::{self, ProfileText, Request};
 use crate::daemon::{Code, Failure};
 use crate::limits::PROFILE_TEXT_BYTES;
 use crate::oci::Printable;
@@ -91,12 +93,25 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
         Action::Show { image, json } => show(&fetch(image, context)?, *json),
         Action::Export { image, file } => export(&fetch(image, context)?, file.as_deref()),
         Action::Import { image, file } => import(image, file.as_deref(), context),
-        Action::Rm { image } => context.ask(&Request::RemoveProfile(image.request(context)?), &Meter::hidden()),
+        Action::Rm { image } => ask(image.request(context)?, Request::RemoveProfile, context),
     }
 }
 
 fn fetch(image: &ImageArgs, context: &Context) -> Result<ProfileText, Stop> {
-    context.ask(&Request::Profile(image.request(context)?), &Meter::hidden())
+    ask(image.request(context)?, Request::Profile, context)
+}
+
+/// Asks about an image, which may have to be looked up in its registry.
+fn ask<T: DeserializeOwned + Send + 'static>(
+    image: control::Image,
+    request: impl FnOnce(control::Image) -> Request,
+    context: &Context,
+) -> Result<T, Stop> {
+    let meter = Meter::looking_up(&image.reference);
+    let (request, context, shown) = (request(image), context.clone(), meter.clone());
+    let outcome = or_interrupted(move || context.ask(&request, &shown));
+    meter.clear();
+    outcome
 }
 
 fn show(report: &ProfileText, as_json: bool) -> Result<(), Stop> {
@@ -186,8 +201,8 @@ fn import(image: &ImageArgs, file: Option<&Path>, context: &Context) -> Result<(
         usage(format!("cannot import the profile in {name}"), error)
             .hint("`ocifs profile export` writes what can be imported")
     })?;
-    let request = Request::ImportProfile { image: image.request(context)?, text: profile.to_text() };
-    context.ask(&request, &Meter::hidden())
+    let import = |image| Request::ImportProfile { image, text: profile.to_text() };
+    ask(image.request(context)?, import, context)
 }
 
 /// Reads no more than a profile may have, and one byte that shows that there is more.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::daemon::control::Progress;
+use crate::oci::Printable;
 
 /// How often the line moves while nothing arrives, so that waiting does not look like being stuck.
 const TICK: Duration = Duration::from_millis(200);
@@ -31,6 +32,11 @@ impl Meter {
         Self(bar)
     }
 
+    /// A line for an image that is looked up, and streamed if nobody has indexed it.
+    pub(super) fn looking_up(reference: &str) -> Self {
+        Self::new(format!("looking up {}", Printable::of(reference)))
+    }
+
     /// No line, for what takes no time.
     pub(super) fn hidden() -> Self {
         Self(ProgressBar::hidden())
@@ -41,12 +47,25 @@ impl Meter {
         if progress.layers == 0 {
             return;
         }
-        if self.0.length().is_none() {
+        let is_first = self.0.length().is_none();
+        if is_first {
             self.0.set_style(style(STREAMING));
         }
         self.0.set_message(format!("{} of {} layers", progress.finished, progress.layers));
         self.0.set_length(progress.total);
         self.0.set_position(progress.taken);
+        if is_first {
+            // What was there before is no speed.
+            self.0.reset_eta();
+        }
+    }
+
+    /// Goes on with something else, whose length is not known yet.
+    pub(super) fn next(&self, what: String) {
+        self.0.unset_length();
+        self.0.reset();
+        self.0.set_style(style(WAITING));
+        self.0.set_message(what);
     }
 
     /// Takes the line away while `print` writes others.
@@ -76,5 +95,7 @@ mod tests {
         meter.show(&Progress { layers: 3, finished: 1, total: 1000, taken: 10, received: 10 });
         assert_eq!((meter.0.length(), meter.0.position()), (Some(1000), 10));
         assert_eq!(meter.0.message(), "1 of 3 layers");
+        meter.next("completing it".to_owned());
+        assert_eq!((meter.0.length(), meter.0.position(), meter.0.message()), (None, 0, "completing it".to_owned()));
     }
 }

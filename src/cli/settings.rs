@@ -1,10 +1,12 @@
 //! What the options mean: the first of flag, environment, the user's file, the system's file and the default decides.
 
+use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::Global;
+use super::byte_size;
 use super::config_file::ConfigFile;
 use super::environment::Environment;
 use super::paths;
@@ -24,6 +26,8 @@ const IDLE: Duration = Duration::from_secs(30);
 pub(super) struct Settings {
     /// The cache directory, absolute and without symbolic links.
     pub(super) cache_dir: PathBuf,
+    /// How large the cache may grow, in bytes; none for the daemon's default.
+    pub(super) cache_size: Option<u64>,
     /// The directory of control sockets, likewise.
     pub(super) runtime_dir: PathBuf,
     /// When the rest of an image is fetched.
@@ -54,6 +58,15 @@ impl Settings {
         let cache_dir = cache_dir.or_else(|| default_cache_dir(environment)).ok_or_else(|| {
             usage("cannot tell where the cache is", "there is no home directory").hint("name it with --cache-dir")
         })?;
+        let from_environment = |text: &OsString| {
+            let size = byte_size::cache_size(&text.to_string_lossy());
+            size.map_err(|problem| usage("cannot use the value of $OCIFS_CACHE_SIZE", problem))
+        };
+        let cache_size = match (global.cache_size, environment.variables.get("OCIFS_CACHE_SIZE")) {
+            (Some(size), _) => Some(size),
+            (None, Some(text)) => Some(from_environment(text)?),
+            (None, None) => file.cache_size,
+        };
         let runtime_dir =
             global.runtime_dir.clone().or_else(|| environment.path("OCIFS_RUNTIME_DIR")).or(file.runtime_dir);
         let runtime_dir = match runtime_dir {
@@ -62,6 +75,7 @@ impl Settings {
         };
         Ok(Self {
             cache_dir: settled(&cache_dir)?,
+            cache_size,
             runtime_dir: settled(&runtime_dir)?,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
@@ -145,6 +159,24 @@ mod tests {
         assert_eq!(settle(&none, &set, file).runtime_dir, Path::new("/no-such/runtime"));
         set.variables.remove("OCIFS_CACHE_DIR");
         assert_eq!(settle(&none, &set, "").cache_dir, Path::new("/home/u/.cache/ocifs"));
+    }
+
+    #[test]
+    fn the_size_of_the_cache_is_settled_like_its_place() {
+        let flag = Global { cache_size: Some(1 << 30), ..Global::default() };
+        let mut set = user();
+        set.variables.insert("OCIFS_CACHE_SIZE", "2G".into());
+        set.variables.insert("OCIFS_RUNTIME_DIR", "/no-such/runtime".into());
+        let file = "cache-size = '3G'";
+        assert_eq!(settle(&flag, &set, file).cache_size, Some(1 << 30));
+        assert_eq!(settle(&Global::default(), &set, file).cache_size, Some(2 << 30));
+        set.variables.insert("OCIFS_CACHE_SIZE", "2GB".into());
+        let wrong = Settings::settle(&Global::default(), &set, ConfigFile::default()).expect_err("no unit");
+        assert_eq!((wrong.code, wrong.error.as_str()), (Code::Usage, "cannot use the value of $OCIFS_CACHE_SIZE"));
+        assert_eq!(settle(&flag, &set, file).cache_size, Some(1 << 30), "what does not count is not read");
+        set.variables.remove("OCIFS_CACHE_SIZE");
+        assert_eq!(settle(&Global::default(), &set, file).cache_size, Some(3 << 30));
+        assert_eq!(settle(&Global::default(), &set, "").cache_size, None);
     }
 
     #[test]

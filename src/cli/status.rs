@@ -10,7 +10,7 @@ use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
 use super::table::{Column, Rows, count, percent, short_digest, size};
-use crate::daemon::control::{Fill, Io, LayerReport, MountReport, ProfileReport, Request, StatusReport};
+use crate::daemon::control::{Fill, FillReport, Io, LayerReport, MountReport, ProfileReport, Request, StatusReport};
 use crate::daemon::{Code, Failure};
 use crate::fuse;
 use crate::oci::Printable;
@@ -90,11 +90,6 @@ fn text(report: &StatusReport) -> String {
 
 fn describe(mount: &MountReport) -> String {
     let layers = count(mount.layers.len() as u64, "layer");
-    let fill = match mount.fill {
-        Fill::Off => "off",
-        Fill::Idle => "idle",
-        Fill::Now => "now",
-    };
     let io = match mount.io {
         Io::Auto => "auto",
         Io::Passthrough => "passthrough",
@@ -114,7 +109,7 @@ fn describe(mount: &MountReport) -> String {
         ),
         ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
         ("kernel", count(mount.kernel_requests.values().sum(), "request")),
-        ("fill", fill.to_owned()),
+        ("fill", filling(mount.fill, &mount.filling)),
         ("profile", profile(&mount.profile)),
         ("ahead", ahead(&mount.profile)),
     ];
@@ -122,6 +117,22 @@ fn describe(mount: &MountReport) -> String {
         text += &format!("  {label:<11}{value}\n");
     }
     text + "\n" + &layer_table(&mount.layers).indented("  ") + &reasons(&mount.layers)
+}
+
+/// When the rest is fetched, and how far that is.
+fn filling(fill: Fill, report: &FillReport) -> String {
+    let fill = match fill {
+        Fill::Off => "off",
+        Fill::Idle => "idle",
+        Fill::Now => "now",
+    };
+    let state = match report.state.as_str() {
+        "" => String::new(),
+        state if state == fill => String::new(),
+        state => format!(", {}", Printable::of(state)),
+    };
+    let error = report.error.as_ref().map_or_else(String::new, |error| format!(": {}", Printable::of(error)));
+    format!("{fill}{state}{error}")
 }
 
 /// What is known of the image's start.
@@ -210,6 +221,7 @@ mod tests {
                 digest: format!("sha256:{}", "cd".repeat(32)),
                 platform: "linux/amd64".to_owned(),
                 fill: Fill::Idle,
+                filling: FillReport { state: "failed".to_owned(), error: Some("gone: for\never".to_owned()) },
                 bytes_needed: 3 << 20,
                 bytes_local: 1 << 20,
                 bytes_fetched: 1 << 20,
@@ -246,7 +258,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   open files known to the kernel alone
   io         cached (files are small: 28 KiB on average)
   kernel     7 requests
-  fill       idle
+  fill       idle, failed: gone: for\\never
   profile    stored
   ahead      3 spans by profile
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
@@ -65,6 +66,9 @@ pub struct Mount {
     /// How long to record the start, in seconds: 0 for not at all, none until it is quiet.
     #[serde(default)]
     pub profile_until: Option<u32>,
+    /// How large its user believes the cache may grow, in bytes; a daemon that runs keeps its own bound and warns.
+    #[serde(default)]
+    pub cache_size: Option<u64>,
 }
 
 /// What `cache drop` removes.
@@ -86,6 +90,12 @@ pub struct Drop {
 pub enum Request {
     /// Mount an image; progress events come before the end.
     Mount(Mount),
+    /// Wait until every layer of a mount is complete; progress events come before the end. Filled at once if nothing else
+    /// was asked for.
+    Wait {
+        /// The mount point, absolute.
+        dir: PathBuf,
+    },
     /// End a mount.
     Unmount {
         /// The mount point, absolute.
@@ -141,7 +151,7 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// How far opening an image has come.
+    /// How far opening an image has come, or completing it.
     Progress(Progress),
     /// Something the user should know.
     Warning {
@@ -164,16 +174,16 @@ pub enum Event {
     Failed(Failure),
 }
 
-/// How far opening an image has come.
+/// How far opening an image has come, or completing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Layers being streamed.
+    /// Layers being streamed or filled.
     pub layers: usize,
-    /// Layers of them that are read to the end.
+    /// Layers of them that are read to the end, or complete.
     pub finished: usize,
-    /// Bytes to read.
+    /// Bytes of these layers.
     pub total: u64,
-    /// Bytes read.
+    /// Bytes read, or in the cache.
     pub taken: u64,
     /// Bytes that came over the network.
     pub received: u64,
@@ -217,6 +227,9 @@ pub struct MountReport {
     pub platform: String,
     /// When the rest is fetched.
     pub fill: Fill,
+    /// How far that is.
+    #[serde(default)]
+    pub filling: FillReport,
     /// Bytes of all layers, compressed.
     pub bytes_needed: u64,
     /// Bytes of them that are in the cache.
@@ -239,8 +252,17 @@ pub struct MountReport {
     #[serde(default)]
     pub profile: ProfileReport,
     /// The layers from the bottom; empty in a short listing.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub layers: Vec<LayerReport>,
+}
+
+/// How far a mount is filled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillReport {
+    /// `off`, `running`, `waiting` for a source that cannot be reached, `complete`, or `failed` if a layer was given up.
+    pub state: String,
+    /// The last failure, on one line.
+    pub error: Option<String>,
 }
 
 /// What a mount records of its start, and what it fetched ahead of the first read.
@@ -363,6 +385,12 @@ pub struct Usage {
 pub struct CacheReport {
     /// The cache directory.
     pub dir: PathBuf,
+    /// Bytes that the cache may take.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Bytes that it takes.
+    #[serde(default)]
+    pub used: u64,
     /// Manifests and configurations.
     pub manifests: Usage,
     /// Layer blobs.
@@ -385,4 +413,17 @@ pub struct VerifyReport {
     pub good: u64,
     /// Objects that were not, by path below the cache directory; they were removed.
     pub removed: Vec<String>,
+}
+
+/// The warning for a user who wants a cache of another size than `limit`, which its daemon keeps.
+pub fn other_cache_size(limit: Option<u64>, wanted: Option<u64>) -> Option<String> {
+    let (limit, wanted) = (limit?, wanted?);
+    let shown = |bytes| ByteSize::b(bytes).display().iec();
+    (limit != wanted).then(|| {
+        format!(
+            "the cache may grow to {}, not {}: its daemon was started so, and keeps that until it ends",
+            shown(limit),
+            shown(wanted)
+        )
+    })
 }

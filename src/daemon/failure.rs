@@ -196,7 +196,10 @@ impl From<&store::Error> for Failure {
                 .hint("free some space, e.g. with `ocifs cache drop --files --blobs`, or choose another --cache-dir"),
             store::Error::Size { .. } | store::Error::Mismatch(_) => failure.coded(Code::BadImage),
             store::Error::Foreign { .. } => failure.hint("choose another directory with --cache-dir"),
-            store::Error::Io { .. } | store::Error::Incomplete(_) => failure,
+            store::Error::Incomplete(_) => {
+                failure.hint("the cache had no room for what was fetched, or was changed by somebody else")
+            }
+            store::Error::Io { .. } => failure,
         }
     }
 }

@@ -8,7 +8,9 @@
 
 mod client;
 pub mod control;
+mod events;
 mod failure;
+mod fill;
 mod memory;
 mod mount;
 mod mounts;
@@ -46,6 +48,8 @@ const BLOCKING: usize = 32;
 pub struct Options {
     /// The cache directory.
     pub cache_dir: PathBuf,
+    /// How large the cache may grow, in bytes; by its file system if none.
+    pub cache_size: Option<u64>,
     /// The directory of the control socket.
     pub runtime_dir: PathBuf,
     /// Ends by itself after this long without a mount or a client; never if none.
@@ -98,7 +102,9 @@ pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mou
 
 async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
     let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
-    store.set_limits(Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?);
+    let mut limits = Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?;
+    limits.max_bytes = options.cache_size.or(limits.max_bytes);
+    store.set_limits(limits);
     let images = Images::new(store, Fetcher::new(fetch::Options::default()));
     let listener = listen(options)?;
     let socket = socket_path(&options.cache_dir, &options.runtime_dir);

@@ -3,25 +3,19 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::control::{self, Event, Fill};
+use super::events::{open_image, send};
 use super::failure::no_device;
+use super::fill::Filling;
 use super::mounts::{Mounted, Mounts};
 use super::profiles::Profiling;
 use super::query::request_of;
 use super::{Code, Failure};
-use crate::fetch::{self, Urgency};
+use crate::fetch::Urgency;
 use crate::fs::FileSystem;
 use crate::fuse::{self, Access};
-use crate::image::{Image, ImageLayer, Images, Progress};
-use crate::source::ErrorKind;
-
-/// How often progress is told.
-const TELL: Duration = Duration::from_millis(100);
-
-/// How long fill waits after a failure that may pass.
-const RETRY: Duration = Duration::from_secs(30);
+use crate::image::{Image, Images};
 
 /// Mounts an image, telling its progress to `events`. Dropping the future leaves nothing behind but cached bytes.
 pub(super) async fn mount(
@@ -38,23 +32,14 @@ pub(super) async fn mount(
     let looked = tokio::task::spawn_blocking(move || check_mount_point(&dir));
     looked.await.map_err(|_| interrupted())??;
 
-    let progress = Arc::new(Progress::default());
-    let image = {
-        let open = images.open(&request, &progress);
-        tokio::pin!(open);
-        let mut tick = tokio::time::interval(TELL);
-        loop {
-            tokio::select! {
-                image = &mut open => break image,
-                _ = tick.tick() => tell(events, &progress).await,
-            }
-        }
-    };
-    tell(events, &progress).await;
+    let image = open_image(images, &request, events).await;
     let image =
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
     for text in &image.resolved.warnings {
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
+    }
+    if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
+        send(events, Event::Warning { text }).await;
     }
     let mounted = attach(images, mounts, wanted, image).await?;
     let io = mounted.mount.io();
@@ -91,19 +76,16 @@ async fn attach(
         });
         attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
     };
-    let fill = match wanted.fill {
-        Fill::Off => None,
-        Fill::Idle => Some(Urgency::Idle),
-        Fill::Now => Some(Urgency::Now),
-    };
-    let recording = profiling.record(wanted.profile_until);
-    let tasks = fill
-        .filter(|_| !wanted.image.offline)
-        .map(|urgency| tokio::spawn(fill_all(images.clone(), image.layers.clone(), urgency)).abort_handle())
-        .into_iter()
-        .chain(recording)
-        .collect();
-    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, tasks });
+    let filling = Arc::new(Filling::new(images.fetcher(), &image.layers, mounts.grown()));
+    match wanted.fill {
+        // What an offline mount could do is done when somebody waits for it.
+        _ if wanted.image.offline => {}
+        Fill::Off => {}
+        Fill::Idle => filling.start(Urgency::Idle),
+        Fill::Now => filling.start(Urgency::Now),
+    }
+    let tasks = profiling.record(wanted.profile_until).into_iter().collect();
+    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, filling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
@@ -112,25 +94,6 @@ async fn attach(
         mounts.remove(&watched);
     });
     Ok(mounted)
-}
-
-/// Completes the layers from the bottom, one after the other.
-async fn fill_all(images: Images, layers: Vec<ImageLayer>, urgency: Urgency) {
-    for ImageLayer { layer, .. } in layers {
-        while !layer.blob.is_complete() {
-            match fetch::fill(images.fetcher(), &layer, urgency).await {
-                Ok(()) => tracing::info!(layer = %layer.index.layer(), "layer is complete"),
-                Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
-                    tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
-                    tokio::time::sleep(RETRY).await;
-                }
-                Err(error) => {
-                    tracing::warn!(layer = %layer.index.layer(), error = %crate::fs::Chain(&error), "fill gives up");
-                    break;
-                }
-            }
-        }
-    }
 }
 
 /// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.
@@ -173,26 +136,4 @@ fn taken(dir: &Path) -> Failure {
 
 fn interrupted() -> Failure {
     Failure::new(Code::Other, "the daemon is stopping")
-}
-
-async fn tell(events: &tokio::sync::mpsc::Sender<Event>, progress: &Progress) {
-    let now = progress.now();
-    send(
-        events,
-        Event::Progress(control::Progress {
-            layers: now.layers,
-            finished: now.finished,
-            total: now.total,
-            taken: now.taken,
-            received: now.received,
-        }),
-    )
-    .await;
-}
-
-/// Tells the client. One that went away cancels the whole request elsewhere.
-async fn send(events: &tokio::sync::mpsc::Sender<Event>, event: Event) {
-    if events.send(event).await.is_err() {
-        tracing::debug!("the client is gone");
-    }
 }

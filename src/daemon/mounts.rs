@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::control;
+use super::fill::Filling;
 use super::profiles::Profiling;
 use crate::fs::FileSystem;
 use crate::fuse;
@@ -27,6 +28,8 @@ pub(super) struct Mounted {
     pub(super) mount: fuse::Mount,
     /// What it records, and fetches ahead.
     pub(super) profiling: Arc<Profiling>,
+    /// What completes its layers.
+    pub(super) filling: Arc<Filling>,
     /// Background work that ends with the mount.
     pub(super) tasks: Vec<AbortHandle>,
 }
@@ -47,6 +50,8 @@ pub(super) struct Mounts {
     table: Mutex<BTreeMap<PathBuf, Option<Arc<Mounted>>>>,
     /// Number of entries, for whoever waits until nothing is mounted.
     count: watch::Sender<usize>,
+    /// Told when a mount has added to the cache by itself, or keeps nothing of it any more.
+    grown: Arc<Notify>,
 }
 
 /// A reserved mount point; freed when dropped unless it was filled.
@@ -67,7 +72,7 @@ pub(super) struct InUse {
 
 impl Default for Mounts {
     fn default() -> Self {
-        Self { table: Mutex::default(), count: watch::Sender::new(0) }
+        Self { table: Mutex::default(), count: watch::Sender::new(0), grown: Arc::default() }
     }
 }
 
@@ -106,6 +111,11 @@ impl Mounts {
         self.count.subscribe()
     }
 
+    /// Whom to tell when the cache has grown, and who is told.
+    pub(super) fn grown(&self) -> Arc<Notify> {
+        Arc::clone(&self.grown)
+    }
+
     /// What the cache must keep.
     pub(super) fn in_use(&self) -> InUse {
         let mut in_use = InUse::default();
@@ -127,6 +137,8 @@ impl Reservation<'_> {
     pub(super) fn fill(mut self, mounted: Arc<Mounted>) {
         self.mounts.lock().insert(self.dir.clone(), Some(mounted));
         self.filled = true;
+        // The layers that were streamed for it are in the cache now.
+        self.mounts.grown.notify_one();
     }
 }
 

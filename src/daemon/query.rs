@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
-use super::control::{self, Listed};
+use super::control::{self, Event, Listed};
+use super::events::open_image;
 use super::mounts::Mounts;
 use super::report;
 use super::{Code, Failure};
 use crate::fs::{Ino, Read};
-use crate::image::{Image, Images, Progress, Request};
+use crate::image::{Image, Images, Request};
 use crate::index::LayerIndex;
 use crate::oci::{Platform, Printable, Reference, Wanted};
 use crate::tree::{NodeId, NodeKind, Tree};
@@ -47,13 +49,15 @@ pub(super) async fn inspect(images: &Images, wanted: &control::Image) -> Result<
     described.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))
 }
 
-/// Opens an image without mounting it.
-pub(super) async fn open(images: &Images, wanted: &control::Image, progress: &Arc<Progress>) -> Result<Image, Failure> {
+/// Opens an image without mounting it, telling its progress to `events`.
+pub(super) async fn open(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<Image, Failure> {
     let request = request_of(wanted)?;
-    images
-        .open(&request, progress)
-        .await
-        .map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
+    let image = open_image(images, &request, events).await;
+    image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
 }
 
 /// The node at `path`, or a failure that names it.

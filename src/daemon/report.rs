@@ -18,6 +18,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         digest: image.resolved.digest.to_string(),
         platform: image.resolved.config.platform.to_string(),
         fill: mounted.request.fill,
+        filling: mounted.filling.report(),
         bytes_needed: layers.iter().map(|layer| layer.size).sum(),
         bytes_local: layers.iter().map(|layer| layer.local).sum(),
         bytes_fetched: layers.iter().map(|layer| layer.fetched).sum(),
@@ -94,6 +95,8 @@ fn platform(entry: &crate::oci::IndexEntry) -> Option<String> {
 pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
     CacheReport {
         dir: store.dir().to_owned(),
+        limit: store.limits().max_bytes,
+        used: usage.total().bytes,
         manifests: part(usage.manifests),
         blobs: part(usage.blobs),
         indexes: part(usage.indexes),

@@ -13,7 +13,7 @@ use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
 use super::{Code, Failure, Options, mount, profiles, query, report};
 use crate::fuse;
-use crate::image::{Images, Progress};
+use crate::image::Images;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
@@ -23,6 +23,9 @@ const MEMORY_QUIET: Duration = Duration::from_secs(5);
 
 /// How often the size of the cache is looked at while mounts stay the same: reads add to it.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// How long after a change the cache is looked at: by then a mount that ended has let go of its layers.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
@@ -115,13 +118,16 @@ impl Server {
         tokio::join!(self.images.fetcher().shrink_when_idle(MEMORY_QUIET), self.keep_cache_bounded());
     }
 
-    /// Evicts what no mount uses whenever something was mounted or unmounted, and now and then.
+    /// Evicts what no mount uses whenever something was mounted, filled or unmounted, and now and then.
     async fn keep_cache_bounded(&self) {
-        let mut mounts = self.mounts.count();
+        let (mut mounts, grown) = (self.mounts.count(), self.mounts.grown());
         loop {
-            if tokio::time::timeout(EVICTION, mounts.changed()).await.is_ok_and(|changed| changed.is_err()) {
-                return std::future::pending().await;
+            tokio::select! {
+                changed = mounts.changed() => if changed.is_err() { return std::future::pending().await },
+                () = grown.notified() => {}
+                () = tokio::time::sleep(EVICTION) => {}
             }
+            tokio::time::sleep(SETTLED).await;
             match query::evict(&self.images, &self.mounts).await {
                 Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
                 Ok(_) => {}
@@ -167,6 +173,10 @@ impl Server {
                 let made = mount::mount(&self.images, &self.mounts, wanted, &events);
                 answers.while_running(made).await.and_then(|report| value(&report))
             }
+            Request::Wait { dir } => {
+                let events = answers.events.clone();
+                answers.while_running(self.wait(&dir, &events)).await.and_then(|()| value(&()))
+            }
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy).await,
             Request::List => value(&self.reports(None, false)),
             Request::Status { dir } => self.status(dir.as_deref()),
@@ -187,6 +197,21 @@ impl Server {
             Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
         };
         answers.finish(result).await;
+    }
+
+    /// Waits until a mount is complete. Whoever gives up waiting leaves it as it is.
+    async fn wait(&self, dir: &Path, events: &mpsc::Sender<Event>) -> Result<(), Failure> {
+        let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
+        let outcome = tokio::select! {
+            outcome = mounted.filling.wait(events) => outcome,
+            () = mounted.mount.ended() => return Err(not_mounted(dir)),
+        };
+        outcome.map_err(|failure| {
+            let dir = crate::oci::Printable::path(dir);
+            let stays = format!("{dir} stays mounted; `ocifs status {dir}` shows what is missing");
+            let hint = failure.hint.as_ref().map_or_else(|| stays.clone(), |hint| format!("{hint}; {stays}"));
+            failure.about(format!("cannot complete {}", mounted.request.image.reference)).hint(hint)
+        })
     }
 
     async fn unmount(&self, dir: &Path, lazy: bool) -> Result<serde_json::Value, Failure> {
@@ -235,8 +260,8 @@ impl Server {
         recursive: bool,
         answers: &mut Answers,
     ) -> Result<serde_json::Value, Failure> {
-        let progress = Arc::new(Progress::default());
-        let image = query::open(&self.images, image, &progress).await?;
+        let events = answers.events.clone();
+        let image = answers.while_running(query::open(&self.images, image, &events)).await?;
         let start = query::find(&image.tree, path)?;
         for item in query::Walk::new(&image.tree, path, start, recursive) {
             answers.write(&Event::Item(item)).await?;
@@ -250,8 +275,8 @@ impl Server {
         path: &[u8],
         answers: &mut Answers,
     ) -> Result<serde_json::Value, Failure> {
-        let progress = Arc::new(Progress::default());
-        let image = query::open(&self.images, image, &progress).await?;
+        let events = answers.events.clone();
+        let image = answers.while_running(query::open(&self.images, image, &events)).await?;
         let mut reader = query::FileReader::new(&self.images, &image, path)?;
         while let Some(bytes) = reader.next().await? {
             answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
@@ -262,23 +287,22 @@ impl Server {
 }
 
 impl Answers {
-    /// Runs `work` while sending on the events it produces.
+    /// Runs `work` while sending on the events it produces, all of them before this returns.
     async fn while_running<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::pin!(work);
-        loop {
+        let result = loop {
             tokio::select! {
-                result = &mut work => return result,
+                result = &mut work => break result,
                 Some(event) = self.queue.recv() => self.write(&event).await?,
             }
+        };
+        while let Ok(event) = self.queue.try_recv() {
+            self.write(&event).await?;
         }
+        result
     }
 
     async fn finish(mut self, result: Result<serde_json::Value, Failure>) {
-        while let Ok(event) = self.queue.try_recv() {
-            if self.write(&event).await.is_err() {
-                return;
-            }
-        }
         let last = match result {
             Ok(answer) => Event::Done { answer },
             Err(failure) => Event::Failed(failure),

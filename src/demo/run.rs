@@ -183,7 +183,8 @@ impl Stage<'_> {
             auth_files: Vec::new(),
         };
         let (dir, fill, io) = (self.dir.clone(), Fill::Off, control::Io::Auto);
-        self.ask(Request::Mount(control::Mount { image, dir, fill, io, profile_until: Some(0) })).await
+        self.ask(Request::Mount(control::Mount { image, dir, fill, io, profile_until: Some(0), cache_size: None }))
+            .await
     }
 
     async fn unmount(&self) -> Result<(), Failure> {

@@ -194,6 +194,8 @@ struct Inner {
     cache: spans::SpanCache,
     flights: OnceMap<spans::Key, Result<Bytes, Error>>,
     decoders: Semaphore,
+    /// Room in memory for one window of a large span that is being decoded.
+    window: Semaphore,
     demand: Demand,
     planner: plan::Planner,
     buffers: buffers::Buffers,
@@ -207,6 +209,7 @@ impl Fetcher {
                 cache: spans::SpanCache::new(options.memory),
                 flights: OnceMap::default(),
                 decoders: Semaphore::new(options.decoders.max(1)),
+                window: Semaphore::new(1),
                 demand: Demand::default(),
                 planner: plan::Planner::default(),
                 buffers: buffers::Buffers::default(),
@@ -395,7 +398,7 @@ impl Fetcher {
         let inner = Arc::clone(&self.inner);
         let layer = Arc::clone(layer);
         self.inner.flights.join(key, move || async move {
-            let bytes = inner.obtain(&layer, span).await?;
+            let bytes = inner.obtain(&layer, span, large::Target::File).await?;
             if !LargeSpans::is_large(&layer.index, span) {
                 inner.cache.put(key, bytes.clone());
             }
@@ -461,11 +464,11 @@ impl Inner {
     ///
     /// A span that does not verify is fetched once more in full: the disk's copy may have rotted, or one answer may have
     /// been damaged on the way. Wrong twice means the source holds something else.
-    async fn obtain(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+    async fn obtain(&self, layer: &Arc<Layer>, span: SpanId, target: large::Target) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
         for attempt in 0..2 {
             let decoded = if LargeSpans::is_large(&layer.index, span) {
-                match large::obtain(layer, span).await {
+                match large::obtain(layer, span, target).await {
                     Ok(bytes) => Ok(bytes),
                     Err(large::Failure::Input(error)) => return Err(error),
                     Err(large::Failure::Decode(error)) => Err(error),

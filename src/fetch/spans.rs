@@ -10,16 +10,21 @@ use super::Layer;
 use crate::index::SpanId;
 use crate::oci::Digest;
 
-/// Names a span across all layers.
+/// Names a span across all layers, or a window of one that is too large for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     layer: Digest,
     span: SpanId,
+    window: Option<u32>,
 }
 
 impl Key {
     pub(super) fn new(layer: &Layer, span: SpanId) -> Self {
-        Self { layer: layer.index.layer(), span }
+        Self { layer: layer.index.layer(), span, window: None }
+    }
+
+    pub(super) fn window(layer: &Layer, span: SpanId, number: u32) -> Self {
+        Self { window: Some(number), ..Self::new(layer, span) }
     }
 
     pub(super) fn span(&self) -> SpanId {

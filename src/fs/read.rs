@@ -13,6 +13,7 @@ use rustix::buffer::spare_capacity;
 use super::copies::Found;
 use super::{Error, FileSystem, Ino};
 use crate::fetch::{Fetcher, Layer};
+use crate::index::SpanId;
 use crate::tree::{Extent, Node, NodeId, NodeKind};
 
 /// A read that waits for a fetch or a decode.
@@ -221,10 +222,8 @@ async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> R
             Part::Data { layer, offset, length } => {
                 let layer = layers.get(layer).ok_or(Error::WrongType)?;
                 let spans: Vec<_> = layer.index.spans(offset..offset + length as u64).collect();
-                let decoded = futures_util::future::try_join_all(spans.iter().map(|span| fetcher.span(layer, *span)));
-                for (span, decoded) in spans.iter().zip(decoded.await?) {
-                    pieces.push(cut(layer, *span, &decoded, offset, length).ok_or(Error::WrongType)?);
-                }
+                let part = |span: &SpanId| fetcher.part(layer, *span, within(layer, *span, offset, length));
+                pieces.extend(futures_util::future::try_join_all(spans.iter().map(part)).await?);
             }
         }
     }
@@ -232,12 +231,17 @@ async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> R
 }
 
 /// The part of a decoded span that lies in `offset..offset + length` of the layer, without copying.
-fn cut(layer: &Layer, span: crate::index::SpanId, decoded: &Bytes, offset: u64, length: usize) -> Option<Bytes> {
-    let range = layer.index.decoded(span);
-    let start = offset.max(range.start).checked_sub(range.start)?;
-    let stop = (offset + length as u64).min(range.end).checked_sub(range.start)?;
-    let (start, stop) = (usize::try_from(start).ok()?, usize::try_from(stop).ok()?);
+fn cut(layer: &Layer, span: SpanId, decoded: &Bytes, offset: u64, length: usize) -> Option<Bytes> {
+    let part = within(layer, span, offset, length);
+    let (start, stop) = (usize::try_from(part.start).ok()?, usize::try_from(part.end).ok()?);
     (start <= stop && stop <= decoded.len()).then(|| decoded.slice(start..stop))
+}
+
+/// Where `offset..offset + length` of the layer, which `span` has some of, lies in the decoded span.
+fn within(layer: &Layer, span: SpanId, offset: u64, length: usize) -> Range<u64> {
+    let range = layer.index.decoded(span);
+    let stop = (offset + length as u64).min(range.end);
+    offset.max(range.start) - range.start..stop.saturating_sub(range.start)
 }
 
 fn join(mut pieces: Vec<Bytes>) -> Bytes {

@@ -68,6 +68,11 @@ impl Store {
         *lock(&self.shared.limits) = limits;
     }
 
+    /// The bounds that [`evict`](Self::evict) keeps.
+    pub fn limits(&self) -> Limits {
+        *lock(&self.shared.limits)
+    }
+
     /// Brings the cache within its limits, if it is over them; returns what was freed.
     ///
     /// What `keep` names stays, whether as blob, index, tree or decoded file, and so does what is open. The cache
@@ -96,7 +101,7 @@ impl Store {
 
     /// Bytes to free, 0 if the cache is within its limits.
     fn excess(&self) -> Result<u64, Error> {
-        let limits = *lock(&self.shared.limits);
+        let limits = self.limits();
         let mut excess = 0;
         if let Some(max) = limits.max_bytes {
             excess = over(self.usage()?.total().bytes, max, max);

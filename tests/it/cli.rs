@@ -358,7 +358,7 @@ fn a_mount_says_nothing_shows_the_image_and_ends() {
     assert_eq!((&listed[0]["dir"], &listed[0]["fill"]), (&json!(dir), &json!("off")));
     assert!(bench.run(["list"]).ok().stdout.contains(dir));
     let status = bench.run(["status", "link"]).ok().stdout;
-    assert!(status.contains("first-contact") && status.contains("  fill       off\n"), "{status}");
+    assert!(status.contains("first-contact") && status.contains("  fill       off, complete\n"), "{status}");
 
     let file = fs::File::open(point.path().join("etc/os-release")).expect("it opens");
     let busy = bench.run(["umount", "link"]);

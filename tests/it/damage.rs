@@ -98,7 +98,7 @@ pub(crate) fn present(missing: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
 }
 
 /// Changes one byte of a file in place.
-fn flip(path: &Path, place: u64, mask: u8) {
+pub(crate) fn flip(path: &Path, place: u64, mask: u8) {
     let file = fs::File::options().read(true).write(true).open(path);
     let file = file.or_else(|_| {
         // Decoded files are read-only; root may write them anyway.

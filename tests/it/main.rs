@@ -1,8 +1,10 @@
 //! Integration tests, one binary; each module says what it shows.
 
+mod cache_size;
 mod cli;
 mod damage;
 mod demo_image;
+mod fill;
 mod formats;
 mod images;
 mod kill;

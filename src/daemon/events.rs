@@ -1,0 +1,46 @@
+//! Telling a client how its request goes on, before the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::control::{self, Event};
+use crate::image::{self, Image, Images, Progress, Request};
+
+/// How often progress is told.
+pub(super) const TELL: Duration = Duration::from_millis(100);
+
+/// Opens an image, telling how far its first contact is.
+pub(super) async fn open_image(
+    images: &Images,
+    request: &Request,
+    events: &mpsc::Sender<Event>,
+) -> Result<Image, image::Error> {
+    let progress = Arc::new(Progress::default());
+    let open = images.open(request, &progress);
+    tokio::pin!(open);
+    let mut tick = tokio::time::interval(TELL);
+    let image = loop {
+        tokio::select! {
+            image = &mut open => break image,
+            _ = tick.tick() => tell(events, &progress).await,
+        }
+    };
+    tell(events, &progress).await;
+    image
+}
+
+async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
+    let now = progress.now();
+    let (layers, finished, total) = (now.layers, now.finished, now.total);
+    let (taken, received) = (now.taken, now.received);
+    send(events, Event::Progress(control::Progress { layers, finished, total, taken, received })).await;
+}
+
+/// Tells the client. One that went away cancels the whole request elsewhere.
+pub(super) async fn send(events: &mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::debug!("the client is gone");
+    }
+}

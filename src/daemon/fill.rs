@@ -1,0 +1,214 @@
+//! Fill: completing the layers of one mount in the background, and waiting until that is done.
+//!
+//! A mount works without it, so it never ends one. What cannot be completed is kept as a [`Failure`], for `status` and
+//! for who waits; the other layers are completed all the same. [`Filling`] is all of it for one mount.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::control::{self, Event, FillReport};
+use super::events::{TELL, send};
+use super::{Code, Failure};
+use crate::fetch::{self, Fetcher, Layer, Urgency};
+use crate::fs::Chain;
+use crate::image::ImageLayer;
+use crate::source::ErrorKind;
+
+/// How long fill waits after a failure that may pass.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Most layers that one failure names; the others are counted.
+const NAMED: usize = 8;
+
+/// The fill of one mount; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Filling {
+    fetcher: Fetcher,
+    /// Each layer once, from the bottom.
+    layers: Vec<Arc<Layer>>,
+    state: Arc<watch::Sender<State>>,
+    /// Told after each layer that was fetched, and at the end.
+    grown: Arc<Notify>,
+    /// The task, once there is one. Protects only the handle.
+    task: Mutex<Option<AbortHandle>>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Default)]
+struct State {
+    phase: Phase,
+    /// Why a layer is not complete: the last failure, unless it has passed.
+    failure: Option<Failure>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Off,
+    Running,
+    /// For the source to come back.
+    Waiting,
+    Complete,
+    Failed,
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+        // What the mount kept may go now.
+        self.grown.notify_one();
+    }
+}
+
+impl Filling {
+    /// Not begun yet.
+    pub(super) fn new(fetcher: &Fetcher, layers: &[ImageLayer], grown: Arc<Notify>) -> Self {
+        let mut seen = HashSet::new();
+        let distinct = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
+        let layers = distinct.map(|layer| Arc::clone(&layer.layer)).collect();
+        Self { fetcher: fetcher.clone(), layers, state: Arc::default(), grown, task: Mutex::default() }
+    }
+
+    /// Begins, if that has not happened already.
+    pub(super) fn start(&self, urgency: Urgency) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.is_none() {
+            self.state.send_modify(|state| state.phase = Phase::Running);
+            let (fetcher, state, grown) = (self.fetcher.clone(), Arc::clone(&self.state), Arc::clone(&self.grown));
+            let worker = Worker { fetcher, state, grown, urgency };
+            *task = Some(tokio::spawn(worker.run(self.layers.clone())).abort_handle());
+        }
+    }
+
+    /// Begins if need be, and returns once every layer is complete, or with the first failure. Tells progress to `events`.
+    ///
+    /// Dropping the future ends the waiting, not the fill.
+    pub(super) async fn wait(&self, events: &mpsc::Sender<Event>) -> Result<(), Failure> {
+        self.start(Urgency::Now);
+        let mut states = self.state.subscribe();
+        let mut tick = tokio::time::interval(TELL);
+        loop {
+            send(events, Event::Progress(self.progress())).await;
+            let State { phase, failure } = states.borrow_and_update().clone();
+            match failure {
+                Some(failure) => return Err(failure),
+                None if phase == Phase::Complete => return Ok(()),
+                None => {}
+            }
+            tokio::select! {
+                // The sender is this value's own, so it is there.
+                _ = states.changed() => {}
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    /// What `status` tells.
+    pub(super) fn report(&self) -> FillReport {
+        let State { phase, failure } = self.state.borrow().clone();
+        let state = match phase {
+            Phase::Off if self.layers.iter().all(|layer| layer.blob.is_complete()) => "complete",
+            Phase::Off => "off",
+            Phase::Running => "running",
+            Phase::Waiting => "waiting",
+            Phase::Complete => "complete",
+            Phase::Failed => "failed",
+        };
+        let error = failure.map(|failure| [&[failure.error][..], &failure.causes].concat().join(": "));
+        FillReport { state: state.to_owned(), error }
+    }
+
+    fn progress(&self) -> control::Progress {
+        let layers = self.layers.iter();
+        control::Progress {
+            layers: self.layers.len(),
+            finished: layers.clone().filter(|layer| layer.blob.is_complete()).count(),
+            total: layers.clone().map(|layer| layer.blob.size()).sum(),
+            taken: layers.clone().map(|layer| layer.blob.present_bytes()).sum(),
+            received: layers.map(|layer| layer.traffic.bytes()).sum(),
+        }
+    }
+}
+
+/// The task of one fill.
+struct Worker {
+    fetcher: Fetcher,
+    state: Arc<watch::Sender<State>>,
+    grown: Arc<Notify>,
+    urgency: Urgency,
+}
+
+impl Worker {
+    /// Completes the layers from the bottom, one after the other.
+    async fn run(self, layers: Vec<Arc<Layer>>) {
+        let (layers, lacking): (Vec<_>, Vec<_>) =
+            layers.into_iter().partition(|layer| layer.reader.is_some() || missing(layer) == 0);
+        let mut given_up = offline(&lacking, lacking.len() + layers.len());
+        self.become_state(Phase::Running, given_up.clone());
+        for layer in layers {
+            if let Err(failure) = self.complete(&layer, given_up.as_ref()).await {
+                given_up = Some(failure);
+            }
+            self.become_state(Phase::Running, given_up.clone());
+        }
+        let phase = if given_up.is_none() { Phase::Complete } else { Phase::Failed };
+        self.become_state(phase, given_up);
+    }
+
+    /// Completes one layer, however long its source is away.
+    async fn complete(&self, layer: &Arc<Layer>, given_up: Option<&Failure>) -> Result<(), Failure> {
+        while !layer.blob.is_complete() {
+            match fetch::fill(&self.fetcher, layer, self.urgency).await {
+                Ok(()) => {
+                    tracing::info!(layer = %layer.index.layer(), "layer is complete");
+                    self.grown.notify_one();
+                }
+                Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
+                    tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
+                    self.become_state(Phase::Waiting, Some(Failure::from(&error)));
+                    tokio::time::sleep(RETRY).await;
+                    self.become_state(Phase::Running, given_up.cloned());
+                }
+                Err(error) => {
+                    tracing::warn!(layer = %layer.index.layer(), error = %Chain(&error), "fill gives up");
+                    return Err(Failure::from(&error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn become_state(&self, phase: Phase, failure: Option<Failure>) {
+        self.state.send_replace(State { phase, failure });
+    }
+}
+
+/// Bytes of the layer that are not in the cache.
+fn missing(layer: &Layer) -> u64 {
+    layer.blob.size() - layer.blob.present_bytes()
+}
+
+/// The failure that names what the cache lacks of `lacking`, if anything.
+fn offline(lacking: &[Arc<Layer>], count: usize) -> Option<Failure> {
+    if lacking.is_empty() {
+        return None;
+    }
+    let bytes = ByteSize::b(lacking.iter().map(|layer| missing(layer)).sum()).display().iec();
+    let what = format!("{bytes} of {} of {count} layers are not in the cache and the mount is offline", lacking.len());
+    let failure = Failure::new(Code::Unreachable, what).hint("leave out --offline to fetch them");
+    let named = lacking.iter().take(NAMED).fold(failure, |failure, layer| {
+        let (missing, size) = (ByteSize::b(missing(layer)).display().iec(), ByteSize::b(layer.blob.size()));
+        failure.because(format!("layer {} lacks {missing} of {}", layer.blob.digest(), size.display().iec()))
+    });
+    Some(match lacking.len().saturating_sub(NAMED) {
+        0 => named,
+        more => named.because(format!("and {more} more")),
+    })
+}
