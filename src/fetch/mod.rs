@@ -347,7 +347,7 @@ impl Fetcher {
     }
 
     /// How many bytes to fetch ahead of a reader that takes all of `layers` in order: what the line holds, several times.
-    pub fn window(&self, layers: &[Arc<Layer>]) -> u64 {
+    pub fn reach(&self, layers: &[Arc<Layer>]) -> u64 {
         WINDOW * layers.iter().map(|layer| self.inner.planner.product(layer)).max().unwrap_or(0)
     }
 

@@ -133,7 +133,7 @@ impl FileSystem {
     /// Moves the cursor on; the spans that should be fetched.
     fn look_ahead(&self, state: &mut State) -> Vec<(Arc<Layer>, SpanId)> {
         let walks = state.confidence >= WALK;
-        let bytes = if walks { self.fetcher.window(&self.layers) } else { 0 };
+        let bytes = if walks { self.fetcher.reach(&self.layers) } else { 0 };
         let mut wanted = Vec::new();
         // A window is refilled in large pieces, so that it is asked for in long ranges.
         if walks && state.asked > bytes / 2 {
