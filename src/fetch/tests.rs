@@ -67,7 +67,7 @@ struct Scene {
 /// A gzip layer of at least `spans` spans, of bytes with so many bits of noise: with 4 a span is longer than what is asked for
 /// at once, with 1 it is much shorter.
 fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
-    let mut noise = vec![0; spans as usize * 1_000_000];
+    let mut noise = vec![0; spans as usize * 1_100_000];
     let mut state = 1_u64;
     for byte in &mut noise {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -135,7 +135,8 @@ async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
     assert_eq!(scene.source.asked(), asked, "what is local is not asked for");
     let bytes: u64 = asked.iter().map(|range| range.end - range.start).sum();
     let whole = scene.layer.index.compressed(scene.span(11)).end - scene.layer.index.compressed(scene.span(0)).start;
-    assert!(bytes <= whole, "{bytes} of {whole}");
+    // Neighbours may share a byte, which is asked for twice if they are in different reads.
+    assert!(bytes <= whole + asked.len() as u64, "{bytes} of {whole}");
 }
 
 #[tokio::test]
