@@ -319,3 +319,6 @@ impl Line {
         self.reads == 0 && self.waiting.iter().all(VecDeque::is_empty)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::tar::{Entry, Kind, Timestamp, Writer};
 
 /// A source that remembers what it was asked.
 #[derive(Debug, Default)]
-struct Memory {
+pub(super) struct Memory {
     blob: Bytes,
     asked: Mutex<Vec<Range<u64>>>,
     delay: Duration,
@@ -51,22 +51,26 @@ impl BlobReader for Memory {
 }
 
 impl Memory {
+    pub(super) fn blob(&self) -> Bytes {
+        self.blob.clone()
+    }
+
     fn asked(&self) -> Vec<Range<u64>> {
         self.asked.lock().expect("no test panics with it").clone()
     }
 }
 
-struct Scene {
+pub(super) struct Scene {
     fetcher: Fetcher,
-    layer: Arc<Layer>,
-    source: Arc<Memory>,
+    pub(super) layer: Arc<Layer>,
+    pub(super) source: Arc<Memory>,
     tar: Vec<u8>,
     _cache: tempfile::TempDir,
 }
 
 /// A gzip layer of at least `spans` spans, of bytes with so many bits of noise: with 4 a span is longer than what is asked for
 /// at once, with 1 it is much shorter.
-fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
+pub(super) fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
     let mut noise = vec![0; spans as usize * 1_100_000];
     let mut state = 1_u64;
     for byte in &mut noise {
@@ -95,7 +99,7 @@ fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
 }
 
 impl Scene {
-    fn span(&self, number: u32) -> SpanId {
+    pub(super) fn span(&self, number: u32) -> SpanId {
         self.layer.index.span_ids().nth(number as usize).expect("a span of the layer")
     }
 
