@@ -21,6 +21,7 @@ mod queue;
 mod readahead;
 mod spans;
 mod steady;
+mod sync;
 
 use std::ops::Range;
 use std::sync::Arc;

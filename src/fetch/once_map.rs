@@ -5,10 +5,8 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use super::sync::{AbortHandle, Arc, Mutex, MutexGuard, PoisonError, Weak, spawn, watch};
 
 /// Work in progress by key. The result is handed to everyone who joined and is not kept.
 #[derive(Debug)]
@@ -21,7 +19,7 @@ pub struct OnceMap<K, V> {
 struct Flight<V> {
     result: watch::Receiver<Option<V>>,
     /// Held by every waiter; the last one to give up aborts the work.
-    interest: std::sync::Weak<Interest>,
+    interest: Weak<Interest>,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +97,7 @@ where
         flights.insert(key.clone(), flight);
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
         let work = work();
-        let task = tokio::spawn(async move {
+        let task = spawn(async move {
             let value = work.await;
             drop(landing);
             sender.send_replace(Some(value));
@@ -132,7 +130,7 @@ impl<K: Eq + Hash, V> Claim<K, V> {
 struct Landing<K: Eq + Hash, V> {
     flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
-    interest: std::sync::Weak<Interest>,
+    interest: Weak<Interest>,
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
@@ -146,76 +144,9 @@ impl<K: Eq + Hash, V> Drop for Landing<K, V> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn callers_at_once_share_one_run() {
-        let map = OnceMap::<u8, usize>::default();
-        let runs = Arc::new(AtomicUsize::new(0));
-        let waiters: Vec<_> = (0..64)
-            .map(|_| {
-                let runs = Arc::clone(&runs);
-                map.join(1, || async move {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    runs.fetch_add(1, Ordering::SeqCst) + 1
-                })
-            })
-            .collect();
-        for waiter in waiters {
-            assert_eq!(waiter.await, Some(1));
-        }
-        assert_eq!(map.join(1, || async { 7 }).await, Some(7), "a finished result is not kept");
-    }
-
-    #[tokio::test]
-    async fn one_caller_giving_up_does_not_end_the_work_of_the_others() {
-        let map = OnceMap::<u8, u8>::default();
-        let first = map.join(1, || async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            9
-        });
-        let second = map.join(1, || async { 0 });
-        drop(first);
-        assert_eq!(second.await, Some(9));
-    }
-
-    #[tokio::test]
-    async fn work_nobody_waits_for_ends_and_can_begin_anew() {
-        let map = OnceMap::<u8, u8>::default();
-        let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
-        drop(map.join(1, || async move {
-            let _held = done;
-            std::future::pending::<()>().await;
-            1
-        }));
-        let ended = tokio::time::timeout(Duration::from_secs(5), &mut ended).await;
-        assert!(ended.expect("the abandoned work ends").is_err(), "its future was dropped");
-        assert_eq!(map.join(1, || async { 2 }).await, Some(2));
-    }
-
-    #[tokio::test]
-    async fn those_who_join_a_claim_get_its_result_or_none() {
-        let map = OnceMap::<u8, u8>::default();
-        let claim = map.claim(1).expect("nobody is at it");
-        assert!(map.claim(1).is_none());
-        let joined = map.join(1, || async { 0 });
-        claim.finish(5);
-        assert_eq!(joined.await, Some(5));
-        let abandoned = map.claim(1).expect("the last one is over");
-        let joined = map.join(1, || async { 0 });
-        drop(abandoned);
-        assert_eq!(joined.await, None);
-        assert_eq!(map.join(1, || async { 6 }).await, Some(6));
-    }
-
-    #[tokio::test]
-    async fn work_that_panics_gives_none_and_is_forgotten() {
-        let map = OnceMap::<u8, u8>::default();
-        assert_eq!(map.join(1, || async { panic!("on purpose") }).await, None);
-        assert_eq!(map.join(1, || async { 3 }).await, Some(3));
+impl<K, V> OnceMap<K, V> {
+    /// True if nothing is left in the table.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.flights).is_empty()
     }
 }

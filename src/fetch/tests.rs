@@ -1,5 +1,8 @@
 //! The fetcher against a source in memory that counts, delays, lies and stalls.
 
+mod once_map;
+mod schedules;
+
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
