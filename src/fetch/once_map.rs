@@ -95,8 +95,10 @@ where
         let interest = Arc::new(Interest::default());
         let flight = Flight { result: receiver.clone(), interest: Arc::downgrade(&interest) };
         flights.insert(key.clone(), flight);
+        drop(flights);
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
         let work = work();
+        // Not under the lock: a runtime that is going down drops the task here, and the landing with it.
         let task = spawn(async move {
             let value = work.await;
             drop(landing);

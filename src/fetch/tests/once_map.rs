@@ -72,3 +72,19 @@ async fn work_that_panics_gives_none_and_is_forgotten() {
     assert_eq!(map.join(1, || async { panic!("on purpose") }).await, None);
     assert_eq!(map.join(1, || async { 3 }).await, Some(3));
 }
+
+#[test]
+fn work_that_a_runtime_refuses_because_it_goes_down_gives_none() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    runtime.shutdown_background();
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _entered = handle.enter();
+        let map = OnceMap::<u8, u8>::default();
+        let join = map.join(1, || async { 1 });
+        send.send((futures_util::FutureExt::now_or_never(join), map.is_empty()))
+    });
+    let answer = receive.recv_timeout(Duration::from_secs(20)).expect("nobody waits for himself");
+    assert_eq!(answer, (Some(None), true));
+}
