@@ -1,6 +1,7 @@
 //! Integration tests, one binary; each module says what it shows.
 
 mod cli;
+mod conditions;
 mod damage;
 mod demo_image;
 mod formats;
