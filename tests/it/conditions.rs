@@ -252,7 +252,7 @@ fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
     for scene in scenes(6) {
         // A fresh fault, whatever the readers ask for: the answers are few when ranges are long.
         let mut failed = 0;
-        for round in 0..2 {
+        for round in 0..3 {
             let faults = fail(&scene, 10);
             scene.remount_cold(&["--fill=off"]);
             // A span whose bytes were wrong twice is given up: that read fails, and the next one succeeds.
@@ -268,7 +268,7 @@ fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
             assert_eq!(errors, 0, "one fault at a time is made good");
             failed += faults.load(Ordering::Relaxed);
         }
-        assert!(failed > 3, "{failed} requests failed");
+        assert!(failed > 0, "no request failed");
         scene.registry.clear_faults();
         assert_eq!(scene.ocifs.run(["cache", "verify"]).code(), 0, "nothing wrong was kept");
     }
