@@ -68,7 +68,7 @@ where
     }
 
     /// Takes the work under `key` for the calling thread, unless somebody is at it. Others who join meanwhile wait for
-    /// [`Claim::finish`]; without it they get none.
+    /// [`Claim::finish`] or [`Claim::hand_over`]; without either they get none.
     pub fn claim(&self, key: K) -> Option<Claim<K, V>> {
         let mut flights = lock(&self.flights);
         if flights.get(&key).is_some_and(|flight| flight.interest.strong_count() > 0) {
@@ -78,7 +78,7 @@ where
         let interest = Arc::new(Interest::default());
         flights.insert(key.clone(), Flight { result: receiver, interest: Arc::downgrade(&interest) });
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
-        Some(Claim { landing, result, _interest: interest })
+        Some(Claim { landing, result, interest })
     }
 
     fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, Arc<Interest>)
@@ -97,16 +97,25 @@ where
         flights.insert(key.clone(), flight);
         drop(flights);
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
-        let work = work();
-        // Not under the lock: a runtime that is going down drops the task here, and the landing with it.
-        let task = spawn(async move {
-            let value = work.await;
-            drop(landing);
-            sender.send_replace(Some(value));
-        });
-        *lock(&interest.0) = Some(task.abort_handle());
+        // Not under the lock: a runtime that is going down drops the task at once, and the landing with it.
+        run(work(), landing, sender, &interest);
         (receiver, interest)
     }
+}
+
+/// Runs `work` as a task for as long as there is `interest`.
+fn run<K, V, F>(work: F, landing: Landing<K, V>, result: watch::Sender<Option<V>>, interest: &Interest)
+where
+    K: Eq + Hash + Send + 'static,
+    V: Send + Sync + 'static,
+    F: Future<Output = V> + Send + 'static,
+{
+    let task = spawn(async move {
+        let value = work.await;
+        drop(landing);
+        result.send_replace(Some(value));
+    });
+    *lock(&interest.0) = Some(task.abort_handle());
 }
 
 /// Work that a thread does itself.
@@ -115,15 +124,25 @@ pub struct Claim<K: Eq + Hash, V> {
     landing: Landing<K, V>,
     result: watch::Sender<Option<V>>,
     /// Keeps the flight joinable.
-    _interest: Arc<Interest>,
+    interest: Arc<Interest>,
 }
 
 impl<K: Eq + Hash, V> Claim<K, V> {
     /// Hands the result to everyone who joined.
     pub fn finish(self, value: V) {
-        let Self { landing, result, _interest } = self;
+        let Self { landing, result, interest: _joinable } = self;
         drop(landing);
         result.send_replace(Some(value));
+    }
+
+    /// Lets `work` find the result for those who joined. If there are none, it ends early.
+    pub fn hand_over<F>(self, work: F)
+    where
+        K: Send + 'static,
+        V: Send + Sync + 'static,
+        F: Future<Output = V> + Send + 'static,
+    {
+        run(work, self.landing, self.result, &self.interest);
     }
 }
 

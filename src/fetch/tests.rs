@@ -192,6 +192,38 @@ async fn bytes_that_were_wrong_are_fetched_again_and_never_served() {
     assert_eq!(scene.source.asked().len(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rotten_bytes_fail_no_reader_however_many_come_together() {
+    let scene = scene(3, 4, Memory::default());
+    let range = scene.layer.index.compressed(scene.span(1));
+    for _ in 0..30 {
+        scene.layer.blob.discard(range.clone()).expect("a store that works");
+        let rotten = vec![0; (range.end - range.start) as usize];
+        scene.layer.blob.write(range.start, &rotten).expect("a store that works");
+        let fetcher = Fetcher::new(Options { decoders: 64, ..Options::default() });
+        let done = AtomicBool::new(false);
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let _entered = runtime.enter();
+                        while !done.load(Ordering::Relaxed) && fetcher.span_now(&scene.layer, scene.span(1)).is_none() {
+                        }
+                    });
+                }
+                let readers =
+                    futures_util::future::join_all((0..16).map(|_| fetcher.span(&scene.layer, scene.span(1))));
+                let results = runtime.block_on(readers);
+                done.store(true, Ordering::Relaxed);
+                for result in results {
+                    result.expect("the source is well");
+                }
+            });
+        });
+    }
+}
+
 #[tokio::test]
 async fn reading_a_file_brings_the_rest_of_it() {
     let scene = scene(6, 4, Memory::default());

@@ -88,11 +88,19 @@ struct Taken {
     asked: usize,
     /// What was promised and when the claim was there; none if it was refused.
     held: Option<(Number, usize)>,
-    finished: bool,
+    fate: Fate,
     /// When it began to end, or was refused.
     over: usize,
     /// When it was gone.
     gone: usize,
+}
+
+/// What becomes of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Finished,
+    HandedOver,
+    Dropped,
 }
 
 impl Log {
@@ -135,7 +143,7 @@ fn work(log: &Arc<Log>) -> impl Future<Output = Number> + Send + 'static {
 async fn act(map: Arc<OnceMap<u8, Number>>, log: Arc<Log>) {
     for _ in 0..STEPS {
         let (key, choice) =
-            (shuttle::rand::thread_rng().gen_range(0..KEYS), shuttle::rand::thread_rng().gen_range(0..7));
+            (shuttle::rand::thread_rng().gen_range(0..KEYS), shuttle::rand::thread_rng().gen_range(0..8));
         let asked = log.now();
         match choice {
             0..=2 => {
@@ -146,7 +154,9 @@ async fn act(map: Arc<OnceMap<u8, Number>>, log: Arc<Log>) {
             }
             3 => drop(map.join(key, || work(&log))),
             4 => give_up(map.join(key, || work(&log))).await,
-            _ => claim(&map, &log, key, choice == 5, asked).await,
+            5 => claim(&map, &log, key, Fate::Finished, asked).await,
+            6 => claim(&map, &log, key, Fate::HandedOver, asked).await,
+            _ => claim(&map, &log, key, Fate::Dropped, asked).await,
         }
     }
 }
@@ -158,22 +168,24 @@ async fn give_up(join: impl Future<Output = Option<Number>>) {
     shuttle::future::yield_now().await;
 }
 
-async fn claim(map: &OnceMap<u8, Number>, log: &Log, key: u8, finished: bool, asked: usize) {
+async fn claim(map: &OnceMap<u8, Number>, log: &Arc<Log>, key: u8, fate: Fate, asked: usize) {
     let claim = map.claim(key);
     let at = log.now();
     let Some(claim) = claim else {
-        return locked(&log.claims).push(Taken { key, asked, held: None, finished, over: at, gone: at });
+        return locked(&log.claims).push(Taken { key, asked, held: None, fate, over: at, gone: at });
     };
     shuttle::future::yield_now().await;
     let (number, over) = (log.now(), log.now());
-    if finished {
-        log.end(number);
-        claim.finish(number);
-    } else {
-        drop(claim);
+    match fate {
+        Fate::Finished => {
+            log.end(number);
+            claim.finish(number);
+        }
+        Fate::HandedOver => claim.hand_over(work(log)),
+        Fate::Dropped => drop(claim),
     }
     let gone = log.now();
-    locked(&log.claims).push(Taken { key, asked, held: Some((number, at)), finished, over, gone });
+    locked(&log.claims).push(Taken { key, asked, held: Some((number, at)), fate, over, gone });
 }
 
 /// One run of all actors, and what must be true of it.
@@ -199,7 +211,8 @@ fn check(log: &Log) {
         let Some(result) = wait.result else {
             // Only a claim that was dropped leaves those without a result who joined it.
             let overlaps = |claim: &Taken| claim.asked < wait.joined && claim.gone > wait.asked;
-            let abandoned = |claim: &Taken| claim.key == wait.key && claim.held.is_some() && !claim.finished;
+            let abandoned =
+                |claim: &Taken| claim.key == wait.key && claim.held.is_some() && claim.fate == Fate::Dropped;
             assert!(claims.iter().any(|claim| abandoned(claim) && overlaps(claim)), "{wait:?} got none: {claims:?}");
             continue;
         };
@@ -217,12 +230,44 @@ fn check(log: &Log) {
     for (claim, (number, at)) in claims.iter().filter_map(|claim| Some((claim, claim.held?))) {
         let during = |asked: usize, done: usize| at < asked && done < claim.over;
         for wait in waits.iter().filter(|wait| wait.key == claim.key && during(wait.asked, wait.joined)) {
-            assert_eq!(wait.result, claim.finished.then_some(number), "{wait:?} joined {claim:?}");
+            let right = match claim.fate {
+                Fate::Finished => wait.result == Some(number),
+                Fate::HandedOver => wait.result.is_some(),
+                Fate::Dropped => wait.result.is_none(),
+            };
+            assert!(right, "{wait:?} joined {claim:?}");
         }
         for other in claims.iter().filter(|other| other.key == claim.key && other.held.is_some()) {
             assert!(!during(other.asked, other.held.map_or(0, |(_, at)| at)), "{other:?} beside {claim:?}");
         }
     }
+}
+
+/// Work that only ends when it is ended.
+fn endless(log: &Arc<Log>) -> impl Future<Output = Number> + Send + 'static {
+    log.live.fetch_add(1, Ordering::SeqCst);
+    let live = Live(Arc::clone(log));
+    async move {
+        let _live = live;
+        std::future::pending().await
+    }
+}
+
+/// Actors none of whom stays.
+fn fickle_scene() {
+    let (map, log) = (Arc::new(OnceMap::default()), Arc::new(Log::default()));
+    shuttle::future::block_on(async {
+        for _ in 0..ACTORS {
+            let (map, log) = (Arc::clone(&map), Arc::clone(&log));
+            drop(shuttle::future::spawn(async move {
+                drop(map.join(0, || endless(&log)));
+                give_up(map.join(0, || endless(&log))).await;
+            }));
+        }
+        while Arc::strong_count(&map) > 1 || !map.is_empty() || log.live.load(Ordering::SeqCst) > 0 {
+            shuttle::future::yield_now().await;
+        }
+    });
 }
 
 fn schedules() -> usize {
@@ -239,4 +284,10 @@ fn single_flight_holds_under_random_schedules() {
 fn single_flight_holds_under_schedules_with_few_preemptions() {
     let runner = shuttle::Runner::new(PctScheduler::new(3, schedules()), shuttle::Config::default());
     runner.run(scene);
+}
+
+#[test]
+fn work_that_everybody_gives_up_ends_under_random_schedules() {
+    let config = shuttle::Config::default();
+    shuttle::Runner::new(RandomScheduler::new(schedules()), config).run(fickle_scene);
 }
