@@ -209,6 +209,7 @@ async fn rotten_bytes_fail_no_reader_however_many_come_together() {
                     scope.spawn(|| {
                         let _entered = runtime.enter();
                         while !done.load(Ordering::Relaxed) && fetcher.span_now(&scene.layer, scene.span(1)).is_none() {
+                            std::hint::spin_loop();
                         }
                     });
                 }

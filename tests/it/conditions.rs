@@ -250,12 +250,12 @@ fn fail(scene: &Scene, count: u64) -> Arc<AtomicU64> {
 #[test]
 fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
     for scene in scenes(6) {
-        // A fresh fault, whatever the readers ask for: the answers are few when ranges are long.
+        // Several times, because requests are few when ranges are long.
         let mut failed = 0;
         for round in 0..3 {
             let faults = fail(&scene, 10);
             scene.remount_cold(&["--fill=off"]);
-            // A span whose bytes were wrong twice is given up: that read fails, and the next one succeeds.
+            // Whatever failed would be read again, so that a wrong byte is found behind it; but nothing should.
             let plan = Plan {
                 threads: 8,
                 rounds: 1,
