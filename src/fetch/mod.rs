@@ -22,6 +22,7 @@ mod queue;
 mod readahead;
 mod spans;
 mod steady;
+mod sync;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -242,9 +243,15 @@ impl Fetcher {
         let key = spans::Key::new(layer, span);
         let decoder = self.inner.decoders.try_acquire().ok()?;
         let claim = self.inner.flights.claim(key)?;
-        let compressed = layer.blob.read(range).ok().flatten()?;
-        let bytes = self.inner.buffers.decode(&layer.index, span, &compressed).ok()?;
+        let compressed = layer.blob.read(range).ok().flatten();
+        let decode = |compressed: Bytes| self.inner.buffers.decode(&layer.index, span, &compressed).ok();
+        let decoded = compressed.and_then(decode);
         drop(decoder);
+        let Some(bytes) = decoded else {
+            // Whoever joined meanwhile must not depend on who claims next.
+            claim.hand_over(self.work(layer, span));
+            return None;
+        };
         self.inner.cache.put(key, bytes.clone());
         claim.finish(Ok(bytes.clone()));
         self.decode_ahead(layer, span);
@@ -279,12 +286,7 @@ impl Fetcher {
         if let Some(bytes) = self.cached(layer, span) {
             return Ok(bytes);
         }
-        let mut result = self.flight(layer, span).await;
-        if result.is_none() {
-            // A thread that decoded the span itself has found its bytes to be wrong and left it to whoever waits.
-            result = self.flight(layer, span).await;
-        }
-        let bytes = result.unwrap_or(Err(Error::Interrupted))?;
+        let bytes = self.flight(layer, span).await.unwrap_or(Err(Error::Interrupted))?;
         self.decode_ahead(layer, span);
         Ok(bytes)
     }
@@ -394,16 +396,20 @@ impl Fetcher {
         layer: &Arc<Layer>,
         span: SpanId,
     ) -> impl Future<Output = Option<Result<Bytes, Error>>> + Send + 'static {
-        let key = spans::Key::new(layer, span);
-        let inner = Arc::clone(&self.inner);
-        let layer = Arc::clone(layer);
-        self.inner.flights.join(key, move || async move {
+        let work = self.work(layer, span);
+        self.inner.flights.join(spans::Key::new(layer, span), move || work)
+    }
+
+    /// Obtains a span and keeps it in memory.
+    fn work(&self, layer: &Arc<Layer>, span: SpanId) -> impl Future<Output = Result<Bytes, Error>> + Send + use<> {
+        let (inner, layer) = (Arc::clone(&self.inner), Arc::clone(layer));
+        async move {
             let bytes = inner.obtain(&layer, span, large::Target::File).await?;
             if !LargeSpans::is_large(&layer.index, span) {
-                inner.cache.put(key, bytes.clone());
+                inner.cache.put(spans::Key::new(&layer, span), bytes.clone());
             }
             Ok(bytes)
-        })
+        }
     }
 
     /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read

@@ -5,10 +5,8 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use super::sync::{AbortHandle, Arc, Mutex, MutexGuard, PoisonError, Weak, spawn, watch};
 
 /// Work in progress by key. The result is handed to everyone who joined and is not kept.
 #[derive(Debug)]
@@ -21,7 +19,7 @@ pub struct OnceMap<K, V> {
 struct Flight<V> {
     result: watch::Receiver<Option<V>>,
     /// Held by every waiter; the last one to give up aborts the work.
-    interest: std::sync::Weak<Interest>,
+    interest: Weak<Interest>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +68,7 @@ where
     }
 
     /// Takes the work under `key` for the calling thread, unless somebody is at it. Others who join meanwhile wait for
-    /// [`Claim::finish`]; without it they get none.
+    /// [`Claim::finish`] or [`Claim::hand_over`]; without either they get none.
     pub fn claim(&self, key: K) -> Option<Claim<K, V>> {
         let mut flights = lock(&self.flights);
         if flights.get(&key).is_some_and(|flight| flight.interest.strong_count() > 0) {
@@ -80,7 +78,7 @@ where
         let interest = Arc::new(Interest::default());
         flights.insert(key.clone(), Flight { result: receiver, interest: Arc::downgrade(&interest) });
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
-        Some(Claim { landing, result, _interest: interest })
+        Some(Claim { landing, result, interest })
     }
 
     fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, Arc<Interest>)
@@ -97,16 +95,27 @@ where
         let interest = Arc::new(Interest::default());
         let flight = Flight { result: receiver.clone(), interest: Arc::downgrade(&interest) };
         flights.insert(key.clone(), flight);
+        drop(flights);
         let landing = Landing { flights: Arc::clone(&self.flights), key, interest: Arc::downgrade(&interest) };
-        let work = work();
-        let task = tokio::spawn(async move {
-            let value = work.await;
-            drop(landing);
-            sender.send_replace(Some(value));
-        });
-        *lock(&interest.0) = Some(task.abort_handle());
+        // Not under the lock: a runtime that is going down drops the task at once, and the landing with it.
+        run(work(), landing, sender, &interest);
         (receiver, interest)
     }
+}
+
+/// Runs `work` as a task for as long as there is `interest`.
+fn run<K, V, F>(work: F, landing: Landing<K, V>, result: watch::Sender<Option<V>>, interest: &Interest)
+where
+    K: Eq + Hash + Send + 'static,
+    V: Send + Sync + 'static,
+    F: Future<Output = V> + Send + 'static,
+{
+    let task = spawn(async move {
+        let value = work.await;
+        drop(landing);
+        result.send_replace(Some(value));
+    });
+    *lock(&interest.0) = Some(task.abort_handle());
 }
 
 /// Work that a thread does itself.
@@ -115,15 +124,25 @@ pub struct Claim<K: Eq + Hash, V> {
     landing: Landing<K, V>,
     result: watch::Sender<Option<V>>,
     /// Keeps the flight joinable.
-    _interest: Arc<Interest>,
+    interest: Arc<Interest>,
 }
 
 impl<K: Eq + Hash, V> Claim<K, V> {
     /// Hands the result to everyone who joined.
     pub fn finish(self, value: V) {
-        let Self { landing, result, _interest } = self;
+        let Self { landing, result, interest: _joinable } = self;
         drop(landing);
         result.send_replace(Some(value));
+    }
+
+    /// Lets `work` find the result for those who joined. If there are none, it ends early.
+    pub fn hand_over<F>(self, work: F)
+    where
+        K: Send + 'static,
+        V: Send + Sync + 'static,
+        F: Future<Output = V> + Send + 'static,
+    {
+        run(work, self.landing, self.result, &self.interest);
     }
 }
 
@@ -132,7 +151,7 @@ impl<K: Eq + Hash, V> Claim<K, V> {
 struct Landing<K: Eq + Hash, V> {
     flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
-    interest: std::sync::Weak<Interest>,
+    interest: Weak<Interest>,
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
@@ -146,76 +165,9 @@ impl<K: Eq + Hash, V> Drop for Landing<K, V> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn callers_at_once_share_one_run() {
-        let map = OnceMap::<u8, usize>::default();
-        let runs = Arc::new(AtomicUsize::new(0));
-        let waiters: Vec<_> = (0..64)
-            .map(|_| {
-                let runs = Arc::clone(&runs);
-                map.join(1, || async move {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    runs.fetch_add(1, Ordering::SeqCst) + 1
-                })
-            })
-            .collect();
-        for waiter in waiters {
-            assert_eq!(waiter.await, Some(1));
-        }
-        assert_eq!(map.join(1, || async { 7 }).await, Some(7), "a finished result is not kept");
-    }
-
-    #[tokio::test]
-    async fn one_caller_giving_up_does_not_end_the_work_of_the_others() {
-        let map = OnceMap::<u8, u8>::default();
-        let first = map.join(1, || async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            9
-        });
-        let second = map.join(1, || async { 0 });
-        drop(first);
-        assert_eq!(second.await, Some(9));
-    }
-
-    #[tokio::test]
-    async fn work_nobody_waits_for_ends_and_can_begin_anew() {
-        let map = OnceMap::<u8, u8>::default();
-        let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
-        drop(map.join(1, || async move {
-            let _held = done;
-            std::future::pending::<()>().await;
-            1
-        }));
-        let ended = tokio::time::timeout(Duration::from_secs(5), &mut ended).await;
-        assert!(ended.expect("the abandoned work ends").is_err(), "its future was dropped");
-        assert_eq!(map.join(1, || async { 2 }).await, Some(2));
-    }
-
-    #[tokio::test]
-    async fn those_who_join_a_claim_get_its_result_or_none() {
-        let map = OnceMap::<u8, u8>::default();
-        let claim = map.claim(1).expect("nobody is at it");
-        assert!(map.claim(1).is_none());
-        let joined = map.join(1, || async { 0 });
-        claim.finish(5);
-        assert_eq!(joined.await, Some(5));
-        let abandoned = map.claim(1).expect("the last one is over");
-        let joined = map.join(1, || async { 0 });
-        drop(abandoned);
-        assert_eq!(joined.await, None);
-        assert_eq!(map.join(1, || async { 6 }).await, Some(6));
-    }
-
-    #[tokio::test]
-    async fn work_that_panics_gives_none_and_is_forgotten() {
-        let map = OnceMap::<u8, u8>::default();
-        assert_eq!(map.join(1, || async { panic!("on purpose") }).await, None);
-        assert_eq!(map.join(1, || async { 3 }).await, Some(3));
+impl<K, V> OnceMap<K, V> {
+    /// True if nothing is left in the table.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.flights).is_empty()
     }
 }

@@ -47,10 +47,14 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if self.outcome.borrow().is_some() {
-            return;
-        }
-        let abort = self.planner.lock().leave(self.key);
+        let abort = {
+            let mut queue = self.planner.lock();
+            // Under the lock: a span that is delivered just now may be wanted anew, by others, the moment after.
+            if self.outcome.borrow().is_some() {
+                return;
+            }
+            queue.leave(self.key)
+        };
         if let Some(abort) = abort {
             abort.abort();
         }

@@ -126,7 +126,8 @@ impl Queue {
         };
         // A task that has not run yet could not tell of its end.
         let read = self.reads.get(&id).filter(|read| read.begun)?;
-        let is_wanted = |key| self.wants.get(key).is_some_and(Want::is_wanted);
+        // A span that it has brought may be wanted anew: from another read.
+        let is_wanted = |key| self.wants.get(key).is_some_and(|want| want.read == Some(id) && want.is_wanted());
         if read.keys.iter().any(is_wanted) { None } else { read.abort.clone() }
     }
 
@@ -327,3 +328,6 @@ impl Line {
         self.reads == 0 && self.waiting.iter().all(VecDeque::is_empty)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 mod cache_size;
 mod cli;
+mod conditions;
 mod damage;
 mod demo_image;
 mod fill;
