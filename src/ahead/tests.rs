@@ -286,7 +286,7 @@ proptest! {
         let scene = scene(&[("a", Item::File(&program)), ("b/c", Item::File(b"x")), ("c", Item::Link("b/../c"))]);
         let accesses: Vec<_> = accesses.iter().map(|(path, start, end)| (path.as_bytes(), *start, *end)).collect();
         let profile = profile(&accesses);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
     }
 }

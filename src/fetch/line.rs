@@ -34,8 +34,16 @@ pub(super) struct Estimate {
     /// Bytes per second.
     rate: f64,
     measured: bool,
-    /// When the running measurement began and what arrived since; none while the line is idle.
-    window: Option<(Instant, u64)>,
+    /// The running measurement; none while the line is idle.
+    window: Option<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    bytes: u64,
+    /// As much was asked for as the line holds, all the time.
+    full: bool,
 }
 
 impl Default for Estimate {
@@ -56,19 +64,26 @@ impl Estimate {
         }
     }
 
-    /// Bytes arrived while other bytes were still to come.
-    pub(super) fn received(&mut self, bytes: u64, now: Instant) {
-        let Some((since, sum)) = &mut self.window else {
+    /// Bytes arrived, and `outstanding` are still to come.
+    pub(super) fn received(&mut self, bytes: u64, outstanding: u64, now: Instant) {
+        let full = outstanding >= self.product();
+        let Some(window) = &mut self.window else {
             // The first piece opens the window: when its bytes left is not known.
-            self.window = Some((now, 0));
+            self.window = Some(Window { since: now, bytes: 0, full });
             return;
         };
-        *sum += bytes;
-        let elapsed = now.duration_since(*since);
+        window.bytes += bytes;
+        window.full &= full;
+        let elapsed = now.duration_since(window.since);
         if elapsed >= WINDOW {
-            let sample = *sum as f64 / elapsed.as_secs_f64();
-            self.rate = if sample > self.rate { sample } else { self.rate + (sample - self.rate) * DECAY };
-            self.window = Some((now, 0));
+            let sample = window.bytes as f64 / elapsed.as_secs_f64();
+            if sample > self.rate {
+                self.rate = sample;
+            } else if window.full {
+                // A line that had less to carry is not slower for it.
+                self.rate += (sample - self.rate) * DECAY;
+            }
+            self.window = Some(Window { since: now, bytes: 0, full });
         }
     }
 
@@ -97,7 +112,7 @@ mod tests {
     fn feed(estimate: &mut Estimate, start: Instant, rate: u64) -> Instant {
         let mut now = start;
         for _ in 0..=100 {
-            estimate.received(rate / 100, now);
+            estimate.received(rate / 100, u64::MAX, now);
             now += Duration::from_millis(10);
         }
         now
@@ -124,7 +139,20 @@ mod tests {
         let now = feed(&mut estimate, Instant::now(), 100_000_000);
         let before = estimate.product();
         estimate.idle();
-        estimate.received(1000, now + Duration::from_secs(60));
+        estimate.received(1000, u64::MAX, now + Duration::from_secs(60));
+        assert_eq!(estimate.product(), before);
+    }
+
+    #[test]
+    fn a_line_that_is_asked_for_little_is_not_slow_either() {
+        let mut estimate = Estimate::default();
+        estimate.answered(Duration::from_millis(30));
+        let mut now = feed(&mut estimate, Instant::now(), 100_000_000);
+        let before = estimate.product();
+        for _ in 0..100 {
+            now += Duration::from_millis(20);
+            estimate.received(10_000, 10_000, now);
+        }
         assert_eq!(estimate.product(), before);
     }
 
@@ -134,7 +162,7 @@ mod tests {
         estimate.answered(Duration::ZERO);
         assert_eq!(estimate.product(), *PRODUCT_BYTES.start());
         estimate.answered(Duration::from_secs(3600));
-        estimate.received(1, Instant::now());
+        estimate.received(1, 0, Instant::now());
         assert!(PRODUCT_BYTES.contains(&estimate.product()));
     }
 }

@@ -149,9 +149,9 @@ impl Traffic {
 pub enum Priority {
     /// A reader waits.
     Demand,
-    /// A reader will probably come here next.
+    /// A reader may come here next: a guess, which is only worth the wire that others leave.
     ReadAhead,
-    /// An earlier start read this, or this start is expected to.
+    /// An earlier start read this, or a reader that goes in order is on its way here.
     Profile,
     /// The rest of the image.
     Fill,
@@ -345,7 +345,7 @@ impl Fetcher {
             let range = layer.index.compressed(*span);
             !LargeSpans::is_large(&layer.index, *span) && !layer.blob.missing(range).is_empty()
         });
-        self.inner.planner.bring(&wanted, Priority::ReadAhead, false);
+        self.inner.planner.bring(&wanted, Priority::Profile, false);
     }
 
     /// How many bytes to fetch ahead of a reader that takes all of `layers` in order: what the line holds, several times.

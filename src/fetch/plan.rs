@@ -19,6 +19,7 @@ use super::spans::Key;
 use super::steady::Steady;
 use super::{Error, Layer, Priority};
 use crate::index::SpanId;
+use crate::source::{self, ErrorKind};
 
 /// Orders and carries out the ranged reads of all layers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -141,6 +142,10 @@ struct Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Asking again would only panic again.
+            self.give_up(&Error::Interrupted);
+        }
         let source = self.planner.lock().land(self.run.id);
         // A task that never ran is one that a runtime refused because it is going down.
         if let Some(source) = source.filter(|_| self.begun) {
@@ -158,12 +163,26 @@ impl Flight {
     async fn carry(mut self) {
         self.begun = true;
         self.planner.lock().begun(self.run.id);
-        if let Err(error) = self.stream().await {
-            tracing::debug!(layer = %self.run.layer.index.layer(), %error, "ranged read failed");
-            let mut queue = self.planner.lock();
-            for span in self.left.drain(..) {
-                queue.deliver(Key::new(&self.run.layer, span), Err(error.clone()));
-            }
+        let streamed = self.stream().await;
+        let layer = self.run.layer.index.layer();
+        let error = match streamed {
+            Err(error) => error,
+            Ok(()) if self.left.is_empty() => return,
+            Ok(()) => source::Error::new(
+                ErrorKind::Invalid,
+                format!("{} ended early for layer {layer}", self.run.layer.source_name),
+            )
+            .into(),
+        };
+        tracing::debug!(%layer, %error, "ranged read failed");
+        self.give_up(&error);
+    }
+
+    /// Tells everyone who waits for what was not delivered.
+    fn give_up(&mut self, error: &Error) {
+        let mut queue = self.planner.lock();
+        for span in self.left.drain(..) {
+            queue.deliver(Key::new(&self.run.layer, span), Err(error.clone()));
         }
     }
 

@@ -19,9 +19,6 @@ use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
 
-/// Spans of read-ahead that wait at most while a reader's next steps are guessed.
-const GUESSES: usize = 8;
-
 /// The compressed bytes of a span, once they are here.
 pub(super) type Outcome = Option<Result<Bytes, Error>>;
 
@@ -156,7 +153,7 @@ impl Queue {
         let product = line.estimate.product();
         let patience = line.estimate.patience();
         let layer = Arc::clone(&self.wants[&key].layer);
-        let limit = if line.is_guessing(priority) { product / 2 } else { product.max(limits::READ_CHUNK) };
+        let limit = if priority == Priority::Demand { product } else { (product / 2).max(limits::READ_CHUNK / 2) };
         let spans = self.extend(&layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;
@@ -255,7 +252,7 @@ impl Queue {
         read.outstanding -= bytes;
         if let Some(line) = self.lines.get_mut(&read.line) {
             line.outstanding = line.outstanding.saturating_sub(bytes);
-            line.estimate.received(bytes, Instant::now());
+            line.estimate.received(bytes, line.outstanding, Instant::now());
         }
     }
 
@@ -314,14 +311,13 @@ impl Line {
             return self.reads < limits::LINE_READS;
         }
         let product = self.estimate.product();
-        let most = if self.is_guessing(priority) { product / 2 } else { product };
+        let most = match priority {
+            // A guess must not be in the way of the reader's next step.
+            Priority::ReadAhead => product / 2,
+            // Twice what it holds keeps the line full though the estimate is only that, and costs a reader little.
+            _ => 2 * product,
+        };
         self.reads < limits::LINE_READS / 2 && self.outstanding < most
-    }
-
-    /// True for read-ahead that is a guess: it must not be in the way of the reader's next step. Guesses are few; a long
-    /// queue is what a walk in tar order needs next.
-    fn is_guessing(&self, priority: Priority) -> bool {
-        priority == Priority::ReadAhead && self.waiting[priority as usize].len() < GUESSES
     }
 
     fn is_idle(&self) -> bool {

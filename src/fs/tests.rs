@@ -240,7 +240,8 @@ async fn a_file_is_offered_for_publishing_once() {
 
 #[tokio::test]
 async fn publishing_fetches_nothing() {
-    let bytes = content(6_000_000);
+    // Longer than what is fetched as a whole when its beginning is read.
+    let bytes = content(13 << 20);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
     let (fs, ino) = (&scene.fs, scene.ino("f"));
     let id = fs.node_id(ino).expect("an inode");
