@@ -132,17 +132,19 @@ impl Queue {
     pub(super) fn next(&mut self, source: &str) -> Option<Run> {
         let name = Arc::clone(self.lines.get_key_value(source)?.0);
         for priority in Priority::ALL {
-            loop {
-                let line = self.lines.get_mut(&name)?;
-                if !line.has_room(priority) {
-                    return None;
-                }
-                let Some(key) = line.waiting[priority as usize].pop_front() else { break };
-                let is_waiting = |want: &Want| want.read.is_none() && want.priority == priority;
-                if self.wants.get(&key).is_some_and(is_waiting) {
-                    return Some(self.send(name, key, priority));
-                }
+            let line = self.lines.get_mut(&name)?;
+            let waiting = &mut line.waiting[priority as usize];
+            let is_waiting =
+                |key: &Key| self.wants.get(key).is_some_and(|want| want.read.is_none() && want.priority == priority);
+            while waiting.front().is_some_and(|key| !is_waiting(key)) {
+                waiting.pop_front();
             }
+            let Some(key) = waiting.front().copied() else { continue };
+            if !line.has_room(priority) {
+                return None;
+            }
+            line.waiting[priority as usize].pop_front();
+            return Some(self.send(name, key, priority));
         }
         None
     }
