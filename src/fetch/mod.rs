@@ -331,7 +331,7 @@ impl Fetcher {
         let mut wanted: Vec<_> = index.span_ids_in(ahead.spans).collect();
         if must_wait && ahead.guesses {
             // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.
-            wanted.extend(neighbours(product + product / 2));
+            wanted.extend(neighbours(product));
         }
         wanted.retain(|span| !needed.contains(span) && is_missing(span));
         let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();

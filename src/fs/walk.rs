@@ -18,6 +18,9 @@ use crate::tree::{NodeId, NodeKind, Tree};
 /// Files in a row that make a walk.
 const WALK: u32 = 6;
 
+/// How many files ahead the next one may be while a walk is only suspected: the kernel may know one from before.
+const NEAR: usize = 2;
+
 /// Most confidence, in files.
 const MOST: u32 = 64;
 
@@ -93,7 +96,9 @@ impl Cursor {
 impl State {
     /// Takes note that the reader began `node`; true if it was to be expected.
     fn step(&mut self, node: NodeId) -> bool {
-        let Some(place) = self.upcoming.iter().position(|(next, _)| *next == node) else { return false };
+        // A walker that is known may leave files out; a program that picks some in this order is none yet.
+        let far = if self.confidence >= WALK { self.upcoming.len() } else { NEAR };
+        let Some(place) = self.upcoming.iter().take(far).position(|(next, _)| *next == node) else { return false };
         for (_, bytes) in self.upcoming.drain(..=place) {
             self.asked -= bytes;
         }
