@@ -32,7 +32,7 @@
 //! fuse ─► fs: verified decoded file in the store? ── yes ─► pread
 //!           │ no
 //!           ▼
-//!         extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► ranged GET
+//!         extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► planner ─► ranged GET
 //!           ▼
 //!         decode (bounded) ─► BLAKE3 of the span ─► answer; the bytes are kept, the span stays in memory a while
 //! ```
@@ -41,6 +41,11 @@
 //! and one decoding per span, however many readers ([`fetch::OnceMap`]). A file that was read is decoded as a whole once
 //! readers are quiet, checked against its digest and published in the file store; all reads that come later are served
 //! from there.
+//!
+//! The planner of [`fetch`] keeps what is wanted in four strict priorities: what a reader waits for, what it may want next,
+//! what a profile or a reader on its way through the tree foretells, and the rest of the image. It cuts ranges of
+//! neighbouring spans, keeps as many bytes on their way as the line was measured to hold, and asks again when an answer
+//! stalls. What comes before it is read is not decoded but put into the blob store; whoever reads it verifies it.
 //!
 //! The kernel keeps what it was told: names, attributes, listings, links and pages. How files are opened is chosen for each
 //! mount ([`fuse::Io`]): in the cached mode the kernel opens files by itself, so that a warm mount sends no request at all

@@ -18,6 +18,7 @@ mod line;
 mod once_map;
 mod pieces;
 mod plan;
+mod prefetch;
 mod queue;
 mod readahead;
 mod spans;
@@ -162,13 +163,6 @@ impl Priority {
     const ALL: [Self; 4] = [Self::Demand, Self::ReadAhead, Self::Profile, Self::Fill];
 }
 
-/// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
-/// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
-const WHOLE_FILE: u64 = 12 << 20;
-
-/// How many times what the line holds is fetched ahead of a reader that goes in order.
-const WINDOW: u64 = 4;
-
 /// Sizes of the fetcher's pools and caches.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -291,105 +285,6 @@ impl Fetcher {
         Ok(bytes)
     }
 
-    /// Takes note of a read of `range` of the layer's uncompressed stream, part of a file that lies in `file` of it, and
-    /// fetches ahead what will probably be read next. Does nothing for a layer whose bytes are all here.
-    ///
-    /// Must be called in a runtime, before the spans themselves are waited for. `neighbours` is asked, if the read has to
-    /// wait, for at most so many compressed bytes of spans that belong with the file. True if it has to wait.
-    pub fn read(
-        &self,
-        layer: &Arc<Layer>,
-        range: Range<u64>,
-        file: Range<u64>,
-        neighbours: impl FnOnce(u64) -> Vec<SpanId>,
-    ) -> bool {
-        if layer.reader.is_none() || layer.blob.is_complete() {
-            return false;
-        }
-        let index = &layer.index;
-        let needed: Vec<_> = index.spans(range.clone()).collect();
-        let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return false };
-        let is_missing = |span: &SpanId| {
-            !LargeSpans::is_large(index, *span) && !layer.blob.missing(index.compressed(*span)).is_empty()
-        };
-        let must_wait = needed.iter().any(is_missing);
-        let (mut spans, count) = (index.spans(file.clone()), index.span_count());
-        let file_start = spans.next().unwrap_or(*first);
-        let file_end = spans.last().unwrap_or(file_start);
-        let product = self.inner.planner.product(layer);
-        let step = readahead::Step {
-            range,
-            file_start: file.start,
-            needed: first.get()..last.get() + 1,
-            file: file_start.get()..file_end.get() + 1,
-            whole_file: file.end - file.start <= WHOLE_FILE,
-            count,
-            widest: u32::try_from(WINDOW * product * u64::from(count) / index.compressed_size().max(1))
-                .unwrap_or(count),
-        };
-        let ahead = layer.readahead.note(&step, must_wait);
-        let mut wanted: Vec<_> = index.span_ids_in(ahead.spans).collect();
-        if must_wait && ahead.guesses {
-            // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.
-            wanted.extend(neighbours(product));
-        }
-        wanted.retain(|span| !needed.contains(span) && is_missing(span));
-        let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();
-        self.inner.planner.bring(&wanted, Priority::ReadAhead, must_wait);
-        must_wait
-    }
-
-    /// Fetches spans that a reader is on its way to.
-    pub fn bring(&self, mut wanted: Vec<(Arc<Layer>, SpanId)>) {
-        wanted.retain(|(layer, span)| {
-            let range = layer.index.compressed(*span);
-            !LargeSpans::is_large(&layer.index, *span) && !layer.blob.missing(range).is_empty()
-        });
-        self.inner.planner.bring(&wanted, Priority::Profile, false);
-    }
-
-    /// How many bytes to fetch ahead of a reader that takes all of `layers` in order: what the line holds, several times.
-    pub fn reach(&self, layers: &[Arc<Layer>]) -> u64 {
-        WINDOW * layers.iter().map(|layer| self.inner.planner.product(layer)).max().unwrap_or(0)
-    }
-
-    /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows.
-    ///
-    /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
-    pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
-        let is_missing = |layer: &Layer, span| !layer.blob.missing(layer.index.compressed(span)).is_empty();
-        let mut ordinary = Vec::with_capacity(wanted.len());
-        for (layer, span) in wanted {
-            if !is_missing(layer, *span) {
-                continue;
-            }
-            if LargeSpans::is_large(&layer.index, *span) {
-                self.stream_to_disk(layer, *span).await?;
-            } else {
-                ordinary.push((Arc::clone(layer), *span));
-            }
-        }
-        let tickets = self.inner.planner.want(&ordinary, priority);
-        for (ticket, (layer, span)) in tickets.into_iter().zip(&ordinary) {
-            ticket.bytes().await?;
-            if priority == Priority::Profile {
-                // It will be read soon, and the reader should find it decoded.
-                self.decode_beside(layer, *span);
-            }
-        }
-        Ok(())
-    }
-
-    /// Brings a span that is too large for memory into the blob store.
-    async fn stream_to_disk(&self, layer: &Arc<Layer>, span: SpanId) -> Result<(), Error> {
-        let range = layer.index.compressed(span);
-        let mut pieces = std::pin::pin!(pieces::pieces(&layer.blob, layer.reader.as_ref(), range, &layer.traffic));
-        while let Some(piece) = pieces.next().await {
-            piece?;
-        }
-        Ok(())
-    }
-
     /// Joins or starts the fetch of a span that is not in memory.
     fn flight(
         &self,
@@ -410,29 +305,6 @@ impl Fetcher {
             }
             Ok(bytes)
         }
-    }
-
-    /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read
-    /// together, and the reader that waited for this one is busy with it for a while.
-    fn decode_ahead(&self, layer: &Arc<Layer>, span: SpanId) {
-        let Some(next) = layer.index.next_span(span) else { return };
-        let is_wanted = self.inner.decoders.available_permits() > 0
-            && self.cached(layer, next).is_none()
-            && !LargeSpans::is_large(&layer.index, next)
-            && layer.blob.missing(layer.index.compressed(next)).is_empty();
-        if is_wanted {
-            self.decode_beside(layer, next);
-        }
-    }
-
-    /// Decodes a span whose bytes are here, for a reader to come.
-    fn decode_beside(&self, layer: &Arc<Layer>, span: SpanId) {
-        let flight = self.flight(layer, span);
-        tokio::spawn(async move {
-            if let Some(Err(error)) = flight.await {
-                tracing::debug!(%error, "span is not decoded ahead");
-            }
-        });
     }
 }
 

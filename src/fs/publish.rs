@@ -18,7 +18,7 @@ use crate::tree::{Node, NodeId, Tree};
 
 /// How long readers must have been quiet before a file is decoded for the store: a program that starts computes between
 /// its reads.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(5);
 
 /// How long they must have been quiet before the next span of it is decoded.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -32,8 +32,8 @@ impl BlobReader for Memory {
 }
 
 /// A file system of one gzip layer, with the directory its store is in.
-struct Scene {
-    fs: Arc<FileSystem>,
+pub(super) struct Scene {
+    pub(super) fs: Arc<FileSystem>,
     blob: Arc<Memory>,
     _cache: TempDir,
 }
@@ -43,12 +43,12 @@ fn entry(path: &str, kind: Kind) -> Entry {
     Entry { path: path.into(), kind, mode: 0o755, uid: 1, gid: 2, mtime, xattrs: Vec::new() }
 }
 
-fn file(path: &str, size: usize) -> Entry {
+pub(super) fn file(path: &str, size: usize) -> Entry {
     entry(path, Kind::Regular { size: size as u64, segments: Vec::new(), content: None })
 }
 
 /// Bytes that do not repeat within a span and compress a little.
-fn content(size: usize) -> Vec<u8> {
+pub(super) fn content(size: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -57,7 +57,7 @@ fn content(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
+pub(super) fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
     let mut writer = Writer::new(Vec::new());
     for (entry, content) in entries {
         writer.append(entry, &content[..]).expect("written to memory");

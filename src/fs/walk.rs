@@ -181,3 +181,51 @@ impl FileSystem {
         missing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{content, file, scene};
+    use super::*;
+
+    fn names(tree: &Tree, cursor: &mut Cursor) -> Vec<u32> {
+        std::iter::from_fn(|| cursor.next(tree)).map(NodeId::get).collect()
+    }
+
+    #[tokio::test]
+    async fn a_cursor_goes_depth_first_by_names_and_can_begin_anywhere() {
+        let paths = ["a/x", "a.py", "b/y/z", "b/w", "c"];
+        let files: Vec<_> = paths.iter().map(|path| (file(path, 5), content(5))).collect();
+        let scene = scene(&files);
+        let tree = scene.fs.tree();
+        let order: Vec<_> = ["a/x", "a.py", "b/w", "b/y/z", "c"]
+            .iter()
+            .map(|path| tree.resolve(path.as_bytes(), false).expect("it is there"))
+            .collect();
+        let all: Vec<_> = order.iter().map(|node| node.get()).collect();
+        assert_eq!(names(tree, &mut Cursor { stack: vec![(NodeId::ROOT, 0)] }), all);
+        let directories = Directories::default();
+        for (place, node) in order.iter().enumerate() {
+            let directory = directories.of(tree, *node).expect("a small tree");
+            assert_eq!(names(tree, &mut Cursor::behind(tree, *node, directory)), all[place + 1..], "{}", paths[place]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_walker_is_known_by_its_steps_and_forgotten_by_halves() {
+        let files: Vec<_> = (0..40).map(|n| (file(&format!("f{n:02}"), 9), content(9))).collect();
+        let scene = scene(&files);
+        let nodes: Vec<_> = (0..40).map(|n| scene.fs.tree().resolve(format!("f{n:02}").as_bytes(), false)).collect();
+        let follow = |n: usize| scene.fs.follow(nodes[n].expect("it is there"), true);
+        let confidence = || scene.fs.walk.state.lock().expect("nobody panics with it").confidence;
+        (0..=8).for_each(follow);
+        assert_eq!(confidence(), 8);
+        follow(12);
+        assert_eq!(confidence(), 9, "a walker that is known may leave some out");
+        follow(3);
+        assert_eq!(confidence(), 4);
+        [30, 20, 10, 35, 5].into_iter().for_each(follow);
+        assert_eq!(confidence(), 0);
+        [6, 9, 12, 15, 18, 21, 24, 27].into_iter().for_each(follow);
+        assert_eq!(confidence(), 0, "files here and there are no walk, though in order");
+    }
+}
