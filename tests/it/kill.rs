@@ -290,6 +290,8 @@ fn a_daemon_killed_while_it_drops_the_cache_leaves_what_is_left_usable() {
         wait_for_end(pid);
         // It fails or not, depending on how far it came.
         let _ended = dropping.wait().expect("it ends");
+        // A command that only got to its request after the kill has started another daemon.
+        assert!(ocifs.end_daemon(), "it ends when it is told to");
         let left = files_below(&ocifs.cache().join("files")).len() + files_below(&ocifs.cache().join("trees")).len();
         some += u64::from(left > 0);
         none += u64::from(left < 1001);
