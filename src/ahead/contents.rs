@@ -91,7 +91,7 @@ async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Re
         let at = extent.layer_offset + (from - extent.file_offset);
         let stop = at + (to - from);
         for span in layer.index.spans(at..stop) {
-            if !layer.blob.missing(layer.index.compressed(span)).is_empty() {
+            if !layer.has(span) {
                 return Ok(None);
             }
             let decoded = session.files.fetcher.span(layer, span).await?;

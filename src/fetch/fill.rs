@@ -6,9 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-
-use super::pieces::pieces;
 use super::{Error, Fetcher, Layer, Priority};
 use crate::store;
 
@@ -83,10 +80,7 @@ async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Resul
     }
     // Bytes between spans (gzip trailers and headers, skippable frames) belong to no span.
     for gap in layer.blob.missing(0..layer.blob.size()) {
-        let mut pieces = std::pin::pin!(pieces(&layer.blob, layer.reader.as_ref(), gap, &layer.traffic));
-        while let Some(piece) = pieces.next().await {
-            piece?;
-        }
+        layer.stream_to_disk(gap).await?;
     }
     Ok(())
 }

@@ -230,14 +230,13 @@ impl Fetcher {
         if let Some(bytes) = self.cached(layer, span) {
             return Some(bytes);
         }
-        let range = layer.index.compressed(span);
-        if LargeSpans::is_large(&layer.index, span) || !layer.blob.missing(range.clone()).is_empty() {
+        if LargeSpans::is_large(&layer.index, span) || !layer.has(span) {
             return None;
         }
         let key = spans::Key::new(layer, span);
         let decoder = self.inner.decoders.try_acquire().ok()?;
         let claim = self.inner.flights.claim(key)?;
-        let compressed = layer.blob.read(range).ok().flatten();
+        let compressed = layer.blob.read(layer.index.compressed(span)).ok().flatten();
         let decode = |compressed: Bytes| self.inner.buffers.decode(&layer.index, span, &compressed).ok();
         let decoded = compressed.and_then(decode);
         drop(decoder);
@@ -330,6 +329,11 @@ impl Layer {
 }
 
 impl Layer {
+    /// True if the compressed bytes of `span` are here, verified or not.
+    pub fn has(&self, span: SpanId) -> bool {
+        self.blob.missing(self.index.compressed(span)).is_empty()
+    }
+
     /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
     /// for several things that the profile did not foretell.
     pub fn foretell(&self) {
@@ -388,7 +392,7 @@ impl Inner {
     /// The compressed bytes of a span, from the blob store if it has them all and from the source if not.
     async fn compressed(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
-        if layer.blob.missing(range.clone()).is_empty() {
+        if layer.has(span) {
             let task = Arc::clone(layer);
             let local = tokio::task::spawn_blocking(move || task.blob.read(range)).await;
             match local.map_err(|_| Error::Interrupted)? {

@@ -37,9 +37,7 @@ impl Fetcher {
         let index = &layer.index;
         let needed: Vec<_> = index.spans(range.clone()).collect();
         let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return false };
-        let is_missing = |span: &SpanId| {
-            !LargeSpans::is_large(index, *span) && !layer.blob.missing(index.compressed(*span)).is_empty()
-        };
+        let is_missing = |span: &SpanId| !LargeSpans::is_large(index, *span) && !layer.has(*span);
         let must_wait = needed.iter().any(is_missing);
         let (mut spans, count) = (index.spans(file.clone()), index.span_count());
         let file_start = spans.next().unwrap_or(*first);
@@ -69,10 +67,7 @@ impl Fetcher {
 
     /// Fetches spans that a reader is on its way to.
     pub fn bring(&self, mut wanted: Vec<(Arc<Layer>, SpanId)>) {
-        wanted.retain(|(layer, span)| {
-            let range = layer.index.compressed(*span);
-            !LargeSpans::is_large(&layer.index, *span) && !layer.blob.missing(range).is_empty()
-        });
+        wanted.retain(|(layer, span)| !LargeSpans::is_large(&layer.index, *span) && !layer.has(*span));
         self.inner.planner.bring(&wanted, Priority::Profile, false);
     }
 
@@ -85,14 +80,13 @@ impl Fetcher {
     ///
     /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
     pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
-        let is_missing = |layer: &Layer, span| !layer.blob.missing(layer.index.compressed(span)).is_empty();
         let mut ordinary = Vec::with_capacity(wanted.len());
         for (layer, span) in wanted {
-            if !is_missing(layer, *span) {
+            if layer.has(*span) {
                 continue;
             }
             if LargeSpans::is_large(&layer.index, *span) {
-                self.stream_to_disk(layer, *span).await?;
+                layer.stream_to_disk(layer.index.compressed(*span)).await?;
             } else {
                 ordinary.push((Arc::clone(layer), *span));
             }
@@ -108,16 +102,6 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Brings a span that is too large for memory into the blob store.
-    async fn stream_to_disk(&self, layer: &Arc<Layer>, span: SpanId) -> Result<(), Error> {
-        let range = layer.index.compressed(span);
-        let mut pieces = std::pin::pin!(pieces::pieces(&layer.blob, layer.reader.as_ref(), range, &layer.traffic));
-        while let Some(piece) = pieces.next().await {
-            piece?;
-        }
-        Ok(())
-    }
-
     /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read
     /// together, and the reader that waited for this one is busy with it for a while.
     pub(super) fn decode_ahead(&self, layer: &Arc<Layer>, span: SpanId) {
@@ -125,7 +109,7 @@ impl Fetcher {
         let is_wanted = self.inner.decoders.available_permits() > 0
             && self.cached(layer, next).is_none()
             && !LargeSpans::is_large(&layer.index, next)
-            && layer.blob.missing(layer.index.compressed(next)).is_empty();
+            && layer.has(next);
         if is_wanted {
             self.decode_beside(layer, next);
         }
@@ -139,5 +123,17 @@ impl Fetcher {
                 tracing::debug!(%error, "span is not decoded ahead");
             }
         });
+    }
+}
+
+impl Layer {
+    /// Brings bytes into the blob store a piece at a time: for spans that are too large for memory, and for what lies
+    /// between spans.
+    pub(super) async fn stream_to_disk(&self, range: Range<u64>) -> Result<(), Error> {
+        let mut pieces = std::pin::pin!(pieces::pieces(&self.blob, self.reader.as_ref(), range, &self.traffic));
+        while let Some(piece) = pieces.next().await {
+            piece?;
+        }
+        Ok(())
     }
 }

@@ -190,9 +190,7 @@ impl Queue {
             let want = self.wants.get(&Key::new(layer, span));
             want.is_some_and(|want| want.read.is_none() && want.priority <= least)
         };
-        let is_missing = |span: SpanId| {
-            !self.wants.contains_key(&Key::new(layer, span)) && !layer.blob.missing(index.compressed(span)).is_empty()
-        };
+        let is_missing = |span: SpanId| !self.wants.contains_key(&Key::new(layer, span)) && !layer.has(span);
         let mut spans = VecDeque::from([key.span()]);
         let mut length = size(key.span());
         let mut last = key.span();

@@ -32,23 +32,24 @@ pub(super) struct Directories {
 impl Directories {
     /// The numbers of the nodes that have their first name in the same directory as `node`.
     fn siblings(&self, tree: &Tree, node: NodeId) -> Range<u32> {
-        if tree.node_count() > NODES {
-            return node.get()..node.get() + 1;
-        }
-        let starts = self.starts.get_or_init(|| starts(tree));
-        let after = starts.partition_point(|(start, _)| *start <= node.get());
+        let Some((starts, after)) = self.place(tree, node) else { return node.get()..node.get() + 1 };
         let start = after.checked_sub(1).map_or(0, |before| starts[before].0);
         start..starts.get(after).map_or(tree.node_count(), |(start, _)| *start)
     }
 
     /// The directory that has the first name of `node`, which is not the root; none in trees that are too large.
     pub(super) fn of(&self, tree: &Tree, node: NodeId) -> Option<NodeId> {
+        let (starts, after) = self.place(tree, node)?;
+        Some(starts[after.checked_sub(1)?].1)
+    }
+
+    /// The table, and the place in it behind the directory of `node`; none in trees that are too large.
+    fn place(&self, tree: &Tree, node: NodeId) -> Option<(&[(u32, NodeId)], usize)> {
         if tree.node_count() > NODES {
             return None;
         }
         let starts = self.starts.get_or_init(|| starts(tree));
-        let after = starts.partition_point(|(start, _)| *start <= node.get());
-        Some(starts[after.checked_sub(1)?].1)
+        Some((starts, starts.partition_point(|(start, _)| *start <= node.get())))
     }
 }
 
@@ -110,7 +111,7 @@ impl FileSystem {
         let mut spans: Vec<_> = spans
             .into_iter()
             .map(|span| (span.get().abs_diff(here), span, layer.index.compressed(span)))
-            .filter(|(_, _, range)| !layer.blob.missing(range.clone()).is_empty())
+            .filter(|(_, span, _)| !layer.has(*span))
             .collect();
         spans.sort_unstable_by_key(|(far, _, _)| *far);
         let mut left = bytes;

@@ -183,7 +183,7 @@ pub(super) fn is_local(layers: &[Arc<Layer>], mut extents: impl Iterator<Item = 
     extents.all(|extent| {
         layers.get(extent.layer as usize).is_some_and(|layer| {
             let mut spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
-            spans.all(|span| layer.blob.missing(layer.index.compressed(span)).is_empty())
+            spans.all(|span| layer.has(span))
         })
     })
 }

@@ -175,7 +175,7 @@ impl FileSystem {
                 continue;
             };
             let spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
-            let absent = spans.filter(|span| !layer.blob.missing(layer.index.compressed(*span)).is_empty());
+            let absent = spans.filter(|span| !layer.has(*span));
             missing.extend(absent.map(|span| (extent.layer, span)));
         }
         missing
