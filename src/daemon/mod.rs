@@ -17,6 +17,7 @@ mod mounts;
 mod profiles;
 mod query;
 mod report;
+mod served;
 mod server;
 
 use std::io::Write;

@@ -8,9 +8,10 @@ use super::control::{self, Event, Fill};
 use super::events::{open_image, send};
 use super::failure::no_device;
 use super::fill::Filling;
-use super::mounts::{Mounted, Mounts};
+use super::mounts::{Counts, Mounted, Mounts};
 use super::profiles::Profiling;
 use super::query::request_of;
+use super::served::{self, Served};
 use super::{Code, Failure};
 use crate::fetch::Urgency;
 use crate::fs::FileSystem;
@@ -42,7 +43,7 @@ pub(super) async fn mount(
         send(events, Event::Warning { text }).await;
     }
     let mounted = attach(images, mounts, wanted, image).await?;
-    let io = mounted.mount.io();
+    let io = mounted.served.connection.io();
     if io.degraded {
         send(events, Event::Warning { text: format!("files are not read by passthrough: {}", io.reason) }).await;
     }
@@ -56,26 +57,37 @@ async fn attach(
     images: &Images,
     mounts: &Arc<Mounts>,
     wanted: control::Mount,
-    image: Image,
+    mut image: Image,
 ) -> Result<Arc<Mounted>, Failure> {
-    let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
-    let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-    let fs = Arc::new(FileSystem::new(image.tree.clone(), layers, fetcher, store));
-    let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
-    let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
-    let io = match wanted.io {
-        control::Io::Auto => fuse::Io::Auto,
-        control::Io::Passthrough => fuse::Io::Passthrough,
-        control::Io::Cached => fuse::Io::Cached,
+    let key = served::Key::new(&wanted, &image);
+    let found = mounts.served().find(&key);
+    let again = match found {
+        Some(served) => again(mounts, &wanted.dir, served).await?,
+        None => None,
     };
-    let mount = {
-        let (fs, dir, runtime) = (Arc::clone(&fs), wanted.dir.clone(), tokio::runtime::Handle::current());
-        let attached = tokio::task::spawn_blocking(move || {
-            let options = fuse::Options { source: "ocifs", access, io };
-            fuse::Mount::new(fs, runtime, &dir, options)
-        });
-        attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?
+    let is_again = again.is_some();
+    let (mount, served, profiling) = match again {
+        Some((mount, served)) => {
+            for (layer, known) in image.layers.iter_mut().zip(&served.layers) {
+                layer.layer = Arc::clone(known);
+            }
+            let recorder = served.fs.recorder();
+            // The start of another mount of it is being recorded.
+            let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
+            let profiling = Profiling::start(images, &wanted, &image, recorder);
+            (mount, served, profiling)
+        }
+        None => {
+            let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+            let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
+            let fs = Arc::new(FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store));
+            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
+            let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
+            let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
+            (mount, mounts.served().enter(key, &image, served), profiling)
+        }
     };
+    let before = if is_again { Counts::now(&served) } else { Counts::default() };
     let filling = Arc::new(Filling::new(images.fetcher(), &image.layers, mounts.grown()));
     match wanted.fill {
         // What an offline mount could do is done when somebody waits for it.
@@ -84,8 +96,8 @@ async fn attach(
         Fill::Idle => filling.start(Urgency::Idle),
         Fill::Now => filling.start(Urgency::Now),
     }
-    let tasks = profiling.record(wanted.profile_until).into_iter().collect();
-    let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, filling, tasks });
+    let tasks = profiling.record(wanted.profile_until, is_again).into_iter().collect();
+    let mounted = Arc::new(Mounted { request: wanted, image, served, before, mount, profiling, filling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
@@ -94,6 +106,36 @@ async fn attach(
         mounts.remove(&watched);
     });
     Ok(mounted)
+}
+
+/// Makes a connection for `fs` and its first mount.
+async fn connect(mounts: &Arc<Mounts>, wanted: &control::Mount, fs: Arc<FileSystem>) -> Result<fuse::Mount, Failure> {
+    let access = if rustix::process::geteuid().is_root() { Access::Everyone } else { Access::Owner };
+    let io = match wanted.io {
+        control::Io::Auto => fuse::Io::Auto,
+        control::Io::Passthrough => fuse::Io::Passthrough,
+        control::Io::Cached => fuse::Io::Cached,
+    };
+    let (dir, runtime, places) = (wanted.dir.clone(), tokio::runtime::Handle::current(), mounts.places().clone());
+    let attached = tokio::task::spawn_blocking(move || {
+        let options = fuse::Options { source: "ocifs", access, io };
+        fuse::Mount::new(fs, runtime, &dir, options, &places)
+    });
+    attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
+}
+
+/// Mounts what is served already in another directory; none if this kernel cannot do that.
+async fn again(
+    mounts: &Arc<Mounts>,
+    dir: &Path,
+    served: Arc<Served>,
+) -> Result<Option<(fuse::Mount, Arc<Served>)>, Failure> {
+    let (dir, places) = (dir.to_owned(), mounts.places().clone());
+    let attached = tokio::task::spawn_blocking(move || {
+        let mount = fuse::Mount::again(&served.connection, &dir, &places)?;
+        Ok::<_, fuse::MountError>(mount.map(|mount| (mount, served)))
+    });
+    attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
 }
 
 /// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.

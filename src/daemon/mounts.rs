@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::control;
 use super::fill::Filling;
 use super::profiles::Profiling;
-use crate::fs::FileSystem;
+use super::served::{self, Served};
 use crate::fuse;
 use crate::image::Image;
 use crate::oci::Digest;
@@ -22,8 +22,10 @@ pub(super) struct Mounted {
     pub(super) request: control::Mount,
     /// What is mounted.
     pub(super) image: Image,
-    /// What serves it.
-    pub(super) fs: Arc<FileSystem>,
+    /// What serves it, and other mounts perhaps.
+    pub(super) served: Arc<Served>,
+    /// How often that had been asked for things before this mount.
+    pub(super) before: Counts,
     /// The kernel's side.
     pub(super) mount: fuse::Mount,
     /// What it records, and fetches ahead.
@@ -32,6 +34,23 @@ pub(super) struct Mounted {
     pub(super) filling: Arc<Filling>,
     /// Background work that ends with the mount.
     pub(super) tasks: Vec<AbortHandle>,
+}
+
+/// How often things were asked for and fetched, over all mounts that were served together.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Requests of the kernel by kind.
+    pub(super) kernel: Vec<(&'static str, u64)>,
+    /// Bytes and requests of each layer, from the bottom.
+    pub(super) layers: Vec<(u64, u64)>,
+}
+
+impl Counts {
+    /// How often until now.
+    pub(super) fn now(served: &Served) -> Self {
+        let traffic = |layer: &Arc<crate::fetch::Layer>| (layer.traffic.bytes(), layer.traffic.requests());
+        Self { kernel: served.connection.requests().collect(), layers: served.layers.iter().map(traffic).collect() }
+    }
 }
 
 impl Drop for Mounted {
@@ -52,6 +71,10 @@ pub(super) struct Mounts {
     count: watch::Sender<usize>,
     /// Told when a mount has added to the cache by itself, or keeps nothing of it any more.
     grown: Arc<Notify>,
+    /// The connections that serve them.
+    served: Arc<served::Table>,
+    /// Where they are, for noticing that they are gone.
+    places: fuse::Places,
 }
 
 /// A reserved mount point; freed when dropped unless it was filled.
@@ -70,9 +93,29 @@ pub(super) struct InUse {
     pub(super) trees: HashSet<Digest>,
 }
 
+impl InUse {
+    pub(super) fn add(&mut self, image: &Image) {
+        self.documents.extend(&image.resolved.documents);
+        self.layers.extend(image.layers.iter().map(|layer| layer.descriptor.digest));
+        self.trees.insert(image.tree_id);
+    }
+
+    pub(super) fn join(&mut self, other: &Self) {
+        self.documents.extend(&other.documents);
+        self.layers.extend(&other.layers);
+        self.trees.extend(&other.trees);
+    }
+}
+
 impl Default for Mounts {
     fn default() -> Self {
-        Self { table: Mutex::default(), count: watch::Sender::new(0), grown: Arc::default() }
+        Self {
+            table: Mutex::default(),
+            count: watch::Sender::new(0),
+            grown: Arc::default(),
+            served: Arc::default(),
+            places: fuse::Places::default(),
+        }
     }
 }
 
@@ -104,6 +147,8 @@ impl Mounts {
             table.remove(dir);
             self.count.send_replace(table.len());
         }
+        drop(table);
+        self.served.left(&mounted.served);
     }
 
     /// Watches the number of mounts.
@@ -116,15 +161,23 @@ impl Mounts {
         Arc::clone(&self.grown)
     }
 
-    /// What the cache must keep.
+    /// What the cache must keep: what mounts use, and what is served for mounts to come.
     pub(super) fn in_use(&self) -> InUse {
-        let mut in_use = InUse::default();
+        let mut in_use = self.served.in_use();
         for mounted in self.all() {
-            in_use.documents.extend(&mounted.image.resolved.documents);
-            in_use.layers.extend(mounted.image.layers.iter().map(|layer| layer.descriptor.digest));
-            in_use.trees.insert(mounted.image.tree_id);
+            in_use.add(&mounted.image);
         }
         in_use
+    }
+
+    /// The connections that serve the mounts.
+    pub(super) fn served(&self) -> &Arc<served::Table> {
+        &self.served
+    }
+
+    /// Where the mounts are.
+    pub(super) fn places(&self) -> &fuse::Places {
+        &self.places
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Option<Arc<Mounted>>>> {

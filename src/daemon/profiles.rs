@@ -80,14 +80,18 @@ impl Profiling {
         })
     }
 
-    /// Records the start of this mount until it is over, then stores it. `until` is in seconds, 0 for not at all.
-    pub(super) fn record(self: &Arc<Self>, until: Option<u32>) -> Option<AbortHandle> {
+    /// Records the start of this mount until it is over, then stores it. `until` is in seconds, 0 for not at all. What the
+    /// kernel has of earlier mounts, if `is_again`, it does not ask for.
+    pub(super) fn record(self: &Arc<Self>, until: Option<u32>, is_again: bool) -> Option<AbortHandle> {
         let until = match until {
             Some(0) => return None,
             Some(seconds) => Until::After(Duration::from_secs(seconds.into())),
             None => Until::Quiet,
         };
         self.recorder.start();
+        if is_again {
+            self.recorder.note_unseen();
+        }
         let this = Arc::clone(self);
         let task = tokio::spawn(async move {
             this.recorder.over(until).await;

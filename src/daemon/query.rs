@@ -178,6 +178,7 @@ pub(super) async fn drop_cache(
     mounts: &Mounts,
     what: control::Drop,
 ) -> Result<control::Usage, Failure> {
+    mounts.served().release_idle().await;
     let in_use = mounts.in_use();
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || -> Result<control::Usage, crate::store::Error> {
@@ -204,8 +205,14 @@ pub(super) async fn drop_cache(
     finish(task.await)
 }
 
-/// Brings the cache within its limits without taking anything that a mount uses.
+/// Brings the cache within its limits without taking anything that a mount uses; what is only kept for mounts to come
+/// has to go first.
 pub(super) async fn evict(images: &Images, mounts: &Mounts) -> Result<control::Usage, Failure> {
+    let store = Arc::clone(images.store());
+    let task = tokio::task::spawn_blocking(move || store.is_within_limits());
+    if !finish(task.await)? {
+        mounts.served().release_idle().await;
+    }
     let in_use = mounts.in_use();
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || {

@@ -10,8 +10,9 @@ use crate::store::{DiskUsage, Store, Usage};
 /// One mount in detail.
 pub(super) fn mount(mounted: &Mounted) -> MountReport {
     let image = &mounted.image;
-    let layers: Vec<_> = image.layers.iter().map(layer).collect();
-    let io = mounted.mount.io();
+    let before = mounted.before.layers.iter().copied().chain(std::iter::repeat((0, 0)));
+    let layers: Vec<_> = image.layers.iter().zip(before).map(|(one, before)| layer(one, before)).collect();
+    let io = mounted.served.connection.io();
     MountReport {
         dir: mounted.request.dir.clone(),
         reference: mounted.request.image.reference.clone(),
@@ -28,15 +29,23 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
             fuse::Mode::Cached => control::Io::Cached,
         },
         io_reason: io.reason,
-        open_files: mounted.mount.sees_opens().then(|| mounted.fs.open_files()),
-        kernel_requests: mounted.mount.requests().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+        open_files: mounted.served.connection.sees_opens().then(|| mounted.served.fs.open_files()),
+        kernel_requests: kernel_requests(mounted),
         entries: u64::from(image.tree.node_count()),
         profile: mounted.profiling.report(),
         layers,
     }
 }
 
-fn layer(layer: &ImageLayer) -> LayerReport {
+/// The kernel's requests since it was mounted, those of other mounts that are served together included.
+fn kernel_requests(mounted: &Mounted) -> std::collections::BTreeMap<String, u64> {
+    let before: std::collections::HashMap<_, _> = mounted.before.kernel.iter().copied().collect();
+    let since = |(kind, count): (&'static str, u64)| (kind.to_owned(), count - before.get(kind).unwrap_or(&0));
+    mounted.served.connection.requests().map(since).collect()
+}
+
+/// One layer; `before` are the bytes and requests that it had needed before this mount.
+fn layer(layer: &ImageLayer, before: (u64, u64)) -> LayerReport {
     let inner = &layer.layer;
     let (streamed_bytes, streamed_requests) =
         layer.streamed.as_ref().map_or((0, 0), |progress| (progress.traffic.bytes(), progress.traffic.requests()));
@@ -56,8 +65,8 @@ fn layer(layer: &ImageLayer) -> LayerReport {
         .to_owned(),
         size: layer.descriptor.size,
         local: inner.blob.present_bytes(),
-        fetched: inner.traffic.bytes() + streamed_bytes,
-        requests: inner.traffic.requests() + streamed_requests,
+        fetched: inner.traffic.bytes() - before.0 + streamed_bytes,
+        requests: inner.traffic.requests() - before.1 + streamed_requests,
         spans: inner.index.span_count(),
         not_lazy: inner.index.not_lazy().map(str::to_owned),
     }

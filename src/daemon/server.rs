@@ -97,25 +97,38 @@ impl Server {
     /// mounted any more.
     pub(super) async fn finished(&self) {
         let (mut mounts, mut clients) = (self.mounts.count(), self.clients.subscribe());
+        let mut alive = self.mounts.served().alive();
         let quiet = self.options.idle.unwrap_or(Duration::ZERO);
         loop {
-            if mounts.wait_for(|count| *count == 0).await.is_err() || self.foreground {
+            if mounts.wait_for(|count| *count == 0).await.is_err() {
                 return;
             }
-            if clients.wait_for(|count| *count == 0).await.is_err() {
+            if !self.foreground && clients.wait_for(|count| *count == 0).await.is_err() {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(quiet) => return,
+                () = tokio::time::sleep(quiet) => {}
+                _ = mounts.changed() => continue,
+                _ = clients.changed() => continue,
+            }
+            // Who uses a mount that is in the mount table no more is served to the end.
+            self.mounts.served().release_idle().await;
+            tokio::select! {
+                _ = alive.wait_for(|alive| *alive == 0) => return,
                 _ = mounts.changed() => {}
                 _ = clients.changed() => {}
             }
         }
     }
 
-    /// Gives memory back while nothing happens, and keeps the cache within its limits. Runs for ever.
+    /// Gives memory back while nothing happens, keeps the cache within its limits, and notices what others unmount. Runs
+    /// for ever.
     pub(super) async fn keep_small(&self) {
-        tokio::join!(self.images.fetcher().shrink_when_idle(MEMORY_QUIET), self.keep_cache_bounded());
+        tokio::join!(
+            self.images.fetcher().shrink_when_idle(MEMORY_QUIET),
+            self.keep_cache_bounded(),
+            self.mounts.places().watch(),
+        );
     }
 
     /// Evicts what no mount uses whenever something was mounted, filled or unmounted, and now and then.
@@ -128,6 +141,7 @@ impl Server {
                 () = tokio::time::sleep(EVICTION) => {}
             }
             tokio::time::sleep(SETTLED).await;
+            self.mounts.served().tidy();
             match query::evict(&self.images, &self.mounts).await {
                 Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
                 Ok(_) => {}

@@ -1,13 +1,17 @@
 //! System calls around a mount: making it, finding it in the mount table, tuning it, ending it.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
 
 /// Read-ahead of a mount of large files, in KiB. The kernel offers 128 by default.
 const READ_AHEAD_KIB: u32 = 1024;
@@ -15,6 +19,8 @@ const READ_AHEAD_KIB: u32 = 1024;
 /// A mount as the kernel's table lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPoint {
+    /// The mount's number, which the kernel uses again once the mount is gone.
+    pub id: u64,
     /// Where it is.
     pub path: PathBuf,
     /// Device number, `major:minor`.
@@ -32,18 +38,44 @@ pub(super) fn open_device() -> io::Result<File> {
     File::options().read(true).write(true).open("/dev/fuse")
 }
 
-/// Calls mount(2) for a FUSE connection. Only for callers with CAP_SYS_ADMIN.
-pub(super) fn mount(device: &File, dir: &Path, source: &str, everyone: bool) -> io::Result<()> {
-    let user = rustix::process::getuid().as_raw();
-    let group = rustix::process::getgid().as_raw();
-    let access = if everyone { ",allow_other" } else { "" };
-    let options =
-        format!("fd={},rootmode=40000,user_id={user},group_id={group},default_permissions{access}", device.as_raw_fd());
-    let options = CString::new(options).map_err(io::Error::other)?;
+/// Makes a mount of a FUSE connection that is in no directory yet. Only for callers with CAP_SYS_ADMIN; needs Linux 5.2.
+pub(super) fn make(device: &File, source: &str, everyone: bool) -> io::Result<OwnedFd> {
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let settings = [
+        ("subtype", "ocifs".to_owned()),
+        ("source", source.to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "40000".to_owned()),
+        ("user_id", rustix::process::getuid().as_raw().to_string()),
+        ("group_id", rustix::process::getgid().as_raw().to_string()),
+    ];
+    for (key, value) in settings {
+        fsconfig_set_string(&context, key, value)?;
+    }
+    for flag in ["ro", "default_permissions"].into_iter().chain(everyone.then_some("allow_other")) {
+        fsconfig_set_flag(&context, flag)?;
+    }
+    fsconfig_create(&context)?;
     // Set-user-ID programs must work in a container's root file system; device nodes come from the runtime.
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOATIME;
-    rustix::mount::mount(source, dir, "fuse.ocifs", flags, options.as_c_str())?;
-    Ok(())
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Another mount of the same file system, in no directory yet; none if this kernel only copies mounts that are in one
+/// (before Linux 6.15).
+pub(super) fn copy(mount: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    match open_tree(mount, "", flags) {
+        Ok(copy) => Ok(Some(copy)),
+        Err(Errno::INVAL) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Puts a mount that is in no directory into `dir`.
+pub(super) fn put(mount: &OwnedFd, dir: &Path) -> io::Result<()> {
+    Ok(move_mount(mount, "", rustix::fs::CWD, dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Calls umount2(2). `lazy` detaches a busy mount at once and lets it end with its last user.
@@ -53,19 +85,28 @@ pub(super) fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// The kernel's table of what is mounted where, for this process.
+pub(super) const TABLE: &str = "/proc/self/mountinfo";
+
 /// The mount on top at `dir`, if one is mounted there. Reads the kernel's table and so never touches the mount.
 pub(super) fn find(dir: &Path) -> io::Result<Option<MountPoint>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_line).rfind(|mount| mount.path == dir))
+    Ok(parse(&std::fs::read(TABLE)?).rfind(|mount| mount.path == dir))
+}
+
+/// The mounts of a table as it is read from [`TABLE`].
+pub(super) fn parse(table: &[u8]) -> impl DoubleEndedIterator<Item = MountPoint> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
 /// One line of mountinfo: `id parent major:minor root point options [optional…] - type source options` (proc(5)).
 fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = fields.nth(2)?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = fields.nth(1)?;
     let path = fields.nth(1)?;
     let file_system = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(MountPoint {
+        id,
         path: PathBuf::from(OsString::from_vec(unescape(path))),
         device: String::from_utf8_lossy(device).into_owned(),
         file_system: String::from_utf8_lossy(file_system).into_owned(),
@@ -143,6 +184,7 @@ mod tests {
         let line = b"36 35 0:45 / /mnt/a\\040b ro,nodev shared:1 master:2 - fuse.ocifs ocifs ro,user_id=0";
         let mount = parse_line(line).expect("a valid line");
         assert_eq!(mount.path, Path::new("/mnt/a b"));
+        assert_eq!(mount.id, 36);
         assert_eq!((mount.device.as_str(), mount.file_system.as_str()), ("0:45", "fuse.ocifs"));
         assert_eq!(parse_line(b""), None);
         assert_eq!(parse_line(b"36 35 0:45 / /mnt"), None);

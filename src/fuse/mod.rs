@@ -1,7 +1,8 @@
 //! The kernel's side: mounts a [`FileSystem`](crate::fs::FileSystem) and answers its requests.
 //!
 //! The only module that names the FUSE crate. `Adapter` turns requests into calls of the file system and its
-//! answers into replies; [`Mount`] owns the connection.
+//! answers into replies; a [`Connection`] is served by threads of its own, and a [`Mount`] is a directory in which it is
+//! mounted: one of several perhaps.
 //!
 //! Caching is total, because the tree never changes: look-ups, attributes and negative look-ups are valid for ever,
 //! directories, symbolic links and file data stay cached across opens. Permission checks are the kernel's
@@ -9,11 +10,15 @@
 //! EROFS without asking. How files are opened is chosen for each mount ([`Io`]).
 
 mod adapter;
+mod connection;
 mod io;
 mod kernel;
+mod mount;
+mod places;
 mod requests;
-mod session;
 
+pub use connection::{Access, Connection, MountError, Options};
 pub use io::{Chosen, Io, Mode};
 pub use kernel::{MountPoint, is_available};
-pub use session::{Access, Mount, MountError, Options, UnmountError, is_dead, mounted_at, unmount_stale};
+pub use mount::{Mount, UnmountError, is_dead, mounted_at, unmount_stale};
+pub use places::Places;

@@ -99,6 +99,11 @@ impl Store {
         Ok(freed)
     }
 
+    /// True if there is nothing to evict. Walks the cache directory if it is bounded.
+    pub fn is_within_limits(&self) -> Result<bool, Error> {
+        Ok(self.excess()? == 0)
+    }
+
     /// Bytes to free, 0 if the cache is within its limits.
     fn excess(&self) -> Result<u64, Error> {
         let limits = self.limits();

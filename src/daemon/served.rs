@@ -1,0 +1,198 @@
+//! What is served, to one mount or several, now or soon again.
+//!
+//! The kernel remembers names and pages for each connection. So a mount of an image that is mounted already, or was
+//! until a moment ago, is made on the connection there is: it begins warm. [`Table`] knows the connections, keeps a few that
+//! nobody has mounted for a while, and knows what those that still live need of the cache: a mount that was taken out of the
+//! mount table while it was in use is served until its last user is gone.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::control;
+use super::mounts::InUse;
+use crate::fetch;
+use crate::fs::FileSystem;
+use crate::fuse::Connection;
+use crate::image::Image;
+use crate::oci::Digest;
+
+/// How long a connection is kept when nothing of it is mounted: what a restart takes, and the pause between two jobs.
+const KEPT: Duration = Duration::from_secs(300);
+
+/// How many such connections are kept at most. Each holds its tree mapped and its layers from being evicted.
+const MOST: usize = 4;
+
+/// How long the kernel is given to end a connection that nobody uses.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// What must be the same for two mounts to be served together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    tree: Digest,
+    source: Option<Arc<str>>,
+    io: control::Io,
+    offline: bool,
+    plain_http: bool,
+    auth_files: Vec<PathBuf>,
+}
+
+impl Key {
+    pub(super) fn new(wanted: &control::Mount, image: &Image) -> Self {
+        Self {
+            tree: image.tree_id,
+            source: image.layers.first().map(|layer| Arc::clone(&layer.layer.source_name)),
+            io: wanted.io,
+            offline: wanted.image.offline,
+            plain_http: wanted.image.plain_http,
+            auth_files: wanted.image.auth_files.clone(),
+        }
+    }
+}
+
+/// A file system and its connection.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) fs: Arc<FileSystem>,
+    pub(super) connection: Arc<Connection>,
+    /// The layers that the file system reads, from the bottom.
+    pub(super) layers: Vec<Arc<fetch::Layer>>,
+}
+
+/// The connections that live.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Protects the list; held for look-ups and changes only.
+    list: Mutex<List>,
+    /// Their number.
+    alive: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    entries: Vec<Entry>,
+    /// How many there ever were.
+    entered: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    key: Key,
+    /// None once it is to end with its last user, as one that can be mounted only once is from the beginning.
+    served: Option<Arc<Served>>,
+    in_use: InUse,
+    /// When somebody mounted it last, or was seen to have it mounted.
+    used: Instant,
+}
+
+impl Entry {
+    /// True if no mount has it. Only this table hands it out, below its lock.
+    fn is_idle(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| Arc::strong_count(served) == 1)
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { list: Mutex::default(), alive: watch::Sender::new(0) }
+    }
+}
+
+impl Table {
+    /// What serves `key` already.
+    pub(super) fn find(&self, key: &Key) -> Option<Arc<Served>> {
+        let mut list = self.lock();
+        let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.served.is_some())?;
+        entry.used = Instant::now();
+        entry.served.clone()
+    }
+
+    /// Takes in what serves `key` from now on, until the kernel ends it.
+    pub(super) fn enter(self: &Arc<Self>, key: Key, image: &Image, served: Served) -> Arc<Served> {
+        let served = Arc::new(served);
+        let mut in_use = InUse::default();
+        in_use.add(image);
+        let ended = served.connection.end();
+        let number = {
+            let mut list = self.lock();
+            list.entered += 1;
+            let number = list.entered;
+            let kept = served.connection.outlives_its_mounts().then(|| Arc::clone(&served));
+            list.entries.push(Entry { number, key, served: kept, in_use, used: Instant::now() });
+            self.alive.send_replace(list.entries.len());
+            number
+        };
+        let table = Arc::clone(self);
+        tokio::spawn(async move {
+            ended.await;
+            table.remove(number);
+        });
+        served
+    }
+
+    /// Lets go of connections that nobody has mounted: of those that `are_unwanted`, by how long ago they were mounted,
+    /// from the one used last on.
+    fn release(&self, mut are_unwanted: impl FnMut(usize, Duration) -> bool) {
+        let mut list = self.lock();
+        list.entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        let idle = list.entries.iter_mut().filter(|entry| entry.is_idle()).enumerate();
+        let unwanted = idle.filter(|(rank, entry)| are_unwanted(*rank, entry.used.elapsed()));
+        let released: Vec<_> = unwanted.filter_map(|(_, entry)| entry.served.take()).collect();
+        drop(list);
+        // The last mount of each ends here.
+        drop(released);
+    }
+
+    /// Lets go of what has been idle for long, or is too much.
+    pub(super) fn tidy(&self) {
+        self.release(|rank, idle| rank >= MOST || idle >= KEPT);
+    }
+
+    /// Lets go of everything that is idle, and returns when the kernel has ended it, which takes a moment: all but what
+    /// somebody still uses without its being mounted.
+    pub(super) async fn release_idle(&self) {
+        self.release(|_, _| true);
+        let mounted = self.lock().entries.iter().filter(|entry| entry.served.is_some()).count();
+        let mut alive = self.alive.subscribe();
+        let ended = alive.wait_for(|alive| *alive <= mounted);
+        if tokio::time::timeout(ENDING, ended).await.is_err() {
+            tracing::debug!("a mount that was taken out of the mount table is still in use");
+        }
+    }
+
+    /// Watches the number of connections that live.
+    pub(super) fn alive(&self) -> watch::Receiver<usize> {
+        self.alive.subscribe()
+    }
+
+    /// What they need of the cache.
+    pub(super) fn in_use(&self) -> InUse {
+        let mut all = InUse::default();
+        for entry in &self.lock().entries {
+            all.join(&entry.in_use);
+        }
+        all
+    }
+
+    /// Notes the end of a mount: its connection is idle from now on, unless others have it.
+    pub(super) fn left(&self, served: &Arc<Served>) {
+        let mut list = self.lock();
+        let is_it = |entry: &&mut Entry| entry.served.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, served));
+        if let Some(entry) = list.entries.iter_mut().find(is_it) {
+            entry.used = Instant::now();
+        }
+    }
+
+    fn remove(&self, number: u64) {
+        let mut list = self.lock();
+        list.entries.retain(|entry| entry.number != number);
+        self.alive.send_replace(list.entries.len());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
