@@ -60,14 +60,19 @@ async fn attach(
     mut image: Image,
 ) -> Result<Arc<Mounted>, Failure> {
     let key = served::Key::new(&wanted, &image);
-    let found = mounts.served().find(&key);
-    let again = match found {
-        Some(served) => again(mounts, &wanted.dir, served).await?,
+    if image.merged || image.layers.iter().any(|layer| layer.streamed.is_some()) {
+        mounts.served().forget(&key);
+    }
+    let found = match mounts.served().find(&key) {
+        Some((served, using)) => {
+            let mount = again(mounts, &wanted.dir, Arc::clone(&served)).await?;
+            mount.map(|mount| (mount, served, using))
+        }
         None => None,
     };
-    let is_again = again.is_some();
-    let (mount, served, profiling) = match again {
-        Some((mount, served)) => {
+    let is_again = found.is_some();
+    let (mount, served, using, profiling) = match found {
+        Some((mount, served, using)) => {
             for (layer, known) in image.layers.iter_mut().zip(&served.layers) {
                 layer.layer = Arc::clone(known);
             }
@@ -75,7 +80,7 @@ async fn attach(
             // The start of another mount of it is being recorded.
             let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
             let profiling = Profiling::start(images, &wanted, &image, recorder);
-            (mount, served, profiling)
+            (mount, served, using, profiling)
         }
         None => {
             let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
@@ -84,7 +89,8 @@ async fn attach(
             let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
             let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
             let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
-            (mount, mounts.served().enter(key, &image, served), profiling)
+            let (served, using) = mounts.served().enter(key, &image, served);
+            (mount, served, using, profiling)
         }
     };
     let before = if is_again { Counts::now(&served) } else { Counts::default() };
@@ -96,8 +102,9 @@ async fn attach(
         Fill::Idle => filling.start(Urgency::Idle),
         Fill::Now => filling.start(Urgency::Now),
     }
+    let using = std::sync::Mutex::new(Some(using));
     let tasks = profiling.record(wanted.profile_until, is_again).into_iter().collect();
-    let mounted = Arc::new(Mounted { request: wanted, image, served, before, mount, profiling, filling, tasks });
+    let mounted = Arc::new(Mounted { request: wanted, image, served, using, before, mount, profiling, filling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
         watched.mount.ended().await;
@@ -125,16 +132,9 @@ async fn connect(mounts: &Arc<Mounts>, wanted: &control::Mount, fs: Arc<FileSyst
 }
 
 /// Mounts what is served already in another directory; none if this kernel cannot do that.
-async fn again(
-    mounts: &Arc<Mounts>,
-    dir: &Path,
-    served: Arc<Served>,
-) -> Result<Option<(fuse::Mount, Arc<Served>)>, Failure> {
+async fn again(mounts: &Arc<Mounts>, dir: &Path, served: Arc<Served>) -> Result<Option<fuse::Mount>, Failure> {
     let (dir, places) = (dir.to_owned(), mounts.places().clone());
-    let attached = tokio::task::spawn_blocking(move || {
-        let mount = fuse::Mount::again(&served.connection, &dir, &places)?;
-        Ok::<_, fuse::MountError>(mount.map(|mount| (mount, served)))
-    });
+    let attached = tokio::task::spawn_blocking(move || fuse::Mount::again(&served.connection, &dir, &places));
     attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
 }
 

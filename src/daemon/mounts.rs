@@ -24,6 +24,8 @@ pub(super) struct Mounted {
     pub(super) image: Image,
     /// What serves it, and other mounts perhaps.
     pub(super) served: Arc<Served>,
+    /// Says that it does, until the mount has ended.
+    pub(super) using: Mutex<Option<served::Use>>,
     /// How often that had been asked for things before this mount.
     pub(super) before: Counts,
     /// The kernel's side.
@@ -148,7 +150,8 @@ impl Mounts {
             self.count.send_replace(table.len());
         }
         drop(table);
-        self.served.left(&mounted.served);
+        let using = mounted.using.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(using);
     }
 
     /// Watches the number of mounts.

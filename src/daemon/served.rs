@@ -25,8 +25,11 @@ const KEPT: Duration = Duration::from_secs(300);
 /// How many such connections are kept at most. Each holds its tree mapped and its layers from being evicted.
 const MOST: usize = 4;
 
-/// How long the kernel is given to end a connection that nobody uses.
+/// How long the kernel, and then this process, is given to end a connection that nobody uses.
 const ENDING: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether it has ended.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// What must be the same for two mounts to be served together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,14 +87,26 @@ struct Entry {
     /// None once it is to end with its last user, as one that can be mounted only once is from the beginning.
     served: Option<Arc<Served>>,
     in_use: InUse,
-    /// When somebody mounted it last, or was seen to have it mounted.
+    /// How many mounts have it.
+    mounts: usize,
+    /// When there was one last.
     used: Instant,
 }
 
-impl Entry {
-    /// True if no mount has it. Only this table hands it out, below its lock.
-    fn is_idle(&self) -> bool {
-        self.served.as_ref().is_some_and(|served| Arc::strong_count(served) == 1)
+/// What a mount has of a connection; it is mounted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Use {
+    table: Arc<Table>,
+    number: u64,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut list = self.table.lock();
+        if let Some(entry) = list.entries.iter_mut().find(|entry| entry.number == self.number) {
+            entry.mounts = entry.mounts.saturating_sub(1);
+            entry.used = Instant::now();
+        }
     }
 }
 
@@ -103,34 +118,49 @@ impl Default for Table {
 
 impl Table {
     /// What serves `key` already.
-    pub(super) fn find(&self, key: &Key) -> Option<Arc<Served>> {
+    pub(super) fn find(self: &Arc<Self>, key: &Key) -> Option<(Arc<Served>, Use)> {
         let mut list = self.lock();
         let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.served.is_some())?;
-        entry.used = Instant::now();
-        entry.served.clone()
+        entry.mounts += 1;
+        Some((entry.served.clone()?, Use { table: Arc::clone(self), number: entry.number }))
+    }
+
+    /// Hands out no more what serves `key`: it maps parts of the cache that had to be made anew.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut list = self.lock();
+        let forgotten: Vec<_> =
+            list.entries.iter_mut().filter(|entry| entry.key == *key).filter_map(|entry| entry.served.take()).collect();
+        drop(list);
+        drop(forgotten);
     }
 
     /// Takes in what serves `key` from now on, until the kernel ends it.
-    pub(super) fn enter(self: &Arc<Self>, key: Key, image: &Image, served: Served) -> Arc<Served> {
+    pub(super) fn enter(self: &Arc<Self>, key: Key, image: &Image, served: Served) -> (Arc<Served>, Use) {
         let served = Arc::new(served);
         let mut in_use = InUse::default();
         in_use.add(image);
         let ended = served.connection.end();
+        let layers: Vec<_> = served.layers.iter().map(Arc::downgrade).collect();
         let number = {
             let mut list = self.lock();
             list.entered += 1;
             let number = list.entered;
             let kept = served.connection.outlives_its_mounts().then(|| Arc::clone(&served));
-            list.entries.push(Entry { number, key, served: kept, in_use, used: Instant::now() });
+            list.entries.push(Entry { number, key, served: kept, in_use, mounts: 1, used: Instant::now() });
             self.alive.send_replace(list.entries.len());
             number
         };
         let table = Arc::clone(self);
         tokio::spawn(async move {
             ended.await;
+            // Tasks that ended with it may hold its layers a moment longer, and what is held cannot be dropped from the cache.
+            let since = Instant::now();
+            while layers.iter().any(|layer| layer.strong_count() > 0) && since.elapsed() < ENDING {
+                tokio::time::sleep(MOMENT).await;
+            }
             table.remove(number);
         });
-        served
+        (served, Use { table: Arc::clone(self), number })
     }
 
     /// Lets go of connections that nobody has mounted: of those that `are_unwanted`, by how long ago they were mounted,
@@ -138,7 +168,7 @@ impl Table {
     fn release(&self, mut are_unwanted: impl FnMut(usize, Duration) -> bool) {
         let mut list = self.lock();
         list.entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
-        let idle = list.entries.iter_mut().filter(|entry| entry.is_idle()).enumerate();
+        let idle = list.entries.iter_mut().filter(|entry| entry.mounts == 0 && entry.served.is_some()).enumerate();
         let unwanted = idle.filter(|(rank, entry)| are_unwanted(*rank, entry.used.elapsed()));
         let released: Vec<_> = unwanted.filter_map(|(_, entry)| entry.served.take()).collect();
         drop(list);
@@ -158,7 +188,7 @@ impl Table {
         let mounted = self.lock().entries.iter().filter(|entry| entry.served.is_some()).count();
         let mut alive = self.alive.subscribe();
         let ended = alive.wait_for(|alive| *alive <= mounted);
-        if tokio::time::timeout(ENDING, ended).await.is_err() {
+        if tokio::time::timeout(2 * ENDING, ended).await.is_err() {
             tracing::debug!("a mount that was taken out of the mount table is still in use");
         }
     }
@@ -175,15 +205,6 @@ impl Table {
             all.join(&entry.in_use);
         }
         all
-    }
-
-    /// Notes the end of a mount: its connection is idle from now on, unless others have it.
-    pub(super) fn left(&self, served: &Arc<Served>) {
-        let mut list = self.lock();
-        let is_it = |entry: &&mut Entry| entry.served.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, served));
-        if let Some(entry) = list.entries.iter_mut().find(is_it) {
-            entry.used = Instant::now();
-        }
     }
 
     fn remove(&self, number: u64) {

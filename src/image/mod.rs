@@ -95,6 +95,8 @@ pub struct Image {
     pub tree: Tree,
     /// The name of the tree in the store.
     pub tree_id: Digest,
+    /// True if the tree was not in the store, or not as it had been left there, and was merged now.
+    pub merged: bool,
 }
 
 /// How far opening an image has come; filled in as it goes, read by whoever shows progress.
@@ -180,8 +182,8 @@ impl Images {
         let source = self.source(request).await?;
         let resolved = self.documents(request, source.as_deref()).await?;
         let layers = self.layers(&resolved, source.as_ref(), progress).await?;
-        let (tree, tree_id) = self.tree(&layers).await?;
-        Ok(Image { resolved, layers, tree, tree_id })
+        let (tree, tree_id, merged) = self.tree(&layers).await?;
+        Ok(Image { resolved, layers, tree, tree_id, merged })
     }
 
     /// The source of `request`; none when offline.
@@ -192,15 +194,15 @@ impl Images {
         Ok(Some(source::open(request, self.store.dir()).await?))
     }
 
-    /// The stored tree of `layers`, or a new one.
-    async fn tree(&self, layers: &[ImageLayer]) -> Result<(Tree, Digest), Error> {
+    /// The stored tree of `layers`, or a new one; its name; and whether it is new.
+    async fn tree(&self, layers: &[ImageLayer]) -> Result<(Tree, Digest, bool), Error> {
         let store = Arc::clone(&self.store);
         let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
         let task = tokio::task::spawn_blocking(move || {
             let digests: Vec<_> = layers.iter().map(|layer| layer.index.layer()).collect();
             let id = crate::tree::id(&digests);
             if let Some(tree) = stored_tree(&store, &id)? {
-                return Ok((tree, id));
+                return Ok((tree, id, false));
             }
             let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
             let encoded = crate::tree::merge(&indexes)?;
@@ -208,7 +210,7 @@ impl Images {
                 tracing::warn!(%error, "the tree is not kept, the next mount will merge it again");
                 Mapped::from(Bytes::from(encoded))
             });
-            Ok((open_tree(&mapped)?, id))
+            Ok((open_tree(&mapped)?, id, true))
         });
         task.await.map_err(|_| Error::Interrupted)?
     }

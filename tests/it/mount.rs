@@ -8,6 +8,7 @@ mod bytes;
 mod modes;
 mod overlay;
 mod refused;
+mod shared;
 mod stat;
 
 use std::ffi::OsStr;

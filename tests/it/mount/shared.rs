@@ -1,0 +1,162 @@
+//! One connection for all mounts of an image: what is remembered, who ends what, and what is kept apart.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ocifs::demo::registry::Content;
+use serde_json::Value;
+
+use crate::support::{Embedded, Image, Layer, Mount, Ocifs, noise, output_of, require_fuse, require_root, rich, walk};
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// An installation and a registry with one image.
+struct Setting {
+    ocifs: Ocifs,
+    registry: Embedded,
+}
+
+impl Setting {
+    fn new(image: &Image) -> Option<Self> {
+        if !require_fuse() || !require_root() {
+            return None;
+        }
+        let content = Content::new();
+        image.to_content(&content, "it", "latest");
+        Some(Self { ocifs: Ocifs::new(), registry: Embedded::start(content) })
+    }
+
+    fn mount(&self, name: &str) -> Mount {
+        let point = self.ocifs.mount_point(name);
+        self.ocifs.mount(&self.registry.name("it:latest"), &point);
+        point
+    }
+
+    fn mounted(&self) -> usize {
+        self.ocifs.json(["list", "--json"]).as_array().map_or(0, Vec::len)
+    }
+
+    /// How often the kernel asked about the mount for names, listings and bytes.
+    fn asked(&self, point: &Mount) -> u64 {
+        let counts = self.ocifs.status(point)["mounts"][0]["kernel_requests"].clone();
+        ["lookup", "readdirplus", "readdir", "read"].iter().filter_map(|kind| counts[kind].as_u64()).sum()
+    }
+}
+
+fn device(point: &Mount) -> u64 {
+    fs::metadata(point.path()).expect("it is mounted").dev()
+}
+
+/// Waits for something that somebody else does.
+#[track_caller]
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_second_mount_and_one_made_again_find_everything_remembered() {
+    let Some(setting) = Setting::new(&rich(40)) else { return };
+    let first = setting.mount("first");
+    let tree = walk(first.path()).expect("a tree");
+    let cold = setting.asked(&first);
+    assert!(cold > 40, "the first look asks: {cold}");
+
+    let second = setting.mount("second");
+    assert_eq!(device(&first), device(&second));
+    assert!(walk(second.path()).expect("a tree") == tree);
+    // The kernel may have dropped something for want of memory.
+    assert!(setting.asked(&second) < cold / 4, "{} of {cold}", setting.asked(&second));
+
+    setting.ocifs.umount(&first);
+    assert!(!first.is_mounted() && second.is_mounted() && setting.mounted() == 1);
+    assert!(walk(second.path()).expect("the other one goes on") == tree);
+    setting.ocifs.umount(&second);
+    assert_eq!(setting.mounted(), 0);
+
+    let again = setting.mount("first");
+    assert!(walk(again.path()).expect("a tree") == tree);
+    assert!(setting.asked(&again) < cold / 4, "{} of {cold}", setting.asked(&again));
+    assert_eq!(setting.ocifs.status(&again)["mounts"][0]["bytes_fetched"], 0, "what others fetched is not counted");
+}
+
+#[test]
+fn mounts_that_are_asked_for_otherwise_are_kept_apart() {
+    let Some(setting) = Setting::new(&rich(0)) else { return };
+    let cached = setting.mount("cached");
+    let passed = setting.ocifs.mount_point("passed");
+    let name = setting.registry.name("it:latest");
+    let options = ["mount", "--fill=off", "--io=passthrough", &name].map(std::ffi::OsStr::new);
+    setting.ocifs.run(options.into_iter().chain([passed.path().as_os_str()])).ok();
+    assert_ne!(device(&cached), device(&passed));
+    let io = |point: &Mount| setting.ocifs.status(point)["mounts"][0]["io"].clone();
+    assert_eq!((io(&cached), io(&passed)), (Value::from("cached"), Value::from("passthrough")));
+}
+
+#[test]
+fn a_mount_that_somebody_else_ends_is_noticed() {
+    let Some(setting) = Setting::new(&rich(0)) else { return };
+    let (first, second) = (setting.mount("first"), setting.mount("second"));
+    assert_eq!(setting.mounted(), 2);
+    output_of(Command::new("umount").arg(first.path()));
+    eventually("the mount is listed no more", || setting.mounted() == 1);
+    assert_eq!(setting.ocifs.run(["status".as_ref(), first.path().as_os_str()]).code(), 3);
+    walk(second.path()).expect("the other one goes on");
+    // The directory is free again.
+    setting.ocifs.mount(&setting.registry.name("it:latest"), &first);
+    walk(first.path()).expect("a tree");
+}
+
+#[test]
+fn what_a_dropped_cache_held_is_not_kept_for_mounts_to_come() {
+    let Some(setting) = Setting::new(&rich(10)) else { return };
+    let point = setting.mount("m");
+    walk(point.path()).expect("a tree");
+    setting.ocifs.umount(&point);
+    setting.ocifs.run(["cache", "drop", "--all"]).ok();
+    let blobs = setting.ocifs.json(["cache", "du", "--json"])["blobs"]["count"].clone();
+    assert_eq!(blobs, 0);
+    setting.ocifs.mount(&setting.registry.name("it:latest"), &point);
+    walk(point.path()).expect("a tree");
+    assert!(setting.asked(&point) > 10, "the kernel remembers nothing of it");
+}
+
+/// Reads a byte of a file where it was left.
+fn byte(file: &mut File) -> u8 {
+    let mut byte = [0];
+    file.read_exact(&mut byte).expect("the file is served");
+    byte[0]
+}
+
+#[test]
+fn a_user_of_a_mount_that_was_detached_is_served_to_the_end() {
+    let content = noise(8 << 20, 1);
+    let image = Image::new().layer(Layer::new().dir("").file("file", &content));
+    let Some(setting) = Setting::new(&image) else { return };
+    let point = setting.ocifs.mount_point("m");
+    let name = setting.registry.name("it:latest");
+    let settings = setting.ocifs.home().join(".config/ocifs");
+    fs::create_dir_all(&settings).expect("a directory");
+    fs::write(settings.join("config.toml"), "idle-seconds = 1\n").expect("a file");
+    setting.ocifs.mount(&name, &point);
+    let mut file = File::open(point.path().join("file")).expect("it is there");
+    assert_eq!(byte(&mut file), content[0]);
+    setting.ocifs.run(["umount".as_ref(), "--lazy".as_ref(), point.path().as_os_str()]).ok();
+    assert!(!point.is_mounted() && setting.mounted() == 0);
+    // Longer than a daemon with nothing to do lives.
+    std::thread::sleep(Duration::from_secs(3));
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).expect("the file is served");
+    assert!(rest == content[1..], "other bytes");
+    let daemon = setting.ocifs.daemon().expect("it serves");
+    drop(file);
+    // Asking it would keep it.
+    let process = format!("/proc/{}/fd", daemon.as_raw_nonzero());
+    eventually("the daemon ends", || !fs::exists(&process).unwrap_or(false));
+}
