@@ -31,7 +31,7 @@ pub(super) struct Directories {
 
 impl Directories {
     /// The numbers of the nodes that have their first name in the same directory as `node`.
-    fn siblings(&self, tree: &Tree, node: NodeId) -> Range<u32> {
+    pub(super) fn siblings(&self, tree: &Tree, node: NodeId) -> Range<u32> {
         let Some((starts, after)) = self.place(tree, node) else { return node.get()..node.get() + 1 };
         let start = after.checked_sub(1).map_or(0, |before| starts[before].0);
         start..starts.get(after).map_or(tree.node_count(), |(start, _)| *start)

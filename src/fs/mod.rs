@@ -16,6 +16,7 @@ mod error;
 mod open;
 pub mod profile;
 mod publish;
+mod push;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,7 @@ pub struct FileSystem {
     copies: Arc<copies::Copies>,
     directories: ahead::Directories,
     walk: walk::Walk,
+    push: push::Push,
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
@@ -63,8 +65,9 @@ impl FileSystem {
         let copies = Arc::new(copies::Copies::new(store, &tree));
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
+        let push = push::Push::new(&tree);
         let open = open::OpenFiles::default();
-        Self { tree, layers, fetcher, copies, directories, walk, open, publisher, recorder: Arc::default() }
+        Self { tree, layers, fetcher, copies, directories, walk, push, open, publisher, recorder: Arc::default() }
     }
 
     /// The tree.

@@ -38,7 +38,7 @@ impl std::fmt::Debug for Read {
 
 /// One contiguous part of a read.
 #[derive(Debug, Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     /// Zeros.
     Hole(usize),
     /// Bytes of a layer's uncompressed stream.
@@ -131,7 +131,7 @@ impl FileSystem {
 
     /// The parts put together if every span they need is decoded in memory, but for one that can be decoded here and now.
     /// More than one are decoded faster side by side.
-    fn at_once(&self, parts: &[Part]) -> Option<Bytes> {
+    pub(super) fn at_once(&self, parts: &[Part]) -> Option<Bytes> {
         let mut pieces = Vec::new();
         let mut decoded_here = false;
         for part in parts {
@@ -155,7 +155,7 @@ impl FileSystem {
 }
 
 /// The bytes `start..end` of a decoded copy, which has them; none if the disk fails.
-fn read_copy(file: &File, start: u64, end: u64) -> Option<Bytes> {
+pub(super) fn read_copy(file: &File, start: u64, end: u64) -> Option<Bytes> {
     let wanted = usize::try_from(end - start).ok()?;
     let mut bytes = Vec::with_capacity(wanted);
     while bytes.len() < wanted {
@@ -189,7 +189,7 @@ pub(super) fn is_local(layers: &[Arc<Layer>], mut extents: impl Iterator<Item = 
 }
 
 /// The parts of `offset..end` of a file, holes included, in order.
-fn parts(extents: impl Iterator<Item = Extent>, offset: u64, end: u64) -> Vec<Part> {
+pub(super) fn parts(extents: impl Iterator<Item = Extent>, offset: u64, end: u64) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut at = offset;
     for extent in extents {

@@ -13,6 +13,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::io::Opens;
+use super::push::Pusher;
 use super::requests::{Kind, Requests};
 use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub(super) requests: Requests,
     /// What the kernel said when the connection began.
     pub(super) offer: OnceLock<Offer>,
+    /// Gives the kernel what it will ask for; where files are cached.
+    pub(super) pusher: OnceLock<Pusher>,
     /// Settled after that, before requests are taken.
     pub(super) opens: OnceLock<Arc<Opens>>,
 }
@@ -57,6 +60,17 @@ pub(super) struct Offer {
     pub(super) passthrough: bool,
     /// Open files by itself.
     pub(super) no_open: bool,
+}
+
+impl Shared {
+    /// Takes note that the kernel was given bytes of a file.
+    fn has_read(&self, ino: INodeNo, offset: u64) {
+        if offset == 0
+            && let Some(pusher) = self.pusher.get()
+        {
+            pusher.note(Ino(ino.0));
+        }
+    }
 }
 
 impl Adapter {
@@ -160,11 +174,18 @@ impl Filesystem for Adapter {
         // Reading may start work on the runtime, which this thread is not one of.
         let _runtime = self.runtime.enter();
         match self.fs.read(Ino(ino.0), offset, size) {
-            Ok(Read::Ready(bytes)) => reply.data(&bytes),
+            Ok(Read::Ready(bytes)) => {
+                reply.data(&bytes);
+                self.shared.has_read(ino, offset);
+            }
             Ok(Read::Later(pending)) => {
+                let shared = Arc::clone(&self.shared);
                 self.runtime.spawn(async move {
                     match pending.await {
-                        Ok(bytes) => reply.data(&bytes),
+                        Ok(bytes) => {
+                            reply.data(&bytes);
+                            shared.has_read(ino, offset);
+                        }
                         Err(error) => reply.error(logged(ino, &error)),
                     }
                 });
@@ -233,6 +254,7 @@ impl Filesystem for Adapter {
             }
         }
         reply.ok();
+        self.fs.listed(Ino(ino.0));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

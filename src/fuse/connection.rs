@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::adapter::{Adapter, Shared};
 use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel;
+use super::push::Pusher;
 use crate::fs::FileSystem;
 
 /// Threads that take requests of one connection. Each answers from memory or hands the request on, so few are enough.
@@ -92,6 +93,7 @@ impl Connection {
         let shared = Arc::new(Shared::default());
         let sample = fs.sample();
         let passthrough = plan.is_passthrough();
+        let (files, handle) = (Arc::clone(&fs), runtime.clone());
         let adapter = Adapter { fs, runtime, passthrough, shared: Arc::clone(&shared) };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
@@ -114,6 +116,12 @@ impl Connection {
         }
         let opens = Arc::new(Opens::new(plan, offer.no_open));
         shared.opens.get_or_init(|| Arc::clone(&opens));
+        if opens.kernel_opens() {
+            match Pusher::start(files, handle, session.notifier()) {
+                Ok(pusher) => drop(shared.pusher.set(pusher)),
+                Err(error) => tracing::warn!(%error, "the kernel is given nothing before it asks"),
+            }
+        }
         let (ending, ended) = watch::channel(false);
         let serve = move || {
             if let Err(error) = session.run() {

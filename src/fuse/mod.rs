@@ -15,6 +15,7 @@ mod io;
 mod kernel;
 mod mount;
 mod places;
+mod push;
 mod requests;
 
 pub use connection::{Access, Connection, MountError, Options};

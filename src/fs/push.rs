@@ -1,0 +1,191 @@
+//! Small files that the kernel can be given before it asks.
+//!
+//! A reader of a directory's files (`tar`, `cp -a`, `grep -r`, an import) makes one request for each, and for small files the
+//! request costs more than the bytes: two changes of threads, and on a virtual machine two wake-ups of a processor. But
+//! bytes may be put into the kernel's cache of pages unasked, for files whose names it knows. So when files of a directory
+//! are read in the order in which they are listed, those that follow are handed out here, as far as their bytes can be had
+//! without waiting, in batches that grow while the reader goes on.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::read::{Serving, parts, read_copy};
+use super::{FileSystem, Ino};
+use crate::tree::{Node, NodeId, NodeKind, Tree};
+
+/// Longest file that is handed out: of longer ones the request is a small part of the cost.
+const SMALL: u64 = 128 << 10;
+
+/// Readers that are followed at once: one, and the directories that it will come back to.
+const RUNS: usize = 8;
+
+/// How many numbers further the next file of a run may be: there are directories and links between files.
+const NEAR: u32 = 16;
+
+/// Files in the first batch of a run, and in the largest.
+const FIRST: u32 = 4;
+const LARGEST: u32 = 64;
+
+/// The kernel was told the names in this directory.
+const LISTED: u8 = 1;
+
+/// The kernel asked for bytes of this file, or was given them.
+const GIVEN: u8 = 2;
+
+/// What the kernel was told, and in what order it asks.
+#[derive(Debug)]
+pub(super) struct Push {
+    /// Flags of each node. Only hints, so no order is needed.
+    nodes: Box<[AtomicU8]>,
+    /// Protects the runs; held for a few comparisons.
+    runs: Mutex<[Run; RUNS]>,
+}
+
+/// Files of one directory that are read in order.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
+    /// The number of the last one that was read or handed out.
+    last: u32,
+    /// How many to hand out next.
+    batch: u32,
+}
+
+impl Push {
+    pub(super) fn new(tree: &Tree) -> Self {
+        Self { nodes: (0..tree.node_count()).map(|_| AtomicU8::new(0)).collect(), runs: Mutex::default() }
+    }
+
+    fn set(&self, node: NodeId, flag: u8) -> bool {
+        let flags = self.nodes.get(node.get() as usize);
+        flags.is_some_and(|flags| flags.fetch_or(flag, Ordering::Relaxed) & flag == 0)
+    }
+
+    fn has(&self, node: NodeId, flag: u8) -> bool {
+        let flags = self.nodes.get(node.get() as usize);
+        flags.is_some_and(|flags| flags.load(Ordering::Relaxed) & flag != 0)
+    }
+
+    /// Takes note that `node` is read; how many files to hand out behind it.
+    fn step(&self, node: u32) -> u32 {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let follows = |run: &Run| run.batch > 0 && node > run.last && node - run.last <= NEAR;
+        // The one that moved last stands first, the one that stood still longest is given up.
+        let (place, batch) = match runs.iter().position(follows) {
+            Some(place) => (place, (runs[place].batch * 2).min(LARGEST)),
+            None => (RUNS - 1, 1),
+        };
+        runs[..=place].rotate_right(1);
+        runs[0] = Run { last: node, batch };
+        if batch >= FIRST { batch } else { 0 }
+    }
+
+    /// Takes note that files up to `last` were handed out behind `node`.
+    fn moved(&self, node: u32, last: u32) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = runs.iter_mut().find(|run| run.last == node) {
+            run.last = last;
+        }
+    }
+}
+
+impl FileSystem {
+    /// Takes note that the kernel was told what a directory holds.
+    pub fn listed(&self, directory: Ino) {
+        if let Ok(id) = self.node_id(directory) {
+            self.push.set(id, LISTED);
+        }
+    }
+
+    /// Takes note that the kernel has the first bytes of a file; hands `give` the small files that will be read next, whole.
+    ///
+    /// Blocks a few milliseconds at most, for decoding. Must be called in the fetcher's runtime or in its context.
+    pub fn read_next(&self, ino: Ino, mut give: impl FnMut(Ino, &Bytes)) {
+        let Ok(id) = self.node_id(ino) else { return };
+        self.push.set(id, GIVEN);
+        let batch = self.push.step(id.get());
+        if batch == 0 || !self.directories.of(&self.tree, id).is_some_and(|parent| self.push.has(parent, LISTED)) {
+            return;
+        }
+        let siblings = self.directories.siblings(&self.tree, id);
+        let (mut given, mut last) = (0, id.get());
+        for number in id.get() + 1..siblings.end.min(id.get() + 4 * LARGEST) {
+            let Some(next) = self.tree.id(number) else { break };
+            let node = self.tree.node(next);
+            if node.kind() != NodeKind::Regular || node.size() == 0 || node.size() > SMALL {
+                continue;
+            }
+            if !self.push.has(next, GIVEN) {
+                let Some(bytes) = self.whole(next, &node) else { break };
+                self.push.set(next, GIVEN);
+                self.recorder.note(next, 0..node.size());
+                give(Ino::from(next), &bytes);
+            }
+            last = number;
+            given += 1;
+            if given == batch {
+                break;
+            }
+        }
+        self.push.moved(id.get(), last);
+    }
+
+    /// A whole file, if that can be had without waiting.
+    fn whole(&self, id: NodeId, node: &Node<'_>) -> Option<Bytes> {
+        let range: Range<u64> = 0..node.size();
+        match self.serving(id, node) {
+            Serving::Copy(file) => read_copy(&file, range.start, range.end),
+            Serving::Check(_) => None,
+            Serving::Layer => {
+                let bytes = self.at_once(&parts(node.extents(), range.start, range.end))?;
+                self.publisher.offer(id, node);
+                Some(bytes)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{content, file, scene};
+    use super::*;
+
+    fn node(fs: &FileSystem, path: &str) -> Ino {
+        fs.tree().resolve(path.as_bytes(), false).expect("it is there").into()
+    }
+
+    fn given(fs: &FileSystem, ino: Ino) -> Vec<u64> {
+        let mut given = Vec::new();
+        fs.read_next(ino, |ino, bytes| {
+            let size = fs.getattr(ino).expect("it is there").size;
+            assert_eq!(bytes.len() as u64, size);
+            given.push(ino.0);
+        });
+        given
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn files_that_are_read_as_they_are_listed_are_handed_out_in_growing_batches() {
+        let names: Vec<_> = (0..60).map(|n| format!("d/{n:02}")).collect();
+        let files: Vec<_> = names.iter().map(|name| (file(name, 9), content(9))).collect();
+        let scene = scene(&files);
+        let fs = &scene.fs;
+        let inos: Vec<_> = names.iter().map(|name| node(fs, name)).collect();
+        for ino in &inos[..2] {
+            assert!(given(fs, *ino).is_empty());
+        }
+        assert!(given(fs, inos[2]).is_empty(), "the kernel does not know the names");
+        fs.listed(node(fs, "d"));
+        // What is not here is not waited for; a reader brings it, and the others with it.
+        let read = fs.read(inos[3], 0, 100).expect("a file");
+        if let super::super::Read::Later(pending) = read {
+            pending.await.expect("it is fetched");
+        }
+        let first = given(fs, inos[3]);
+        assert_eq!(first, inos[4..12].iter().map(|ino| ino.0).collect::<Vec<_>>());
+        assert_eq!(given(fs, inos[12]).len(), 16);
+        assert!(given(fs, inos[4]).is_empty(), "nothing is handed out twice, and this is no run");
+    }
+}
