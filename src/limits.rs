@@ -322,3 +322,9 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
+
+// Claimed indexes (`index`, `fetch`): what other tools say of a layer.
+
+/// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
+/// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
+pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
