@@ -21,9 +21,11 @@ mod decode;
 mod entries;
 mod format;
 mod rejected;
+mod rfc3339;
 mod spans;
 #[cfg(test)]
 mod tests;
+pub mod toc;
 mod varint;
 mod windows;
 
