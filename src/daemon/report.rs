@@ -51,6 +51,7 @@ fn layer(layer: &ImageLayer) -> LayerReport {
         .to_owned(),
         indexed: match layer.origin {
             Origin::Cached => "cache",
+            Origin::Toc(format) => format.name(),
             Origin::FirstContact => "first-contact",
         }
         .to_owned(),

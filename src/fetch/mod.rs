@@ -409,7 +409,7 @@ impl Inner {
 }
 
 /// Collects one ranged read, counting it.
-async fn read_range(reader: &dyn BlobReader, range: Range<u64>, traffic: &Traffic) -> Result<Bytes, Error> {
+pub async fn read_range(reader: &dyn BlobReader, range: Range<u64>, traffic: &Traffic) -> Result<Bytes, Error> {
     if range.is_empty() {
         return Ok(Bytes::new());
     }

@@ -1,4 +1,4 @@
-//! An index for every layer: from the cache, or by first contact, all layers at once.
+//! An index for every layer: from the cache, from the layer itself, or by first contact, all layers at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -6,17 +6,20 @@ use std::sync::{Arc, PoisonError};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
+use super::toc::Tocs;
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
 use crate::fetch;
+use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, Source};
 
-/// The index of a layer, and what its first contact moved if that happened now.
+/// The index of a layer, where it came from, and what it cost if that happened now.
 #[derive(Clone)]
 struct Indexed {
     index: LayerIndex,
+    origin: Origin,
     streamed: Option<Arc<fetch::Progress>>,
 }
 
@@ -26,6 +29,7 @@ impl Images {
         &self,
         resolved: &Resolved,
         source: Option<&Arc<dyn Source>>,
+        tocs: &Tocs<'_>,
         progress: &Arc<Progress>,
     ) -> Result<Vec<ImageLayer>, Error> {
         let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
@@ -38,22 +42,25 @@ impl Images {
             resolved.manifest.layers.iter().rev().map(|descriptor| (descriptor.digest, descriptor)).collect();
         let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
         for expected in distinct.into_values() {
-            let reader = reader(first[&expected.layer], source);
-            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+            let descriptor = first[&expected.layer];
+            let reader = reader(descriptor, source);
+            opening.push(Box::pin(async move {
+                let indexed = self.index(expected, descriptor, reader, tocs, progress).await?;
+                Ok((expected.layer, indexed))
+            }));
         }
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
+            let Indexed { index, origin, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
             let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
-            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
             layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
         }
         Ok(layers)
@@ -63,11 +70,17 @@ impl Images {
     async fn index(
         &self,
         expected: Expected,
+        descriptor: &Descriptor,
         reader: Option<Arc<dyn BlobReader>>,
+        tocs: &Tocs<'_>,
         progress: &Arc<Progress>,
     ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok(Indexed { index, streamed: None });
+            return Ok(Indexed { index, origin: Origin::Cached, streamed: None });
+        }
+        if let Some(toc) = tocs.index(expected, descriptor, reader.as_ref()).await? {
+            let format = Format::of(toc.index.compression());
+            return Ok(Indexed { index: toc.index, origin: Origin::Toc(format), streamed: toc.moved });
         }
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
@@ -77,7 +90,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.

@@ -22,7 +22,7 @@ pub use self::merge::Merger;
 use crate::index::LayerIndex;
 use crate::limits;
 use crate::oci::Digest;
-use crate::tar::Timestamp;
+use crate::tar::{Entry, Timestamp};
 
 /// The number of a node, from 0 (the root).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,9 +169,16 @@ pub fn id(identities: &[Digest]) -> Digest {
 
 /// Merges layers from the bottom and returns the encoded tree.
 pub fn merge(layers: &[&LayerIndex]) -> Result<Vec<u8>, Error> {
+    merge_without(layers, |_, _| false)
+}
+
+/// Like [`merge()`], but without the entries for which `is_hidden`, which is also given the number of the layer from 0,
+/// says so. The name of the tree must say what was hidden.
+pub fn merge_without(layers: &[&LayerIndex], is_hidden: impl Fn(usize, &Entry) -> bool) -> Result<Vec<u8>, Error> {
     let mut merger = Merger::new();
-    for layer in layers {
-        merger.layer(Some(layer.layer()), layer.entries())?;
+    for (number, layer) in layers.iter().enumerate() {
+        let is_shown = |entry: &Result<Entry, _>| !entry.as_ref().is_ok_and(|entry| is_hidden(number, entry));
+        merger.layer(Some(layer.layer()), layer.entries().filter(is_shown))?;
     }
     Ok(merger.finish())
 }
