@@ -186,9 +186,17 @@ impl Images {
         let source = self.source(request).await?;
         let mut resolved = self.documents(request, source.as_deref()).await?;
         let tocs = Tocs::new(self, request);
-        let layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+        let mut layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+        let (tree, tree_id) = match self.tree(&layers).await {
+            // What does not merge may be what a TOC says, and not what the layer is.
+            Err(Error::Tree(error)) if layers.iter().any(|layer| matches!(layer.origin, Origin::Toc(_))) => {
+                tocs.refuse(&error);
+                layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+                self.tree(&layers).await?
+            }
+            merged => merged?,
+        };
         resolved.warnings.extend(tocs.warnings());
-        let (tree, tree_id) = self.tree(&layers).await?;
         Ok(Image { resolved, layers, tree, tree_id })
     }
 

@@ -7,6 +7,7 @@
 //! eStargz may have the TOCs of an image in another image, whose tag is the image's with a suffix ([`Apart`]).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use crate::index::{self, Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest, LocalSelector, Manifest, Reference};
 use crate::source::{BlobReader, Source};
+use crate::tree;
 
 /// Names the layer of the image that a layer of the image with TOCs speaks of.
 const LAYER: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -32,6 +34,8 @@ pub(super) struct Tocs<'a> {
     request: &'a Request,
     /// The image with the TOCs of those layers that do not have them: asked for once, by the first layer that needs it.
     apart: OnceCell<Option<Apart>>,
+    /// Whether no TOC is to be used any more.
+    is_refused: AtomicBool,
     /// Why TOCs were not used.
     warnings: Mutex<Vec<String>>,
 }
@@ -69,7 +73,7 @@ enum Refused {
 
 impl<'a> Tocs<'a> {
     pub(super) fn new(images: &'a Images, request: &'a Request) -> Self {
-        Self { images, request, apart: OnceCell::new(), warnings: Mutex::default() }
+        Self { images, request, apart: OnceCell::new(), is_refused: AtomicBool::new(false), warnings: Mutex::default() }
     }
 
     /// The index of a layer from its TOC: stored from an earlier time, or read now through `reader`. None if the layer is to
@@ -80,6 +84,9 @@ impl<'a> Tocs<'a> {
         descriptor: &Descriptor,
         reader: Option<&Arc<dyn BlobReader>>,
     ) -> Result<Option<Opened>, Error> {
+        if self.is_refused.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let pin = match Pin::of(&descriptor.annotations) {
             Ok(Some(pin)) => pin,
             Ok(None) => return Ok(None),
@@ -102,13 +109,22 @@ impl<'a> Tocs<'a> {
         }
     }
 
+    /// Uses no TOC from now on: with them, the image's layers do not merge.
+    pub(super) fn refuse(&self, error: &tree::Error) {
+        self.is_refused.store(true, Ordering::Relaxed);
+        self.say(format!("all layers are treated as if they had no index of their own: {error}"));
+    }
+
     /// What the user should know about TOCs that were not used.
     pub(super) fn warnings(self) -> Vec<String> {
         self.warnings.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn warn(&self, layer: &Digest, refused: &Refused) {
-        let warning = format!("layer {layer} is treated as if it had no index of its own: {refused}");
+        self.say(format!("layer {layer} is treated as if it had no index of its own: {refused}"));
+    }
+
+    fn say(&self, warning: String) {
         tracing::warn!("{warning}");
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
     }

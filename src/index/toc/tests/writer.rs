@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "unit tests and integration tests use different parts")]
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Range;
 
 use base64::Engine as _;
@@ -182,23 +182,44 @@ struct Member {
 /// The members of a stream that begins at `start` of another, and where the last one ends, without an end marker.
 fn members(tar: &[u8], start: usize) -> (Vec<Member>, usize) {
     let mut archive = tar::Archive::new(tar);
-    let (mut members, mut end) = (Vec::new(), 0);
-    for entry in archive.entries().expect("a tar stream") {
+    let (mut members, mut end, mut records) = (Vec::new(), 0, Vec::new());
+    for entry in archive.entries().expect("a tar stream").raw(true) {
         let mut entry = entry.expect("a tar stream");
         let at = entry.raw_file_position() as usize;
-        let size = if entry.header().entry_type().is_file() { entry.size() as usize } else { 0 };
+        let header = entry.header().clone();
+        let is_records = header.entry_type().is_pax_local_extensions();
+        let size = if header.entry_type().is_file() || is_records { entry.size() as usize } else { 0 };
         end = at + size.next_multiple_of(512);
+        if is_records {
+            records = pax_records(&tar[at..at + size]);
+            continue;
+        }
         let payload = (size > 0).then_some(start + at..start + at + size);
-        members.push(Member { toc: describe(&mut entry), payload });
+        members.push(Member { toc: describe(&header, &std::mem::take(&mut records)), payload });
     }
     (members, end)
 }
 
-fn describe(entry: &mut tar::Entry<'_, impl Read>) -> Value {
+/// Keys and values; the `tar` crate cannot read a value with a line break in it.
+fn pax_records(mut bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut records = Vec::new();
+    while !bytes.is_empty() {
+        let blank = bytes.iter().position(|byte| *byte == b' ').expect("a length");
+        let length: usize = std::str::from_utf8(&bytes[..blank]).expect("digits").parse().expect("a number");
+        let record = &bytes[blank + 1..length - 1];
+        let equals = record.iter().position(|byte| *byte == b'=').expect("a value");
+        let key = String::from_utf8(record[..equals].to_vec()).expect("UTF-8");
+        records.push((key, record[equals + 1..].to_vec()));
+        bytes = &bytes[length..];
+    }
+    records
+}
+
+fn describe(header: &tar::Header, records: &[(String, Vec<u8>)]) -> Value {
     use tar::EntryType;
-    let header = entry.header().clone();
+    let lossy = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes).into_owned());
     let mut toc = json!({
-        "name": String::from_utf8_lossy(&entry.path_bytes()),
+        "name": lossy(&header.path_bytes()),
         "type": match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => "reg",
             EntryType::Link => "hardlink",
@@ -210,30 +231,29 @@ fn describe(entry: &mut tar::Entry<'_, impl Read>) -> Value {
             other => panic!("{other:?}"),
         },
         "mode": header.mode().expect("a mode"),
+        "uid": header.uid().expect("a number"),
+        "gid": header.gid().expect("a number"),
         "NumLink": 0,
         "userName": "nobody",
     });
-    if let Some(link) = entry.link_name_bytes() {
-        toc["linkName"] = String::from_utf8_lossy(&link).into();
+    if let Some(link) = header.link_name_bytes() {
+        toc["linkName"] = lossy(&link);
     }
     for (key, number) in [("devMajor", header.device_major()), ("devMinor", header.device_minor())] {
         if let Ok(Some(number)) = number {
             toc[key] = number.into();
         }
     }
-    let (mut uid, mut gid) = (header.uid().expect("a number"), header.gid().expect("a number"));
     let mut time = (header.mtime().expect("a time") as i64, String::new());
     let mut xattrs = serde_json::Map::new();
-    for record in entry.pax_extensions().expect("records").into_iter().flatten() {
-        let record = record.expect("a record");
-        let (key, value) = (record.key().expect("UTF-8"), record.value_bytes());
-        let text = || std::str::from_utf8(value).expect("UTF-8").to_owned();
-        match key {
-            "uid" => uid = text().parse().expect("a number"),
-            "gid" => gid = text().parse().expect("a number"),
+    for (key, value) in records {
+        let text = || std::str::from_utf8(value).expect("UTF-8");
+        match key.as_str() {
+            "path" => toc["name"] = lossy(value),
+            "linkpath" => toc["linkName"] = lossy(value),
+            "uid" | "gid" => toc[key] = text().parse::<u64>().expect("a number").into(),
             "mtime" => {
-                let text = text();
-                let (seconds, fraction) = text.split_once('.').unwrap_or((&text, ""));
+                let (seconds, fraction) = text().split_once('.').unwrap_or((text(), ""));
                 time = (seconds.parse().expect("a number"), fraction.to_owned());
             }
             _ => {
@@ -243,7 +263,6 @@ fn describe(entry: &mut tar::Entry<'_, impl Read>) -> Value {
             }
         }
     }
-    (toc["uid"], toc["gid"]) = (uid.into(), gid.into());
     toc["modtime"] = rfc3339(time.0, &time.1).into();
     if !xattrs.is_empty() {
         toc["xattrs"] = xattrs.into();
