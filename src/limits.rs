@@ -328,3 +328,7 @@ pub const SCRIPT_LINE_BYTES: usize = 256;
 /// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
 /// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
 pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
+
+/// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
+/// thousand small files in it.
+pub const READ_SPANS: usize = 4096;
