@@ -337,3 +337,7 @@ pub const TOC_BYTES: u64 = 150 << 20;
 /// Most entries of a table of contents, chunks counted as well; it has no room for more at their usual length. All of them are
 /// held at once, and the shortest ones would otherwise take a gigabyte.
 pub const TOC_ENTRIES: usize = 1 << 20;
+
+/// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
+/// thousand small files in it.
+pub const READ_SPANS: usize = 4096;
