@@ -50,6 +50,8 @@ struct Apart {
 /// An index made of a TOC.
 pub(super) struct Opened {
     pub(super) index: LayerIndex,
+    /// The name under which the store keeps it.
+    pub(super) claim: Digest,
     /// What was read for it, if that happened now.
     pub(super) moved: Option<Arc<fetch::Progress>>,
 }
@@ -96,12 +98,12 @@ impl<'a> Tocs<'a> {
             }
         };
         if let Some(index) = self.stored(expected, pin.digest()).await? {
-            return Ok(Some(Opened { index, moved: None }));
+            return Ok(Some(Opened { index, claim: pin.digest(), moved: None }));
         }
         let Some(reader) = reader else { return Ok(None) };
         let moved = Arc::new(fetch::Progress::default());
         match self.read(expected, &pin, reader.as_ref(), &moved.traffic).await {
-            Ok(index) => Ok(Some(Opened { index, moved: Some(moved) })),
+            Ok(index) => Ok(Some(Opened { index, claim: pin.digest(), moved: Some(moved) })),
             Err(refused) => {
                 self.warn(&expected.layer, &refused);
                 Ok(None)
@@ -289,4 +291,31 @@ fn apart(reference: &Reference) -> Option<Reference> {
         }
     };
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_a_small_part_of_a_large_blob_and_all_of_a_small_one() {
+        for (size, expected) in [(0, 0), (51, 51), (32 << 10, 32 << 10), (1 << 20, 32 << 10), (8 << 20, 128 << 10)] {
+            assert_eq!(tail(size), expected);
+        }
+        assert_eq!(tail(u64::MAX), 1 << 20);
+    }
+
+    #[test]
+    fn the_image_with_the_tocs_is_that_of_the_tag() {
+        let of = |text: &str| apart(&text.parse().expect("a reference")).map(|reference| reference.to_string());
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(of("ghcr.io/a/b:1").as_deref(), Some("ghcr.io/a/b:1-esgztoc"));
+        assert_eq!(of("debian").as_deref(), Some("docker.io/library/debian:latest-esgztoc"));
+        assert_eq!(of(&format!("ghcr.io/a/b:1@{digest}")).as_deref(), Some("ghcr.io/a/b:1-esgztoc"));
+        assert_eq!(of("oci:/srv/layout:1").as_deref(), Some("oci:/srv/layout:1-esgztoc"));
+        for text in [format!("ghcr.io/a/b@{digest}"), format!("oci:/srv/layout@{digest}"), "oci:/srv/layout".to_owned()]
+        {
+            assert_eq!(of(&text), None, "{text} has no tag");
+        }
+    }
 }

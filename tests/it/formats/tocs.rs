@@ -168,7 +168,37 @@ fn a_read_fetches_the_chunks_it_needs_and_no_more() {
 }
 
 #[test]
-fn d_022_a_damaged_chunk_is_an_error_and_never_bytes() {
+fn a_226_chunks_that_share_a_member_are_read_each_by_itself_and_all_together() {
+    let Some(bench) = Bench::new() else { return };
+    let contents: Vec<Vec<u8>> = (0..60).map(|number| noise(number * 700 + 1, number as u64)).collect();
+    let layer =
+        contents.iter().enumerate().fold(Layer::new(), |layer, (number, bytes)| layer.file(format!("{number}"), bytes));
+    let stream = layer.file("long", big()).stream();
+    for form in [Form::Estargz, Form::Stargz, Form::ZstdStargz] {
+        let written = write(&stream, How { chunk: 64 << 10, member: 256 << 10, ..How::new(form) });
+        assert!(String::from_utf8_lossy(&written.document).matches("innerOffset").count() > 100);
+        let layout = bench.ocifs.home().join(format!("{form:?}"));
+        write_image(&layout, &[blob(form, &written)]);
+        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.mount(&oci(&layout), &bench.point);
+        for number in [59, 0, 30, 31, 1] {
+            assert_eq!(read(&bench.point, &number.to_string()).expect("bytes"), contents[number], "{form:?} {number}");
+        }
+        assert_eq!(read(&bench.point, "long").expect("bytes"), big());
+        for (number, bytes) in contents.iter().enumerate() {
+            assert_eq!(read(&bench.point, &number.to_string()).expect("bytes"), *bytes, "{form:?} {number}");
+        }
+        let fetched = bench.layers()[0]["fetched"].as_u64().expect("a number");
+        assert!(
+            fetched < written.blob.len() as u64 * 5 / 4 + (64 << 10),
+            "{form:?}: shared bytes came once: {fetched}"
+        );
+        bench.ocifs.umount(&bench.point);
+    }
+}
+
+#[test]
+fn d_022_d_024_a_damaged_chunk_is_an_error_and_never_bytes() {
     let Some(bench) = Bench::new() else { return };
     for form in Form::ALL.into_iter().filter(|form| *form != Form::External) {
         let written = write(&long(), How { chunk: 64 << 10, ..How::new(form) });
@@ -274,6 +304,62 @@ fn a_222_what_the_manifest_pins_is_believed_until_the_layer_is_here() {
         write_image(&layout, &[blob(form, &written)]);
         let (layers, tree) = mounted(&bench, &oci(&layout));
         assert_eq!((&layers[0]["indexed"], tree[&b"other"[..]].mode), (&indexed(form).into(), 0o600));
+    }
+}
+
+/// Mounts with fill and waits until that has come to `state`.
+fn filled(bench: &Bench, reference: &str, state: &str) -> Value {
+    let point = bench.point.path().to_string_lossy().into_owned();
+    bench.ocifs.run(["mount", "--profile-until=0", "--fill=now", reference, &point]).ok();
+    let begun = std::time::Instant::now();
+    loop {
+        let mount = bench.ocifs.status(&bench.point)["mounts"][0].clone();
+        if mount["filling"]["state"] == state {
+            return mount;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "it does not become {state}: {mount}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_layer_with_a_toc_is_proven_by_fill_and_stays_the_same_tree() {
+    let Some(bench) = Bench::new() else { return };
+    let streams = rich(50).without(b"names/\xff\xfe").streams();
+    for form in Form::ALL.into_iter().filter(|form| *form != Form::External) {
+        let written: Vec<Written> = streams[..2].iter().map(|stream| write(stream, How::new(form))).collect();
+        let layout = bench.ocifs.home().join(format!("{form:?}"));
+        write_image(&layout, &written.iter().map(|written| blob(form, written)).collect::<Vec<_>>());
+        let (_, lazy) = mounted(&bench, &oci(&layout));
+        filled(&bench, &oci(&layout), "complete");
+        let tree = walk(bench.point.path()).expect("a tree");
+        assert_same(&tree, &lazy, |_, _| false);
+        bench.ocifs.umount(&bench.point);
+        let (layers, tree) = mounted_again(&bench, &oci(&layout));
+        assert!(layers.iter().all(|layer| layer["indexed"] == "cache"), "the proven index is in the cache: {layers:?}");
+        assert_same(&tree, &lazy, is_lost(form));
+    }
+}
+
+#[test]
+fn d_026_a_toc_that_is_not_what_the_layer_is_stops_the_mount_once_that_is_known() {
+    let Some(bench) = Bench::new() else { return };
+    for form in [Form::Estargz, Form::ZstdStargz, Form::ZstdStorage] {
+        let written = write_changed(&long(), How { has_landmark: false, ..How::new(form) }, |toc| {
+            let entries = toc["entries"].as_array_mut().expect("a list");
+            entries.last_mut().expect("an entry")["mode"] = 0o4755.into();
+        });
+        let layout = bench.ocifs.home().join(format!("{form:?}"));
+        write_image(&layout, &[blob(form, &written)]);
+        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        let mount = filled(&bench, &oci(&layout), "failed");
+        assert!(mount.to_string().contains("has mode 0644"), "{mount}");
+        let error = read(&bench.point, "other").expect_err("nothing is served any more");
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{form:?}: {error}");
+        bench.ocifs.umount(&bench.point);
+        // Whoever mounts it next begins with the truth.
+        let (layers, tree) = mounted_again(&bench, &oci(&layout));
+        assert_eq!((&layers[0]["indexed"], tree[&b"other"[..]].mode), (&"cache".into(), 0o644));
     }
 }
 

@@ -184,7 +184,7 @@ fn members(tar: &[u8], start: usize) -> (Vec<Member>, usize) {
     let mut archive = tar::Archive::new(tar);
     let (mut members, mut end, mut records) = (Vec::new(), 0, Vec::new());
     for entry in archive.entries().expect("a tar stream").raw(true) {
-        let mut entry = entry.expect("a tar stream");
+        let entry = entry.expect("a tar stream");
         let at = entry.raw_file_position() as usize;
         let header = entry.header().clone();
         let is_records = header.entry_type().is_pax_local_extensions();
