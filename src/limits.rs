@@ -322,3 +322,22 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
+
+// Claimed indexes (`index`, `fetch`): what other tools say of a layer.
+
+/// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
+/// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
+pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
+// Tables of contents that layers bring along (`index::toc`).
+
+/// Longest table of contents, compressed or not, in bytes: what containers/storage takes. The document has 300 to 500 bytes
+/// for each file.
+pub const TOC_BYTES: u64 = 150 << 20;
+
+/// Most entries of a table of contents, chunks counted as well; it has no room for more at their usual length. All of them are
+/// held at once, and the shortest ones would otherwise take a gigabyte.
+pub const TOC_ENTRIES: usize = 1 << 20;
+
+/// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
+/// thousand small files in it.
+pub const READ_SPANS: usize = 4096;

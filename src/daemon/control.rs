@@ -302,7 +302,7 @@ pub struct LayerReport {
     pub media_type: String,
     /// `tar`, `gzip` or `zstd`, by its content.
     pub compression: String,
-    /// Where the index came from: `cache` or `first-contact`.
+    /// Where the index came from: `cache`, `estargz` or `zstd:chunked` (the layer brings it along), or `first-contact`.
     pub indexed: String,
     /// Length of the blob.
     pub size: u64,

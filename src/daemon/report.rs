@@ -60,6 +60,7 @@ fn layer(layer: &ImageLayer, before: (u64, u64)) -> LayerReport {
         .to_owned(),
         indexed: match layer.origin {
             Origin::Cached => "cache",
+            Origin::Toc(format) => format.name(),
             Origin::FirstContact => "first-contact",
         }
         .to_owned(),

@@ -1,22 +1,28 @@
-//! An index for every layer: from the cache, or by first contact, all layers at once.
+//! An index for every layer: from the cache, from the layer itself, or by first contact, all layers at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 
 use super::inline::InlineBlob;
+use super::toc::Tocs;
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
 use crate::fetch;
+use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, Source};
 
-/// The index of a layer, and what its first contact moved if that happened now.
+/// The index of a layer, where it came from, and what it cost if that happened now.
 #[derive(Clone)]
 struct Indexed {
     index: LayerIndex,
+    origin: Origin,
+    /// The name under which the store has it, if it is a claim.
+    claim: Option<Digest>,
     streamed: Option<Arc<fetch::Progress>>,
 }
 
@@ -26,6 +32,7 @@ impl Images {
         &self,
         resolved: &Resolved,
         source: Option<&Arc<dyn Source>>,
+        tocs: &Tocs<'_>,
         progress: &Arc<Progress>,
     ) -> Result<Vec<ImageLayer>, Error> {
         let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
@@ -36,39 +43,68 @@ impl Images {
         }
         let first: HashMap<Digest, &Descriptor> =
             resolved.manifest.layers.iter().rev().map(|descriptor| (descriptor.digest, descriptor)).collect();
+        // Many layers may be looked for at once, each a read or two; few are streamed at once.
+        let streams = Semaphore::new(limits::PARALLEL_LAYERS);
+        let streams = &streams;
         let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
         for expected in distinct.into_values() {
-            let reader = reader(first[&expected.layer], source);
-            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+            let descriptor = first[&expected.layer];
+            let reader = reader(descriptor, source);
+            opening.push(Box::pin(async move {
+                let known = self.known_index(expected, descriptor, reader.as_ref(), tocs).await?;
+                let indexed = match known {
+                    Some(indexed) => indexed,
+                    None => {
+                        let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
+                        self.first_contact(expected, reader, progress).await?
+                    }
+                };
+                Ok((expected.layer, indexed))
+            }));
         }
         let opened: HashMap<Digest, Indexed> =
-            stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
+            stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
-            let found = index.diff_id();
+            let indexed = opened[&descriptor.digest].clone();
+            let (origin, streamed) = (indexed.origin, indexed.streamed.clone());
+            let found = indexed.index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
-            let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
-            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
+            let layer = self.layer(indexed, descriptor, reader(descriptor, source), name.clone()).await?;
             layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
         }
         Ok(layers)
     }
 
-    /// The index of one layer and where it came from.
-    async fn index(
+    /// The index of one layer that somebody made, and where it came from.
+    async fn known_index(
+        &self,
+        expected: Expected,
+        descriptor: &Descriptor,
+        reader: Option<&Arc<dyn BlobReader>>,
+        tocs: &Tocs<'_>,
+    ) -> Result<Option<Indexed>, Error> {
+        if let Some(index) = self.stored_index(expected).await? {
+            return Ok(Some(Indexed { index, origin: Origin::Cached, claim: None, streamed: None }));
+        }
+        let toc = tocs.index(expected, descriptor, reader).await?;
+        Ok(toc.map(|toc| {
+            let origin = Origin::Toc(Format::of(toc.index.compression()));
+            Indexed { index: toc.index, origin, claim: Some(toc.claim), streamed: toc.moved }
+        }))
+    }
+
+    /// The index of a layer that nobody knows, made now.
+    async fn first_contact(
         &self,
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
     ) -> Result<Indexed, Error> {
-        if let Some(index) = self.stored_index(expected).await? {
-            return Ok(Indexed { index, streamed: None });
-        }
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
@@ -77,7 +113,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, claim: None, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -114,7 +150,7 @@ impl Images {
 
     async fn layer(
         &self,
-        index: LayerIndex,
+        indexed: Indexed,
         descriptor: &Descriptor,
         reader: Option<Arc<dyn BlobReader>>,
         source_name: String,
@@ -123,7 +159,11 @@ impl Images {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        Ok(Arc::new(fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"))))
+        let layer = fetch::Layer::new(indexed.index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        Ok(Arc::new(match indexed.claim {
+            Some(claim) => layer.with_claim(Arc::clone(&self.store), claim),
+            None => layer,
+        }))
     }
 }
 

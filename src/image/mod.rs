@@ -9,6 +9,7 @@ mod error;
 mod inline;
 mod layers;
 mod source;
+mod toc;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,12 +20,15 @@ use bytes::Bytes;
 
 use crate::fetch::{self, Fetcher, OnceMap};
 use crate::index::LayerIndex;
+use crate::index::toc::{Format, is_own_file};
 use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, Wanted};
 use crate::source::Source;
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error};
+
+use toc::Tocs;
 
 /// What the caller wants resolved, and how the source may be asked.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ pub struct Resolved {
 pub enum Origin {
     /// It was in the cache.
     Cached,
+    /// The layer brings it along: a table of contents, which the manifest pins.
+    Toc(Format),
     /// It was made now, by streaming the layer.
     FirstContact,
 }
@@ -80,7 +86,7 @@ pub struct ImageLayer {
     pub origin: Origin,
     /// The layer itself.
     pub layer: Arc<fetch::Layer>,
-    /// What its first contact moved, if that happened now.
+    /// What was read to index it, if that happened now.
     pub streamed: Option<Arc<fetch::Progress>>,
 }
 
@@ -180,9 +186,19 @@ impl Images {
     /// Layers without an index are streamed now; the others are not touched.
     pub async fn open(&self, request: &Request, progress: &Arc<Progress>) -> Result<Image, Error> {
         let source = self.source(request).await?;
-        let resolved = self.documents(request, source.as_deref()).await?;
-        let layers = self.layers(&resolved, source.as_ref(), progress).await?;
-        let (tree, tree_id, merged) = self.tree(&layers).await?;
+        let mut resolved = self.documents(request, source.as_deref()).await?;
+        let tocs = Tocs::new(self, request);
+        let mut layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+        let (tree, tree_id, merged) = match self.tree(&layers).await {
+            // What does not merge may be what a TOC says, and not what the layer is.
+            Err(Error::Tree(error)) if layers.iter().any(|layer| matches!(layer.origin, Origin::Toc(_))) => {
+                tocs.refuse(&error);
+                layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+                self.tree(&layers).await?
+            }
+            merged => merged?,
+        };
+        resolved.warnings.extend(tocs.warnings());
         Ok(Image { resolved, layers, tree, tree_id, merged })
     }
 
@@ -197,15 +213,16 @@ impl Images {
     /// The stored tree of `layers`, or a new one; its name; and whether it is new.
     async fn tree(&self, layers: &[ImageLayer]) -> Result<(Tree, Digest, bool), Error> {
         let store = Arc::clone(&self.store);
-        let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+        let layers: Vec<_> =
+            layers.iter().map(|layer| (Arc::clone(&layer.layer), toc::is_pinned(&layer.descriptor))).collect();
         let task = tokio::task::spawn_blocking(move || {
-            let digests: Vec<_> = layers.iter().map(|layer| layer.index.layer()).collect();
-            let id = crate::tree::id(&digests);
+            let id =
+                crate::tree::id(&layers.iter().map(|(layer, pinned)| identity(layer, *pinned)).collect::<Vec<_>>());
             if let Some(tree) = stored_tree(&store, &id)? {
                 return Ok((tree, id, false));
             }
-            let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
-            let encoded = crate::tree::merge(&indexes)?;
+            let indexes: Vec<_> = layers.iter().map(|(layer, _)| &layer.index).collect();
+            let encoded = crate::tree::merge_without(&indexes, |layer, entry| layers[layer].1 && is_own_file(entry))?;
             let mapped = store.put_tree(&id, &encoded).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the tree is not kept, the next mount will merge it again");
                 Mapped::from(Bytes::from(encoded))
@@ -214,6 +231,13 @@ impl Images {
         });
         task.await.map_err(|_| Error::Interrupted)?
     }
+}
+
+/// What a layer adds to the name of the tree. A layer that brings its index along is merged without the files that are
+/// only there for it, however its index came to be; the same layer in another image may not bring it.
+fn identity(layer: &fetch::Layer, pins_toc: bool) -> Digest {
+    let identity = layer.index.identity();
+    if pins_toc { Digest::sha256(format!("{identity} without its own index").as_bytes()) } else { identity }
 }
 
 fn stored_tree(store: &Store, id: &Digest) -> Result<Option<Tree>, Error> {

@@ -22,7 +22,7 @@ pub use self::merge::Merger;
 use crate::index::LayerIndex;
 use crate::limits;
 use crate::oci::Digest;
-use crate::tar::Timestamp;
+use crate::tar::{Entry, Timestamp};
 
 /// The number of a node, from 0 (the root).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,11 +156,12 @@ pub enum Reason {
     TooMuchWork,
 }
 
-/// The name under which the tree of `layers` (from the bottom) is stored: a digest of its inputs and the format version.
-pub fn id(layers: &[Digest]) -> Digest {
+/// The name under which a tree is stored: a digest of its inputs, which are named by the identities of the layers' indexes
+/// ([`LayerIndex::identity`], from the bottom), and of the format version. So a tree made from a claim serves nobody else.
+pub fn id(identities: &[Digest]) -> Digest {
     let mut text = format!("ocifs tree {}\n", format::VERSION);
-    for layer in layers {
-        text.push_str(&layer.to_string());
+    for identity in identities {
+        text.push_str(&identity.to_string());
         text.push('\n');
     }
     Digest::sha256(text.as_bytes())
@@ -168,9 +169,16 @@ pub fn id(layers: &[Digest]) -> Digest {
 
 /// Merges layers from the bottom and returns the encoded tree.
 pub fn merge(layers: &[&LayerIndex]) -> Result<Vec<u8>, Error> {
+    merge_without(layers, |_, _| false)
+}
+
+/// Like [`merge()`], but without the entries for which `is_hidden`, which is also given the number of the layer from 0,
+/// says so. The name of the tree must say what was hidden.
+pub fn merge_without(layers: &[&LayerIndex], is_hidden: impl Fn(usize, &Entry) -> bool) -> Result<Vec<u8>, Error> {
     let mut merger = Merger::new();
-    for layer in layers {
-        merger.layer(Some(layer.layer()), layer.entries())?;
+    for (number, layer) in layers.iter().enumerate() {
+        let is_shown = |entry: &Result<Entry, _>| !entry.as_ref().is_ok_and(|entry| is_hidden(number, entry));
+        merger.layer(Some(layer.layer()), layer.entries().filter(is_shown))?;
     }
     Ok(merger.finish())
 }

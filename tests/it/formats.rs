@@ -3,10 +3,15 @@
 //!
 //! The three layers of [`crate::support::rich`] are compressed in many ways ([`FORMS`]) into image layouts. Each is mounted
 //! by first contact and then again with nothing but indexes in the cache, and compared with the tree of the plain image,
-//! of which the tests of `mount` know that it is right.
+//! of which the tests of `mount` know that it is right. Layers that bring their own index (`tocs`, and `tools` for those that
+//! other people's tools write) need no first contact.
 
 mod forms;
 mod places;
+mod tocs;
+mod tools;
+#[path = "../../src/index/toc/tests/writer.rs"]
+mod writer;
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! Layers compressed in every way that a reader must take, and image layouts made of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -23,12 +24,14 @@ pub(super) struct Blob {
     pub(super) algorithm: Algorithm,
     /// Whether the descriptor has the bytes too (`data`).
     pub(super) is_embedded: bool,
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 impl Blob {
-    fn new(stream: &[u8], bytes: Vec<u8>, media_type: &str) -> Self {
-        let diff_id = Digest::sha256(stream);
-        Self { bytes, media_type: media_type.to_owned(), diff_id, algorithm: Algorithm::Sha256, is_embedded: false }
+    pub(super) fn new(stream: &[u8], bytes: Vec<u8>, media_type: &str) -> Self {
+        let (diff_id, media_type) = (Digest::sha256(stream), media_type.to_owned());
+        let annotations = BTreeMap::new();
+        Self { bytes, media_type, diff_id, algorithm: Algorithm::Sha256, is_embedded: false, annotations }
     }
 
     pub(super) fn digest(&self) -> Digest {
@@ -155,6 +158,9 @@ pub(super) fn write_image(layout: &Path, blobs: &[Blob]) {
         .map(|blob| {
             let mut descriptor = put(blob.algorithm, &blob.bytes);
             descriptor["mediaType"] = blob.media_type.as_str().into();
+            if !blob.annotations.is_empty() {
+                descriptor["annotations"] = json!(blob.annotations);
+            }
             if blob.is_embedded {
                 descriptor["data"] = base64::engine::general_purpose::STANDARD.encode(&blob.bytes).into();
             }

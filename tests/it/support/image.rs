@@ -335,6 +335,14 @@ impl Image {
         self
     }
 
+    /// The same image without the entries of this path.
+    pub(crate) fn without(mut self, path: impl AsRef<[u8]>) -> Self {
+        for layer in &mut self.layers {
+            layer.entries.retain(|entry| entry.path != path.as_ref());
+        }
+        self
+    }
+
     /// The same image with every layer compressed like this.
     pub(crate) fn compressed(mut self, compression: Compression) -> Self {
         for layer in &mut self.layers {
