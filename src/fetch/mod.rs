@@ -27,6 +27,7 @@ mod steady;
 mod sync;
 mod windows;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,6 +122,8 @@ pub struct Layer {
     pub reader: Option<Arc<dyn BlobReader>>,
     /// How errors name that place.
     pub source_name: Arc<str>,
+    /// Tells sources apart, by that name.
+    source: u64,
     /// What was moved for this layer.
     pub traffic: Traffic,
     /// What is known of its index, if that is a claim.
@@ -253,9 +256,9 @@ impl Fetcher {
         if !is_at_hand || layer.condemned().is_some() {
             return None;
         }
-        let key = spans::Key::new(layer, span);
+        let (key, asked) = (spans::Key::new(layer, span), spans::Key::asked(layer, span));
         let decoder = self.inner.decoders.try_acquire().ok()?;
-        let claim = self.inner.flights.claim(key)?;
+        let claim = self.inner.flights.claim(asked)?;
         let compressed = layer.blob.read(layer.index.compressed(span)).ok().flatten();
         let decode = |compressed: Bytes| self.inner.buffers.decode(&layer.index, span, &compressed).ok();
         let decoded = compressed.and_then(decode);
@@ -316,7 +319,7 @@ impl Fetcher {
         span: SpanId,
     ) -> impl Future<Output = Option<Result<Bytes, Error>>> + Send + 'static {
         let work = self.work(layer, span);
-        self.inner.flights.join(spans::Key::new(layer, span), move || work)
+        self.inner.flights.join(spans::Key::asked(layer, span), move || work)
     }
 
     /// Obtains a span and keeps it in memory.
@@ -346,6 +349,7 @@ impl Layer {
             blob,
             reader,
             source_name: source_name.into(),
+            source: hash(source_name),
             traffic: Traffic::default(),
             proof: proof::Proof::default(),
             windows: windows::Windows::default(),
@@ -353,6 +357,12 @@ impl Layer {
             readahead: ReadAhead::default(),
         }
     }
+}
+
+fn hash(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Layer {

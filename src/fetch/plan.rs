@@ -69,7 +69,7 @@ impl Planner {
             let mut queue = self.lock();
             let ticket = |(layer, span): &(Arc<Layer>, SpanId)| Ticket {
                 planner: self.clone(),
-                key: Key::new(layer, *span),
+                key: Key::asked(layer, *span),
                 outcome: queue.enter(layer, *span, priority, false),
             };
             wanted.iter().map(ticket).collect()
@@ -182,7 +182,7 @@ impl Flight {
     fn give_up(&mut self, error: &Error) {
         let mut queue = self.planner.lock();
         for span in self.left.drain(..) {
-            queue.deliver(Key::new(&self.run.layer, span), Err(error.clone()));
+            queue.deliver(Key::asked(&self.run.layer, span), Err(error.clone()));
         }
     }
 
@@ -247,7 +247,7 @@ impl Flight {
                 }
             }
             self.left.pop_front();
-            self.planner.lock().deliver(Key::new(&self.run.layer, span), Ok(bytes));
+            self.planner.lock().deliver(Key::asked(&self.run.layer, span), Ok(bytes));
         }
     }
 }

@@ -89,7 +89,7 @@ impl Queue {
         priority: Priority,
         kept: bool,
     ) -> watch::Receiver<Outcome> {
-        let key = Key::new(layer, span);
+        let key = Key::asked(layer, span);
         let want = self.wants.entry(key).or_insert_with(|| Want {
             layer: Arc::clone(layer),
             priority: Priority::Fill,
@@ -160,7 +160,7 @@ impl Queue {
         let spans = self.extend(&layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;
-        let keys: Vec<_> = spans.iter().map(|span| Key::new(&layer, *span)).collect();
+        let keys: Vec<_> = spans.iter().map(|span| Key::asked(&layer, *span)).collect();
         for (key, span) in keys.iter().zip(&spans) {
             if !self.wants.contains_key(key) {
                 // A bridge between two wanted spans; whoever comes for it may join.
@@ -185,9 +185,9 @@ impl Queue {
     fn extend(&self, layer: &Arc<Layer>, key: Key, priority: Priority, limit: u64, bridge: u64) -> Vec<SpanId> {
         let index = &layer.index;
         let place = |span| index.compressed(span);
-        let is_wanted = |span: SpanId| self.wants.contains_key(&Key::new(layer, span));
+        let is_wanted = |span: SpanId| self.wants.contains_key(&Key::asked(layer, span));
         let waits = |span: SpanId, least: Priority| {
-            let want = self.wants.get(&Key::new(layer, span));
+            let want = self.wants.get(&Key::asked(layer, span));
             want.is_some_and(|want| want.read.is_none() && want.priority <= least)
         };
         let is_missing = |span: SpanId| !is_wanted(span) && !layer.has(span);

@@ -18,11 +18,19 @@ pub(super) struct Key {
     index: Digest,
     span: SpanId,
     window: Option<u32>,
+    /// The source that is asked for it, if it is.
+    source: Option<u64>,
 }
 
 impl Key {
+    /// The span, wherever it came from.
     pub(super) fn new(layer: &Layer, span: SpanId) -> Self {
-        Self { index: layer.index.identity(), span, window: None }
+        Self { index: layer.index.identity(), span, window: None, source: None }
+    }
+
+    /// The span as it is asked of the layer's source: another one may fail where this does not.
+    pub(super) fn asked(layer: &Layer, span: SpanId) -> Self {
+        Self { source: Some(layer.source), ..Self::new(layer, span) }
     }
 
     pub(super) fn window(layer: &Layer, span: SpanId, number: u32) -> Self {

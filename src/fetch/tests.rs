@@ -130,6 +130,35 @@ async fn many_readers_of_one_span_make_one_request() {
     assert_eq!(scene.source.asked().len(), 1);
 }
 
+/// A source that thinks for a while and then fails.
+#[derive(Debug)]
+struct Failing(u64);
+
+impl BlobReader for Failing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn read(&self, _range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(source::Error::new(source::ErrorKind::Unreachable, "gone"))
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_one_source_does_not_fail_with_a_reader_of_another() {
+    let scene = scene(4, 4, Memory { delay: Duration::from_millis(100), ..Memory::default() });
+    let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
+    let failing = Arc::new(Failing(index.compressed_size()));
+    let other = Arc::new(Layer::new(index, blob, Some(failing), "other", scene._cache.path().join("cache/tmp")));
+    let span = scene.span(2);
+    let (failed, ()) = tokio::join!(scene.fetcher.span(&other, span), scene.check(2));
+    assert!(matches!(failed, Err(Error::Source(_))), "{failed:?}");
+    assert!(scene.fetcher.cached(&other, span).is_some(), "what one has fetched is there for the other");
+}
+
 #[tokio::test]
 async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
     let scene = scene(12, 1, Memory::default());

@@ -93,7 +93,7 @@ struct Flight {
 
 impl Machine<'_> {
     fn key(&self, span: usize) -> Key {
-        Key::new(&self.spans[span].0, self.spans[span].1)
+        Key::asked(&self.spans[span].0, self.spans[span].1)
     }
 
     fn size(&self, spans: &[usize]) -> u64 {
