@@ -14,7 +14,7 @@ use super::query::request_of;
 use super::served::{self, Served};
 use super::{Code, Failure};
 use crate::fetch::Urgency;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Ino};
 use crate::fuse::{self, Access};
 use crate::image::{Image, Images};
 
@@ -107,6 +107,10 @@ async fn attach(
     let mounted = Arc::new(Mounted { request: wanted, image, served, using, before, mount, profiling, filling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
+        tokio::select! {
+            () = watched.mount.ended() => {}
+            () = watched.filling.condemned() => forget(&watched).await,
+        }
         watched.mount.ended().await;
         watched.profiling.end().await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
@@ -136,6 +140,15 @@ async fn again(mounts: &Arc<Mounts>, dir: &Path, served: Arc<Served>) -> Result<
     let (dir, places) = (dir.to_owned(), mounts.places().clone());
     let attached = tokio::task::spawn_blocking(move || fuse::Mount::again(&served.connection, &dir, &places));
     attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
+}
+
+/// Takes back what the kernel was told of a mount that has turned out to show something else than its image.
+async fn forget(mounted: &Arc<Mounted>) {
+    tracing::error!(dir = %mounted.request.dir.display(), "the mount has stopped serving: the index of a layer is wrong");
+    let (mounted, last) = (Arc::clone(mounted), Ino(u64::from(mounted.image.tree.node_count())));
+    if tokio::task::spawn_blocking(move || mounted.served.connection.forget(last)).await.is_err() {
+        tracing::warn!("the kernel keeps what it was told");
+    }
 }
 
 /// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.

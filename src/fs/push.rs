@@ -25,9 +25,15 @@ const RUNS: usize = 8;
 /// How many numbers further the next file of a run may be: there are directories and links between files.
 const NEAR: u32 = 16;
 
-/// Files in the first batch of a run, and in the largest.
-const FIRST: u32 = 4;
+/// Files in the smallest batch that is handed out, and in the largest.
+const SMALLEST: u32 = 4;
 const LARGEST: u32 = 64;
+
+/// Files in a row after which a reader is taken to go on in the next directory.
+const WALK: u32 = 8;
+
+/// What a file out of order costs of them.
+const ASTRAY: u32 = 4;
 
 /// The kernel was told the names in this directory.
 const LISTED: u8 = 1;
@@ -41,7 +47,15 @@ pub(super) struct Push {
     /// Flags of each node. Only hints, so no order is needed.
     nodes: Box<[AtomicU8]>,
     /// Protects the runs; held for a few comparisons.
-    runs: Mutex<[Run; RUNS]>,
+    runs: Mutex<Runs>,
+}
+
+#[derive(Debug, Default)]
+struct Runs {
+    /// The one that moved last stands first; the one that stood still longest is given up.
+    list: [Run; RUNS],
+    /// Files that were read in order, less those that were not.
+    in_order: u32,
 }
 
 /// Files of one directory that are read in order.
@@ -68,24 +82,30 @@ impl Push {
         flags.is_some_and(|flags| flags.load(Ordering::Relaxed) & flag != 0)
     }
 
-    /// Takes note that `node` is read; how many files to hand out behind it.
-    fn step(&self, node: u32) -> u32 {
+    /// Takes note that `node` is read, which may be the first file of its directory; how many files to hand out behind it.
+    fn step(&self, node: u32, is_first: bool) -> u32 {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let follows = |run: &Run| run.batch > 0 && node > run.last && node - run.last <= NEAR;
-        // The one that moved last stands first, the one that stood still longest is given up.
-        let (place, batch) = match runs.iter().position(follows) {
-            Some(place) => (place, (runs[place].batch * 2).min(LARGEST)),
-            None => (RUNS - 1, 1),
+        let (place, batch) = match runs.list.iter().position(follows) {
+            Some(place) => {
+                runs.in_order = (runs.in_order + 1).min(LARGEST);
+                (place, (runs.list[place].batch * 2).min(LARGEST))
+            }
+            None if is_first => (RUNS - 1, if runs.in_order >= WALK { 2 * SMALLEST } else { 1 }),
+            None => {
+                runs.in_order = runs.in_order.saturating_sub(ASTRAY);
+                (RUNS - 1, 1)
+            }
         };
-        runs[..=place].rotate_right(1);
-        runs[0] = Run { last: node, batch };
-        if batch >= FIRST { batch } else { 0 }
+        runs.list[..=place].rotate_right(1);
+        runs.list[0] = Run { last: node, batch };
+        if batch >= SMALLEST { batch } else { 0 }
     }
 
     /// Takes note that files up to `last` were handed out behind `node`.
     fn moved(&self, node: u32, last: u32) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(run) = runs.iter_mut().find(|run| run.last == node) {
+        if let Some(run) = runs.list.iter_mut().find(|run| run.last == node) {
             run.last = last;
         }
     }
@@ -105,11 +125,11 @@ impl FileSystem {
     pub fn read_next(&self, ino: Ino, mut give: impl FnMut(Ino, &Bytes)) {
         let Ok(id) = self.node_id(ino) else { return };
         self.push.set(id, GIVEN);
-        let batch = self.push.step(id.get());
+        let siblings = self.directories.siblings(&self.tree, id);
+        let batch = self.push.step(id.get(), self.is_first(id, siblings.start));
         if batch == 0 || !self.directories.of(&self.tree, id).is_some_and(|parent| self.push.has(parent, LISTED)) {
             return;
         }
-        let siblings = self.directories.siblings(&self.tree, id);
         let (mut given, mut last) = (0, id.get());
         for number in id.get() + 1..siblings.end.min(id.get() + 4 * LARGEST) {
             let Some(next) = self.tree.id(number) else { break };
@@ -130,6 +150,16 @@ impl FileSystem {
             }
         }
         self.push.moved(id.get(), last);
+    }
+
+    /// True if no file with bytes has a number from `start` on and before that of `id`. Says no if there are many to look at.
+    fn is_first(&self, id: NodeId, start: u32) -> bool {
+        let has_bytes = |id: NodeId| {
+            let node = self.tree.node(id);
+            node.kind() == NodeKind::Regular && node.size() > 0
+        };
+        let mut before = (start..id.get()).filter_map(|number| self.tree.id(number));
+        id.get() - start <= 4 * NEAR && !before.any(has_bytes)
     }
 
     /// A whole file, if that can be had without waiting.
@@ -187,5 +217,31 @@ mod tests {
         assert_eq!(first, inos[4..12].iter().map(|ino| ino.0).collect::<Vec<_>>());
         assert_eq!(given(fs, inos[12]).len(), 16);
         assert!(given(fs, inos[4]).is_empty(), "nothing is handed out twice, and this is no run");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reader_of_directory_after_directory_is_given_the_next_one_from_its_first_file_on() {
+        let names: Vec<_> = (0..5).flat_map(|d| (0..12).map(move |n| format!("{d}/{n:02}"))).collect();
+        let files: Vec<_> = names.iter().map(|name| (file(name, 9), content(9))).collect();
+        let scene = scene(&files);
+        let fs = &scene.fs;
+        if let super::super::Read::Later(pending) = fs.read(node(fs, "0/00"), 0, 9).expect("a file") {
+            pending.await.expect("it is fetched");
+        }
+        let asked = |directory: u32| {
+            fs.listed(node(fs, &directory.to_string()));
+            let (mut asked, mut has) = (0, Vec::new());
+            for number in 0..12 {
+                let ino = node(fs, &format!("{directory}/{number:02}"));
+                if !has.contains(&ino.0) {
+                    asked += 1;
+                    has.extend(given(fs, ino));
+                }
+            }
+            asked
+        };
+        let directories: Vec<_> = (0..5).map(asked).collect();
+        assert_eq!(directories[0], 4, "three until it is seen, then four and the rest");
+        assert_eq!(directories[3..], [1, 1], "{directories:?}");
     }
 }

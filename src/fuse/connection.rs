@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -18,7 +18,7 @@ use super::adapter::{Adapter, Shared};
 use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel;
 use super::push::Pusher;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Ino};
 
 /// Threads that take requests of one connection. Each answers from memory or hands the request on, so few are enough.
 const THREADS: usize = 4;
@@ -48,6 +48,7 @@ pub struct Options<'a> {
 pub struct Connection {
     shared: Arc<Shared>,
     opens: Arc<Opens>,
+    notifier: Notifier,
     /// Protects the mount that is in no directory, of which all others are copies. None if there can be only one.
     spare: Mutex<Option<OwnedFd>>,
     ended: watch::Receiver<bool>,
@@ -116,8 +117,9 @@ impl Connection {
         }
         let opens = Arc::new(Opens::new(plan, offer.no_open));
         shared.opens.get_or_init(|| Arc::clone(&opens));
+        let notifier = session.notifier();
         if opens.kernel_opens() {
-            match Pusher::start(files, handle, session.notifier()) {
+            match Pusher::start(files, handle, notifier.clone()) {
                 Ok(pusher) => drop(shared.pusher.set(pusher)),
                 Err(error) => tracing::warn!(%error, "the kernel is given nothing before it asks"),
             }
@@ -133,7 +135,7 @@ impl Connection {
         if let Err(source) = thread {
             return Err(MountError::Handshake { path: dir.to_owned(), source });
         }
-        Ok(Self { shared, opens, spare: Mutex::new(spare), ended })
+        Ok(Self { shared, opens, notifier, spare: Mutex::new(spare), ended })
     }
 
     /// Mounts it in `dir`, once more if it is mounted already; false if it is and can be mounted only once.
@@ -168,6 +170,18 @@ impl Connection {
     /// How many requests the kernel has sent, by kind.
     pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.shared.requests.counts()
+    }
+
+    /// Has the kernel forget the attributes, the listings and the data of the inodes up to `last`, so that it asks for them
+    /// again. What a program has open for passthrough it keeps. Blocks while reads that are on their way are answered.
+    pub fn forget(&self, last: Ino) {
+        for number in 1..=last.0 {
+            // Length 0 is to the end; what the kernel does not know is no error.
+            if let Err(error) = self.notifier.inval_inode(INodeNo(number), 0, 0) {
+                tracing::warn!(%error, "the kernel keeps what it was told");
+                return;
+            }
+        }
     }
 
     /// True when the kernel has ended it.
