@@ -147,6 +147,58 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn d_021_a_claim_forged_with_right_digests_is_refused_or_harmless(
+        form in 0..3,
+        forgeries in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        in_records: bool,
+        whole: bool,
+    ) {
+        let (tar, _) = tar_of(51, &[3000, 70_000, 100]);
+        let blob = match form {
+            0 => tar.clone(),
+            1 => gzip(&tar, 6),
+            _ => pieces_of(&tar, 20_000, zstd_frame),
+        };
+        let truth = index(&blob, &tar);
+        let claim = claimed(&blob, &tar, claim_like(&truth, &blob, &tar, 0b0110));
+        for index in [&truth, &claim] {
+            let mut bytes = index.as_bytes().to_vec();
+            let metadata = index.metadata_len() as usize;
+            let records = format::HEADER_BYTES + index.span_count() as usize * 52;
+            for (place, value) in &forgeries {
+                // Not the digests of the header, which are made right again.
+                let place = if in_records { format::HEADER_BYTES + place.index(records - format::HEADER_BYTES) }
+                    else { place.index(metadata) };
+                bytes[place] = *value;
+            }
+            format::reseal(&mut bytes);
+            if !whole { bytes.truncate(metadata) }
+            let Ok(forged) = LayerIndex::open_claim(Bytes::from(bytes)) else { continue };
+            prop_assert!(forged.check().is_ok() || whole);
+            let entries = forged.entries().take(1000).filter(Result::is_ok).count() as u64;
+            prop_assert!(entries <= forged.entry_count());
+            prop_assert!(forged.check_entries().is_err() || entries == forged.entry_count());
+            for span in forged.span_ids() {
+                let (range, decoded) = (forged.compressed(span), forged.decoded(span));
+                prop_assert!(range.start < range.end && decoded.start < decoded.end);
+                prop_assert!(range.end <= forged.compressed_size() && decoded.end <= forged.uncompressed_size());
+                let Some(compressed) = blob.get(range.start as usize..range.end.min(1 << 40) as usize) else { continue };
+                // What has a digest that is not forged is right; a span that says it is huge is streamed.
+                let mut streamed = Vec::new();
+                let outcome = forged.decode_to(span, in_pieces(compressed), &mut streamed);
+                prop_assert!(outcome.is_err() || streamed.len() as u64 == decoded.end - decoded.start);
+                if decoded.end - decoded.start <= 1 << 20 {
+                    prop_assert_eq!(forged.decode(span, compressed).ok(), outcome.ok().map(|()| Bytes::from(streamed)));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_flipped_bit_under_a_digest_of_compressed_bytes_is_always_found() {
     let (tar, _) = tar_of(31, &[1_200_000]);
