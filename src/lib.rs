@@ -69,7 +69,7 @@
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`fetch`] |
-//! | 5 | [`image`] [`ahead`] |
+//! | 5 | [`image`] [`ahead`] [`parcel`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
 //! | 8 | [`daemon`] |
@@ -109,6 +109,7 @@ pub mod tree;
 
 pub mod ahead;
 pub mod image;
+pub mod parcel;
 
 pub mod fs;
 

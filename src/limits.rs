@@ -322,3 +322,17 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
+
+// Parcels (`parcel`): files for CI caches, written by whoever can write there.
+
+/// Most documents in one parcel: a reference leads through at most [`DOCUMENTS`] of them.
+pub const PARCEL_DOCUMENTS: usize = 2 * DOCUMENTS;
+
+/// Longest record of a parcel that holds no document, index or bytes of a layer: names and numbers.
+pub const PARCEL_FIELDS_BYTES: u64 = 16 << 10;
+
+/// Most bytes of a layer in one record of a parcel, which is held in memory while its spans are verified.
+pub const PARCEL_STRETCH_BYTES: u64 = 64 << 20;
+
+/// Longest span, decoded, that a parcel carries by itself; a layer with longer ones is carried as a whole or without them.
+pub const PARCEL_SPAN_BYTES: u64 = 64 << 20;
