@@ -31,6 +31,7 @@ mod ls;
 mod man;
 mod mount;
 mod output;
+mod parcel;
 mod paths;
 mod profile;
 mod progress;

@@ -145,6 +145,15 @@ pub enum Request {
     CacheDrop(Drop),
     /// Check every object of the cache.
     CacheVerify,
+    /// Send what the cache has of an image as data: a parcel. Progress events come in between.
+    CacheExport {
+        /// The image. One in a registry is looked for in the cache only.
+        image: Image,
+        /// Leave out what its profile does not name.
+        only_profile: bool,
+    },
+    /// Take a parcel into the cache. Its bytes follow the request; then the client closes its sending side.
+    CacheImport,
 }
 
 /// An event of the daemon.
@@ -404,6 +413,19 @@ pub struct CacheReport {
     /// Profiles of starts.
     #[serde(default)]
     pub profiles: Usage,
+}
+
+/// What `cache import` brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// The reference that can be mounted offline now.
+    pub reference: Option<String>,
+    /// Layers, whole or in parts.
+    pub layers: u64,
+    /// Bytes of layers.
+    pub bytes: u64,
+    /// True if there was a profile.
+    pub profile: bool,
 }
 
 /// What `cache verify` found.

@@ -14,6 +14,7 @@ mod fill;
 mod memory;
 mod mount;
 mod mounts;
+mod parcels;
 mod profiles;
 mod query;
 mod report;

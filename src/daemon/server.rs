@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
-use super::{Code, Failure, Options, mount, profiles, query, report};
+use super::{Code, Failure, Options, mount, parcels, profiles, query, report};
 use crate::fuse;
 use crate::image::Images;
 
@@ -160,6 +160,12 @@ impl Server {
             Err(_) => return tracing::debug!("a client said nothing"),
         };
         let answers = Answers { events, writer, queue };
+        if matches!(request, Request::CacheImport) {
+            // What the client sends belongs to its request; if it goes away, the parcel is cut short.
+            let imported = parcels::import(&self.images, reader).await;
+            self.mounts.grown().notify_one();
+            return answers.finish(imported.and_then(|report| value(&report))).await;
+        }
         tokio::select! {
             () = self.answer(request, answers) => {}
             () = gone(&mut reader) => tracing::debug!("the client went away, its request is cancelled"),
@@ -195,6 +201,8 @@ impl Server {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
             }
             Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
+            Request::CacheExport { image, only_profile } => self.export(&image, only_profile, &mut answers).await,
+            Request::CacheImport => Err(Failure::new(Code::Other, "an import is not answered here")),
         };
         answers.finish(result).await;
     }
@@ -281,6 +289,26 @@ impl Server {
         while let Some(bytes) = reader.next().await? {
             answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
             answers.writer.write_all(&bytes).await.map_err(|error| lost(&error))?;
+        }
+        Ok(serde_json::Value::Null)
+    }
+
+    async fn export(
+        &self,
+        image: &control::Image,
+        only_profile: bool,
+        answers: &mut Answers,
+    ) -> Result<serde_json::Value, Failure> {
+        let events = answers.events.clone();
+        let opening = parcels::open(&self.images, image, only_profile, &events);
+        let mut parcel = answers.while_running(opening).await?;
+        while let Some(bytes) = parcel.next().await {
+            answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
+            answers.writer.write_all(&bytes).await.map_err(|error| lost(&error))?;
+            answers.write(&Event::Progress(parcel.progress())).await?;
+        }
+        for text in parcel.finish().await? {
+            answers.write(&Event::Warning { text }).await?;
         }
         Ok(serde_json::Value::Null)
     }

@@ -13,6 +13,7 @@ mod layering;
 mod limits;
 mod merge_model;
 mod mount;
+mod parcel;
 mod profile;
 mod registry;
 mod runtime;
