@@ -336,3 +336,8 @@ pub const PARCEL_STRETCH_BYTES: u64 = 64 << 20;
 
 /// Longest span, decoded, that a parcel carries by itself; a layer with longer ones is carried as a whole or without them.
 pub const PARCEL_SPAN_BYTES: u64 = 64 << 20;
+// Claimed indexes (`index`, `fetch`): what other tools say of a layer.
+
+/// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
+/// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
+pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
