@@ -4,12 +4,11 @@
 //! [`Overrides`] are what the special headers said; [`Member`] is the outcome, whose payload has no place in the stream
 //! yet, since a sparse map may come first.
 
+use super::described::{self, Described, DescribedKind};
 use super::header::{Block, Dialect, Header, number};
-use super::name::{self, Name};
 use super::pax::{Key, Records};
 use super::sparse::{Lines, Map};
-use super::{Entry, Fault, Kind, Timestamp, xattr};
-use crate::limits;
+use super::{Entry, Fault, Timestamp};
 
 /// What special headers say about the next member.
 #[derive(Debug, Default)]
@@ -132,14 +131,8 @@ impl Member {
             other => return Err(Fault::Type(other)),
         };
         let is_file = matches!(identity.typeflag, b'0' | b'S');
-        let entry = match Name::new(&identity.path)? {
-            Name::Plain(path) => Some(entry(path, header, overrides, identity, payload)?),
-            Name::AufsLink(path) if is_file => Some(entry(path, header, overrides, identity, payload)?),
-            Name::AufsLink(_) | Name::Hidden => None,
-            // Whatever a whiteout is made of, it is a whiteout.
-            Name::Whiteout(path) => Some(marker(path, Kind::Whiteout)),
-            Name::Opaque(path) => Some(marker(path, Kind::Opaque)),
-        };
+        let entry =
+            described::named(&identity.path, is_file, |path| entry(path, header, overrides, identity, payload))?;
         Ok(Self { entry, payload, layout })
     }
 }
@@ -178,53 +171,36 @@ fn entry(
     size: u64,
 ) -> Result<Entry, Fault> {
     let records = &overrides.records;
-    let kind = kind(header, overrides, identity.typeflag, size)?;
-    if path.is_empty() && kind != Kind::Directory {
-        return Err(Fault::Root);
-    }
-    let id = |key, field, what| {
-        let id = records.number(key)?.unwrap_or(field);
-        u32::try_from(id).map_err(|_| Fault::Range(what))
-    };
+    let id = |key, field| records.number(key).map(|id| id.unwrap_or(field));
     // Go refuses malformed times even where it makes no use of them.
     records.time(Key::Atime)?;
     records.time(Key::Ctime)?;
     let mtime = records.time(Key::Mtime)?.unwrap_or_else(|| Timestamp::bounded(header.mtime, 0));
-    let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { (header.mode & 0o7777) as u16 };
-    Ok(Entry {
-        mode,
-        uid: id(Key::Uid, header.uid, "uid")?,
-        gid: id(Key::Gid, header.gid, "gid")?,
-        mtime,
-        xattrs: xattr::served(&kind, records.xattrs())?,
-        path,
-        kind,
-    })
+    let described = Described {
+        kind: kind(header, overrides, identity.typeflag, size)?,
+        mode: header.mode,
+        uid: id(Key::Uid, header.uid)?,
+        gid: id(Key::Gid, header.gid)?,
+        mtime: (mtime.seconds, mtime.nanos),
+    };
+    described.at(path, records.xattrs())
 }
 
-fn kind(header: &Header<'_>, overrides: &Overrides, typeflag: u8, size: u64) -> Result<Kind, Fault> {
-    let device = |number| u32::try_from(number).map_err(|_| Fault::Range("device number"));
+fn kind<'a>(
+    header: &Header<'a>,
+    overrides: &'a Overrides,
+    typeflag: u8,
+    size: u64,
+) -> Result<DescribedKind<'a>, Fault> {
+    let (major, minor) = (header.major, header.minor);
     Ok(match typeflag {
-        b'0' | b'S' => Kind::Regular { size, segments: Vec::new(), content: None },
-        b'1' => Kind::HardLink { target: name::link_target(overrides.link(header))? },
-        b'2' => Kind::Symlink { target: symlink_target(overrides.link(header))? },
-        b'3' => Kind::CharDevice { major: device(header.major)?, minor: device(header.minor)? },
-        b'4' => Kind::BlockDevice { major: device(header.major)?, minor: device(header.minor)? },
-        b'5' => Kind::Directory,
-        b'6' => Kind::Fifo,
+        b'0' | b'S' => DescribedKind::Regular { size },
+        b'1' => DescribedKind::HardLink { target: overrides.link(header) },
+        b'2' => DescribedKind::Symlink { target: overrides.link(header) },
+        b'3' => DescribedKind::CharDevice { major, minor },
+        b'4' => DescribedKind::BlockDevice { major, minor },
+        b'5' => DescribedKind::Directory,
+        b'6' => DescribedKind::Fifo,
         other => return Err(Fault::Type(other)),
     })
-}
-
-fn symlink_target(raw: &[u8]) -> Result<Vec<u8>, Fault> {
-    match raw.len() {
-        0 => Err(Fault::NoTarget),
-        1..=limits::SYMLINK_BYTES => Ok(raw.to_vec()),
-        _ => Err(Fault::TargetTooLong),
-    }
-}
-
-/// An entry that only hides.
-fn marker(path: Vec<u8>, kind: Kind) -> Entry {
-    Entry { path, kind, mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() }
 }

@@ -7,8 +7,9 @@
 //!
 //! The parts: `header` reads one block of 512 bytes, `pax` the records of an extended header, `sparse` the maps of files
 //! with holes, `name` cleans names and finds whiteouts, `xattr` decides which attributes are served; `member` joins them to
-//! entries, and `parser` finds all of them in the stream.
+//! entries ([`Described`], which indexes made by other tools go through as well), and `parser` finds all of them in the stream.
 
+mod described;
 mod header;
 mod member;
 mod name;
@@ -20,6 +21,7 @@ mod tests;
 mod writer;
 mod xattr;
 
+pub use described::{Described, DescribedKind};
 pub use name::AUFS_LINKS;
 pub use parser::Parser;
 pub use writer::Writer;
