@@ -221,6 +221,7 @@ impl From<&parcel::Error> for Failure {
                     .hint("what came before the fault was verified and is kept; transfer or export the parcel again");
             }
             Error::Malformed(_) | Error::Layer { .. } | Error::Rejected { .. } | Error::Index { .. } => Code::BadImage,
+            Error::Windows(_) => return Self::of(Code::Busy, error).hint("try again in a moment"),
             Error::Rotten(_) => {
                 return Self::of(Code::Cache, error).hint("`ocifs cache verify` removes what is damaged");
             }

@@ -12,6 +12,7 @@ use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, Source};
+use crate::store::IMPORTED;
 
 /// The index of a layer, and what its first contact moved if that happened now.
 #[derive(Clone)]
@@ -69,6 +70,9 @@ impl Images {
         if let Some(index) = self.stored_index(expected).await? {
             return Ok(Indexed { index, streamed: None });
         }
+        if let Some(index) = self.imported_index(expected).await? {
+            return Ok(Indexed { index, streamed: None });
+        }
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
@@ -107,6 +111,27 @@ impl Images {
                 Err(error) => tracing::warn!(layer = %expected.layer, %error, "indexing the layer again"),
             }
             store.remove_index(&expected.layer)?;
+            Ok(None)
+        });
+        task.await.map_err(|_| Error::Interrupted)?
+    }
+
+    /// What a user of this cache imported about the layer, which is a claim that is believed because of that. A damaged
+    /// one is removed.
+    async fn imported_index(&self, expected: Expected) -> Result<Option<LayerIndex>, Error> {
+        let store = Arc::clone(&self.store);
+        let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
+            let Some(mapped) = store.claim(&expected.layer, &IMPORTED)? else { return Ok(None) };
+            let opened = LayerIndex::open_claim(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
+            mapped.release_pages();
+            match opened {
+                Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
+                    return Ok(Some(index));
+                }
+                Ok(_) => tracing::warn!(layer = %expected.layer, "imported index speaks of another blob"),
+                Err(error) => tracing::warn!(layer = %expected.layer, %error, "the imported index is not used"),
+            }
+            store.remove_claim(&expected.layer, &IMPORTED)?;
             Ok(None)
         });
         task.await.map_err(|_| Error::Interrupted)?

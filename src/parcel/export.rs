@@ -158,7 +158,8 @@ impl<W: Write> Export<'_, W> {
     }
 
     fn parts(&mut self, layer: &Layer, spans: Option<&BTreeSet<SpanId>>) -> Result<(), Error> {
-        self.writer.index(layer.index.as_bytes())?;
+        let index = layer.index.encoded().ok_or(Error::Windows(layer.index.layer()))?;
+        self.writer.index(&index)?;
         // In the order of the blob, which need not be that of the stream.
         let mut here: BTreeMap<(u64, u64), Vec<SpanId>> = BTreeMap::new();
         let all = layer.index.span_ids().filter(|span| spans.is_none_or(|spans| spans.contains(span)));

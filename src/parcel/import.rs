@@ -15,7 +15,7 @@ use crate::index::{self, BuildError, Expected, LayerIndex, SpanId};
 use crate::limits::{BLOB_BYTES, LAYERS, PARCEL_DOCUMENTS, PARCEL_SPAN_BYTES};
 use crate::oci::{Digest, Reference};
 use crate::profile::Profile;
-use crate::store::{Blob, Store};
+use crate::store::{Blob, IMPORTED, Store};
 
 /// Reads a parcel from `input`, which it must end, into `store`. Blocks; memory does not depend on the length.
 pub fn import(input: impl Read + Send, store: &Store) -> Result<Imported, Error> {
@@ -181,7 +181,7 @@ impl<R: Read + Send> Import<'_, R> {
 
     /// Some spans of a layer, and the index that says what they are.
     ///
-    /// An index that was made here, or a stored one that was believed before, is better than what the parcel says.
+    /// An index that was made here is better than what the parcel says.
     fn parts(&mut self, expected: Expected, blob: &Blob) -> Result<(), Error> {
         let Record::Index(bytes) = self.next()? else {
             return Err(Error::Malformed("a layer in parts has no index"));
@@ -261,7 +261,10 @@ impl<'a> Spans<'a> {
 /// The index in a parcel, if it is well-formed and speaks of this layer.
 fn open(bytes: Bytes, expected: Expected) -> Result<LayerIndex, Error> {
     let failed = |source| Error::Index { layer: expected.layer, source: Box::new(source) };
-    let index = LayerIndex::open(bytes).map_err(failed)?;
+    let index = LayerIndex::open_claim(bytes).map_err(failed)?;
+    if !index.has_windows() {
+        return Err(Error::Malformed("an index is not whole"));
+    }
     index.check().map_err(failed)?;
     index.entries().try_for_each(|entry| entry.map(drop)).map_err(failed)?;
     if !is_of(&index, expected) {
@@ -270,7 +273,7 @@ fn open(bytes: Bytes, expected: Expected) -> Result<LayerIndex, Error> {
     Ok(index)
 }
 
-/// The index that the cache has of the layer, if it is sound.
+/// The index that was made here of the layer, if it is sound.
 fn known_index(store: &Store, expected: Expected) -> Result<Option<LayerIndex>, Error> {
     let Some(mapped) = store.index(&expected.layer)? else { return Ok(None) };
     let opened = LayerIndex::open(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
@@ -279,7 +282,7 @@ fn known_index(store: &Store, expected: Expected) -> Result<Option<LayerIndex>, 
 
 /// Keeps an index that nobody has proven: the user trusts who wrote the parcel.
 fn keep_index(store: &Store, index: &LayerIndex) -> Result<(), Error> {
-    store.put_index(&index.layer(), index.as_bytes())?;
+    store.put_claim(&index.layer(), &IMPORTED, index.as_bytes())?;
     Ok(())
 }
 

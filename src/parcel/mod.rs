@@ -15,9 +15,9 @@
 //! | what a tag meant, profile | it is well-formed |
 //!
 //! The last two rows cannot be proven from the parcel. Importing one is therefore an explicit act of trust in who wrote
-//! it, and `ocifs cache import --help` says so: an index can lie about the tree until all bytes of its layer are here.
-//! What the cache knows by itself is never replaced, a layer's bytes never enter the cache unverified, and whatever
-//! happens in between leaves a sound cache.
+//! it, and `ocifs cache import --help` says so: an index can lie about the tree until all bytes of its layer are here. So it
+//! is kept as a claim ([`IMPORTED`](crate::store::IMPORTED)), which fill proves or discards. What the cache knows by itself
+//! is never replaced, a layer's bytes never enter the cache unverified, and whatever happens in between leaves a sound cache.
 //!
 //! [`export()`] writes [`Contents`]; [`import()`] reads them into a store.
 
@@ -175,6 +175,9 @@ pub enum Error {
         #[source]
         source: Box<index::Error>,
     },
+    /// The index of a layer is still being fetched.
+    #[error("the index of layer {0} is not all here yet")]
+    Windows(Digest),
     /// A complete layer of the cache has changed on the disk.
     #[error("layer {0} is damaged in the cache")]
     Rotten(Digest),
