@@ -341,3 +341,15 @@ pub const PARCEL_SPAN_BYTES: u64 = 64 << 20;
 /// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
 /// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
 pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
+
+// zTOCs (`index::soci`): SOCI indexes of layers, from registries.
+
+/// Longest zTOC that is read: 33 KiB a span of 4 MiB and 150 bytes a member stay below for layers of 50 GiB.
+pub const ZTOC_BYTES: u64 = INDEX_BYTES;
+
+/// Longest span of a zTOC, decoded, that is worth more than a first contact. SOCI's are of 4 MiB unless told otherwise.
+pub const ZTOC_SPAN_BYTES: u64 = 64 << 20;
+
+/// Longest gzip layer that may be one span of a zTOC. One block of deflate data decodes to 8 MiB at most, so spans of the
+/// usual 4 MiB end before; zTOCs of longer layers with only one are those of a fault of SOCI's (its issue 1834).
+pub const ZTOC_ONE_SPAN_BYTES: u64 = 16 << 20;

@@ -22,6 +22,7 @@ mod entries;
 mod format;
 mod rejected;
 mod rfc3339;
+pub mod soci;
 mod spans;
 #[cfg(test)]
 mod tests;
