@@ -322,3 +322,27 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
+
+// Indexes in registries (`share`, `registry`).
+
+/// Bytes of a blob that one request of an upload carries. What a broken connection costs at most, while a round trip
+/// stays small beside it.
+pub const PUSH_CHUNK: usize = 8 << 20;
+
+/// Longest chunk that a registry may ask for (`OCI-Chunk-Min-Length`); those in use ask for at most 5 MiB.
+pub const PUSH_CHUNK_LARGEST: usize = 64 << 20;
+
+/// Most pages of one list of referrers that are asked for. A page holds tens to hundreds, an image has few.
+pub const REFERRER_PAGES: usize = 16;
+
+/// Most times a list of referrers is read, changed and written because somebody else wrote it meanwhile.
+pub const REFERRER_ROUNDS: usize = 10;
+
+/// Longest manifest of an index artifact: [`LAYERS`] descriptors of one kilobyte each.
+pub const ARTIFACT_BYTES: u64 = 2 << 20;
+
+/// Most index artifacts of one image that are looked at; the others are passed over.
+pub const ARTIFACTS: usize = 16;
+
+/// Blobs of an artifact that are pushed or fetched at once.
+pub const PARALLEL_BLOBS: usize = 8;
