@@ -346,3 +346,12 @@ pub const ARTIFACTS: usize = 16;
 
 /// Blobs of an artifact that are pushed or fetched at once.
 pub const PARALLEL_BLOBS: usize = 8;
+
+/// Longest blob that is uploaded to the embedded registry, in bytes: the indexes of a test's images are far below.
+pub const DEMO_UPLOAD_BODY: usize = 256 << 20;
+
+/// Most uploads that the embedded registry has under way; beyond it all are forgotten, as in a restart.
+pub const DEMO_UPLOADS: usize = 256;
+
+/// Most places of pushed blobs that are remembered, to mount them elsewhere in the same registry; 200 bytes each.
+pub const PUSHED_KEPT: usize = 1 << 14;

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderName};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 
 use super::Selector;
 use super::client::{Call, Client, Message, Target, complain};
-use super::error::escape;
+use super::error::{Complaint, Fault, Retry, escape, refused};
 use crate::limits::SHOWN_CHARACTERS;
 use crate::oci::Digest;
 use crate::source::{Error, ErrorKind};
@@ -35,10 +35,22 @@ pub(super) async fn manifest(
         let (response, _) = client.request(target, &["manifests", &reference], &call).await?;
         match response.status().is_success() {
             true => Ok(response.headers().contains_key(SUBJECT)),
-            false => Err(complain(&what, response).await),
+            false => Err(refusal(&what, response).await),
         }
     };
     client.persist(put).await
+}
+
+/// The fault of a manifest that was not taken. Blobs that were pushed a moment ago may not be seen yet: registries that
+/// keep them as files read half-written links when two clients push the same, and object stores take their time.
+async fn refusal(what: &str, response: Response) -> Fault {
+    let (at, status, headers) = (response.url().clone(), response.status(), response.headers().clone());
+    let complaint = Complaint::of(response).await;
+    let fault = refused(what, &at, status, &headers, &complaint);
+    match complaint.has("MANIFEST_BLOB_UNKNOWN") || complaint.has("BLOB_UNKNOWN") {
+        true => Fault { retry: Retry::Later(None), ..fault },
+        false => fault,
+    }
 }
 
 /// Removes a manifest.
