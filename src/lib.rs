@@ -68,7 +68,7 @@
 //! | 1 | [`oci`] [`codec`] [`mod@tar`] |
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
-//! | 4 | [`tree`] [`fetch`] |
+//! | 4 | [`tree`] [`share`] [`fetch`] |
 //! | 5 | [`image`] [`ahead`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
@@ -105,6 +105,7 @@ pub mod registry;
 pub mod store;
 
 pub mod fetch;
+pub mod share;
 pub mod tree;
 
 pub mod ahead;
