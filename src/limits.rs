@@ -355,3 +355,8 @@ pub const DEMO_UPLOADS: usize = 256;
 
 /// Most places of pushed blobs that are remembered, to mount them elsewhere in the same registry; 200 bytes each.
 pub const PUSHED_KEPT: usize = 1 << 14;
+// Claimed indexes (`index`, `fetch`): what other tools say of a layer.
+
+/// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
+/// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
+pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;

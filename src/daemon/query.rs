@@ -228,6 +228,8 @@ pub(super) async fn verify(images: &Images) -> Result<control::VerifyReport, Fai
         store.verify(&|path, name, bytes| match path.split('/').next().unwrap_or(path) {
             "indexes" => LayerIndex::open(Bytes::copy_from_slice(bytes))
                 .is_ok_and(|index| index.layer() == *name && index.check().is_ok()),
+            "claims" => LayerIndex::open_claim(Bytes::copy_from_slice(bytes))
+                .is_ok_and(|index| index.layer() == *name && index.check().is_ok()),
             "trees" => Tree::open(Bytes::copy_from_slice(bytes)).is_ok(),
             _ => false,
         })

@@ -10,17 +10,19 @@ use super::Layer;
 use crate::index::SpanId;
 use crate::oci::Digest;
 
-/// Names a span across all layers, or a window of one that is too large for memory.
+/// Names a span across all indexes of all layers, or a window of one that is too large for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    layer: Digest,
+    /// [`crate::index::LayerIndex::identity`]: two claims may cut one layer in different ways, and nobody is served what only
+    /// another one's claim says.
+    index: Digest,
     span: SpanId,
     window: Option<u32>,
 }
 
 impl Key {
     pub(super) fn new(layer: &Layer, span: SpanId) -> Self {
-        Self { layer: layer.index.layer(), span, window: None }
+        Self { index: layer.index.identity(), span, window: None }
     }
 
     pub(super) fn window(layer: &Layer, span: SpanId, number: u32) -> Self {

@@ -197,8 +197,8 @@ impl Images {
         let store = Arc::clone(&self.store);
         let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
         let task = tokio::task::spawn_blocking(move || {
-            let digests: Vec<_> = layers.iter().map(|layer| layer.index.layer()).collect();
-            let id = crate::tree::id(&digests);
+            let identities: Vec<_> = layers.iter().map(|layer| layer.index.identity()).collect();
+            let id = crate::tree::id(&identities);
             if let Some(tree) = stored_tree(&store, &id)? {
                 return Ok((tree, id));
             }

@@ -427,7 +427,7 @@ pub(super) struct Suspended {
 }
 
 /// True for what [`Entry::path`] may be.
-fn is_clean(path: &[u8]) -> bool {
+pub(super) fn is_clean(path: &[u8]) -> bool {
     path.is_empty()
         || path.split(|byte| *byte == b'/').all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0))
 }

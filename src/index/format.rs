@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! ┌─ header, 448 bytes ───────────────────────────────────────────────────────────────────────────┐
-//! │ magic "ocifsidx" · version · compression · digest algorithms                                  │
+//! │ magic "ocifsidx" · version · compression · digest algorithms · form                           │
 //! │ layer digest · diffID · compressed size · uncompressed size · end of payload · entry count    │
 //! │ for each section: its length and its BLAKE3 digest (zeros for the windows)                    │
 //! │ BLAKE3 of all the above                                                                       │
-//! ├─ spans ──── 52 bytes each: bit offset in the blob, offset in the stream, window, BLAKE3 ──────┤
+//! ├─ spans ──── 52 bytes each: bit offset in the blob, offset in the stream, window, BLAKE3; ─────┤
+//! │             of a claim 66 bytes each (`spans`)                                                │
 //! ├─ groups ─── 40 bytes each: end in the window section, BLAKE3 of the group ────────────────────┤
 //! ├─ blocks ─── 16 bytes each: encoded length, decoded length, entries, digests ──────────────────┤
 //! ├─ entries ── zstd frames, one for each block (`entries`) ──────────────────────────────────────┤
@@ -18,6 +19,9 @@
 //! without gaps and the buffer ends with the last, so every byte is covered by some digest. [`Parts::parse`] checks all of
 //! them but those of the windows, most of the bytes, which are checked group by group when a span needs one; it
 //! then checks every record, so that later reading cannot fail for any bytes. [`assemble`] makes the buffer.
+//!
+//! The windows come last, so that all of the buffer before them, the *metadata*, can be used without them: it is enough to
+//! merge the tree and to decode every span that begins with a member or frame.
 
 use std::ops::Range;
 
@@ -25,23 +29,18 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::entries::{self, MAX_BLOCK_BYTES};
+use super::spans::{Bounds, ClaimedRecord, SpanRecord, Table};
 use super::windows::{self, GROUP};
-use super::{Compression, Expected};
-use crate::limits::{BLOB_BYTES, INDEX_BYTES, LAYER_ENTRIES, SPAN_BYTES};
+use super::{Compression, Expected, Times};
+use crate::limits::{BLOB_BYTES, INDEX_BYTES, LAYER_ENTRIES};
 use crate::oci::{Algorithm, Digest};
 
 const MAGIC: [u8; 8] = *b"ocifsidx";
 
 /// Raised whenever the form or the meaning of any part changes; an index of another version is made anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const SECTIONS: usize = 6;
-
-/// The spans' number for decoding that needs no window because a member, a frame or a grid cell begins.
-pub(super) const FRESH: u32 = u32::MAX;
-
-/// The spans' number for a window of zeros.
-pub(super) const ZEROS: u32 = u32::MAX - 1;
 
 /// Length of the header in bytes.
 pub(super) const HEADER_BYTES: usize = size_of::<Header>();
@@ -54,7 +53,8 @@ struct Header {
     compression: u8,
     layer_algorithm: u8,
     diff_id_algorithm: u8,
-    reserved: u8,
+    /// A [`Form`].
+    form: u8,
     layer: [u8; 64],
     diff_id: [u8; 64],
     compressed_size: U64,
@@ -70,20 +70,6 @@ struct Header {
 struct SectionRecord {
     length: U64,
     digest: [u8; 32],
-}
-
-/// One span.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct SpanRecord {
-    /// Where it begins in the blob, in bits.
-    pub(super) bit: U64,
-    /// Where it begins in the uncompressed stream, in bytes.
-    pub(super) offset: U64,
-    /// The number of its window, [`FRESH`] or [`ZEROS`].
-    pub(super) window: U32,
-    /// BLAKE3 of what it decodes to.
-    pub(super) digest: [u8; 32],
 }
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -102,14 +88,39 @@ pub(super) struct BlockRecord {
     pub(super) digests: U32,
 }
 
-const _: () = assert!(HEADER_BYTES == 448 && size_of::<SpanRecord>() == 52);
-const _: () = assert!(size_of::<GroupRecord>() == 40 && size_of::<BlockRecord>() == 16);
+const _: () = assert!(HEADER_BYTES == 448 && size_of::<GroupRecord>() == 40 && size_of::<BlockRecord>() == 16);
+
+/// Whose spans an index has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Ours.
+    Own,
+    /// Those of another tool, which keeps times like this.
+    Claimed(Times),
+}
+
+impl Form {
+    fn number(self) -> u8 {
+        match self {
+            Self::Own => 0,
+            Self::Claimed(Times::Exact) => 1,
+            Self::Claimed(Times::Seconds) => 2,
+        }
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        [Self::Own, Self::Claimed(Times::Exact), Self::Claimed(Times::Seconds)]
+            .into_iter()
+            .find(|f| f.number() == number)
+    }
+}
 
 /// A checked header: what the layer is and where the sections lie.
 #[derive(Debug, Clone)]
 pub(super) struct Parts {
     pub(super) layer: Digest,
     pub(super) diff_id: Digest,
+    pub(super) form: Form,
     pub(super) compression: Compression,
     pub(super) compressed_size: u64,
     pub(super) uncompressed_size: u64,
@@ -130,10 +141,33 @@ pub(super) struct Content {
     pub(super) compression: Compression,
     pub(super) uncompressed_size: u64,
     pub(super) payload_end: u64,
-    pub(super) spans: Vec<SpanRecord>,
+    pub(super) spans: Spans,
     pub(super) groups: Vec<windows::Group>,
     pub(super) windows: Vec<u8>,
     pub(super) entries: entries::Written,
+}
+
+/// Span records of one kind.
+#[derive(Debug)]
+pub(super) enum Spans {
+    Own(Vec<SpanRecord>),
+    Claimed(Vec<ClaimedRecord>, Times),
+}
+
+impl Spans {
+    fn form(&self) -> Form {
+        match self {
+            Self::Own(_) => Form::Own,
+            Self::Claimed(_, times) => Form::Claimed(*times),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(records) => records.as_bytes(),
+            Self::Claimed(records, _) => records.as_bytes(),
+        }
+    }
 }
 
 /// The layer's name for errors, and what is wrong.
@@ -166,7 +200,7 @@ pub(super) fn assemble(expected: &Expected, content: &Content) -> Vec<u8> {
         },
         layer_algorithm: algorithm_number(&expected.layer),
         diff_id_algorithm: algorithm_number(&expected.diff_id),
-        reserved: 0,
+        form: content.spans.form().number(),
         layer: padded(&expected.layer),
         diff_id: padded(&expected.diff_id),
         compressed_size: expected.size.into(),
@@ -200,6 +234,12 @@ fn header_digest(header: &Header) -> [u8; 32] {
     *blake3::hash(&bytes[..bytes.len() - 32]).as_bytes()
 }
 
+/// Names an index by what it says: its header has a digest of every section, and of every group of windows through the
+/// section that lists them. `bytes` were parsed.
+pub(super) fn identity(bytes: &[u8]) -> Digest {
+    Digest::sha256(&bytes[..HEADER_BYTES])
+}
+
 fn algorithm_number(digest: &Digest) -> u8 {
     match digest.algorithm() {
         Algorithm::Sha256 => 0,
@@ -222,7 +262,7 @@ fn digest_of(algorithm: u8, bytes: &[u8; 64]) -> Option<Digest> {
 }
 
 impl Parts {
-    /// Checks `bytes` and finds the sections.
+    /// Checks `bytes`, which may lack the window section, and finds the sections.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Damage> {
         let unnamed = |what| ("unknown".to_owned(), what);
         let (header, _) = Header::read_from_prefix(bytes).map_err(|_| unnamed("it is too short"))?;
@@ -232,7 +272,7 @@ impl Parts {
         if header.version.get() != VERSION {
             return Err(unnamed("it is of another version"));
         }
-        if header.digest != header_digest(&header) || header.reserved != 0 {
+        if header.digest != header_digest(&header) {
             return Err(unnamed("its header does not have its digest"));
         }
         let digests = digest_of(header.layer_algorithm, &header.layer)
@@ -244,19 +284,20 @@ impl Parts {
     }
 
     fn locate(bytes: &[u8], header: &Header, (layer, diff_id): (Digest, Digest)) -> Result<Self, &'static str> {
-        if bytes.len() as u64 > INDEX_BYTES {
-            return Err("it is too long");
-        }
         let mut ranges: [Range<usize>; SECTIONS] = Default::default();
         let mut start = HEADER_BYTES;
         for (range, section) in ranges.iter_mut().zip(&header.sections) {
-            let length = usize::try_from(section.length.get()).map_err(|_| "a section is too long")?;
-            let end = start.checked_add(length).filter(|end| *end <= bytes.len()).ok_or("it is cut short")?;
+            let length = usize::try_from(section.length.get()).map_err(|_| "it is too long")?;
+            let end = start.checked_add(length).filter(|end| *end as u64 <= INDEX_BYTES).ok_or("it is too long")?;
             *range = start..end;
             start = end;
         }
-        if start != bytes.len() {
-            return Err("something follows the last section");
+        let metadata = ranges[SECTIONS - 1].start;
+        if bytes.len() < metadata {
+            return Err("it is cut short");
+        }
+        if bytes.len() != metadata && bytes.len() != start {
+            return Err("its windows are cut short, or something follows them");
         }
         for (range, section) in ranges.iter().zip(&header.sections).take(SECTIONS - 1) {
             if *blake3::hash(&bytes[range.clone()]).as_bytes() != section.digest {
@@ -270,6 +311,7 @@ impl Parts {
         Ok(Self {
             layer,
             diff_id,
+            form: Form::of(header.form).ok_or("its form is unknown")?,
             compression: match header.compression {
                 0 => Compression::None,
                 1 => Compression::Gzip,
@@ -304,38 +346,15 @@ impl Parts {
         if end != self.windows.len() as u64 {
             return Err("the groups do not make the window section");
         }
-        let spans = <[SpanRecord]>::ref_from_bytes(&bytes[self.spans.clone()]).map_err(|_| "half a span record")?;
-        self.check_spans(spans, groups.len())?;
+        let bounds = Bounds {
+            compression: self.compression,
+            compressed_size: self.compressed_size,
+            uncompressed_size: self.uncompressed_size,
+            groups: groups.len(),
+        };
+        self.try_spans(bytes)?.check(&bounds)?;
         let blocks = <[BlockRecord]>::ref_from_bytes(&bytes[self.blocks.clone()]).map_err(|_| "half a block record")?;
         self.check_blocks(blocks)
-    }
-
-    fn check_spans(&self, spans: &[SpanRecord], groups: usize) -> Result<(), &'static str> {
-        if spans.is_empty() != (self.uncompressed_size == 0) || spans.first().is_some_and(|span| span.offset.get() != 0)
-        {
-            return Err("the spans do not begin with the stream");
-        }
-        let ends = spans[1.min(spans.len())..].iter().map(|next| (next.bit.get(), next.offset.get()));
-        let last = (self.payload_end * 8, self.uncompressed_size);
-        for (span, (bit_end, end)) in spans.iter().zip(ends.chain([last])) {
-            let (bit, offset, window) = (span.bit.get(), span.offset.get(), span.window.get());
-            if bit >= bit_end || bit_end > self.payload_end * 8 || offset >= end {
-                return Err("the spans are not in order");
-            }
-            if end - offset > SPAN_BYTES {
-                return Err("a span is too long");
-            }
-            let known = match window {
-                FRESH => bit % 8 == 0,
-                ZEROS => self.compression == Compression::Gzip,
-                _ => self.compression == Compression::Gzip && groups > (window / GROUP) as usize,
-            };
-            let plain = self.compression != Compression::None || (bit == offset * 8 && bit_end == end * 8);
-            if !known || !plain {
-                return Err("a span is impossible");
-            }
-        }
-        Ok(())
     }
 
     fn check_blocks(&self, blocks: &[BlockRecord]) -> Result<(), &'static str> {
@@ -354,9 +373,23 @@ impl Parts {
         Ok(())
     }
 
+    fn try_spans<'a>(&self, bytes: &'a [u8]) -> Result<Table<'a>, &'static str> {
+        let bytes = &bytes[self.spans.clone()];
+        let table = match self.form {
+            Form::Own => <[SpanRecord]>::ref_from_bytes(bytes).ok().map(|own| Table::Own(own, self.payload_end)),
+            Form::Claimed(_) => <[ClaimedRecord]>::ref_from_bytes(bytes).ok().map(Table::Claimed),
+        };
+        table.ok_or("half a span record")
+    }
+
     /// The spans, in `bytes`, which are those that were parsed.
-    pub(super) fn spans<'a>(&self, bytes: &'a [u8]) -> &'a [SpanRecord] {
-        <[SpanRecord]>::ref_from_bytes(&bytes[self.spans.clone()]).expect("checked when opened")
+    pub(super) fn spans<'a>(&self, bytes: &'a [u8]) -> Table<'a> {
+        self.try_spans(bytes).expect("checked when opened")
+    }
+
+    /// Where the window section lies.
+    pub(super) fn windows(&self) -> Range<usize> {
+        self.windows.clone()
     }
 
     /// The blocks.
@@ -369,12 +402,30 @@ impl Parts {
         (&bytes[self.entries.clone()], &bytes[self.digests.clone()])
     }
 
-    /// The bytes of the group that holds `window`, their digest, and the window's place in the group.
-    pub(super) fn group<'a>(&self, bytes: &'a [u8], window: u32) -> (&'a [u8], &'a [u8; 32], u32) {
-        let groups = <[GroupRecord]>::ref_from_bytes(&bytes[self.groups.clone()]).expect("checked when opened");
-        let number = (window / GROUP) as usize;
-        let start = if number == 0 { 0 } else { groups[number - 1].end.get() as usize };
-        let end = groups[number].end.get() as usize;
-        (&bytes[self.windows.clone()][start..end], &groups[number].digest, window % GROUP)
+    fn groups<'a>(&self, bytes: &'a [u8]) -> &'a [GroupRecord] {
+        <[GroupRecord]>::ref_from_bytes(&bytes[self.groups.clone()]).expect("checked when opened")
     }
+
+    /// The bytes of the group that holds `window`, out of the window section, their digest, and the window's place in the
+    /// group.
+    pub(super) fn group<'a>(&self, bytes: &'a [u8], section: &'a [u8], window: u32) -> (&'a [u8], &'a [u8; 32], u32) {
+        let number = (window / GROUP) as usize;
+        let (range, digest) = bounds_of(self.groups(bytes), number);
+        (&section[range], digest, window % GROUP)
+    }
+
+    /// True if every group of the window section has its digest. Reads all of it.
+    pub(super) fn windows_are_sound(&self, bytes: &[u8], section: &[u8]) -> bool {
+        let groups = self.groups(bytes);
+        section.len() == self.windows.len()
+            && (0..groups.len()).all(|number| {
+                let (range, digest) = bounds_of(groups, number);
+                blake3::hash(&section[range]) == *digest
+            })
+    }
+}
+
+fn bounds_of(groups: &[GroupRecord], number: usize) -> (Range<usize>, &[u8; 32]) {
+    let start = if number == 0 { 0 } else { groups[number - 1].end.get() as usize };
+    (start..groups[number].end.get() as usize, &groups[number].digest)
 }

@@ -6,14 +6,22 @@
 //! span must have; they serve every read. Both halves live in one buffer, memory-mapped from the store: what is
 //! not used is not in memory.
 //!
-//! `format` describes that buffer; `entries` and `windows` are the two encodings inside it. [`build()`] makes an index
-//! from a layer's bytes in one streamed pass, `decode` turns a span's compressed bytes into verified ones.
+//! An index that was made here, by a pass over the whole layer in which both digests were right, is *proven*. What
+//! somebody else says of the layer is a [`Claim`]: it serves reads in the same way, each span being compared with the digest
+//! that the claim gives, until the layer's bytes are all here and it can be compared with the truth ([`compare`]).
+//!
+//! `format` describes that buffer, `spans` the two kinds of records in it; `entries` and `windows` are the encodings
+//! inside it. [`build()`] makes an index from a layer's bytes in one streamed pass, `claim` makes one from what another tool
+//! says, `decode` turns a span's compressed bytes into verified ones.
 
 mod build;
+mod claim;
+mod compare;
 mod decode;
 mod entries;
 mod format;
 mod rejected;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod varint;
@@ -21,6 +29,7 @@ mod windows;
 
 use std::io::Write;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -30,10 +39,13 @@ use crate::oci::Digest;
 use crate::tar::Entry;
 
 pub use build::build;
+pub use claim::{Claim, ClaimedSpan, Malformed, SpanDigest, Start, Times};
+pub use compare::{Difference, FORMAT_FILES, compare};
 pub use rejected::{BuildError, Rejected};
 
 use entries::{EntryReader, Suspended};
-use format::Parts;
+use format::{Form, Parts};
+use spans::Table;
 
 /// How a layer's blob is compressed, found by looking at its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,8 +83,13 @@ pub struct Expected {
 /// What one layer holds.
 #[derive(Debug, Clone)]
 pub struct LayerIndex {
+    /// The encoded form, perhaps without the windows.
     bytes: Bytes,
     parts: Parts,
+    /// The window section, once it is here.
+    windows: Arc<OnceLock<Bytes>>,
+    is_proven: bool,
+    identity: Digest,
 }
 
 /// Why an index cannot be read or used.
@@ -93,6 +110,9 @@ pub enum Error {
         /// What is wrong.
         fault: SpanFault,
     },
+    /// The span needs a window, and the windows have not arrived ([`LayerIndex::set_windows`]).
+    #[error("the windows of the index of layer {0} are not here yet")]
+    NoWindows(Digest),
     /// The destination of [`LayerIndex::decode_to`] refused bytes.
     #[error("decoded bytes could not be written")]
     Output(#[source] std::io::Error),
@@ -113,21 +133,96 @@ pub enum SpanFault {
 }
 
 impl LayerIndex {
-    /// Opens an encoded index, checking its version, its header and the digests of everything except the windows,
-    /// which are checked when used.
+    /// Opens an encoded index that was made here, checking its version, its header and the digests of everything except
+    /// the windows, which are checked when used.
     pub fn open(bytes: Bytes) -> Result<Self, Error> {
         let parts = Parts::parse(&bytes).map_err(|(layer, what)| Error::Damaged(layer, what))?;
-        Ok(Self { bytes, parts })
+        if parts.form != Form::Own || bytes.len() != parts.windows().end {
+            return Err(Error::Damaged(parts.layer.to_string(), "it is not whole, or only a claim"));
+        }
+        Ok(Self::of(bytes, parts, true))
     }
 
-    /// Checks what [`Self::open`] leaves for later: the windows. Reads all of them, about a hundredth of the layer.
+    /// Opens an encoded index that somebody else made: one of ours from elsewhere, or a claim that was encoded here.
+    ///
+    /// `bytes` may be the [metadata](Self::metadata_len) only; the windows then come later, by [`Self::set_windows`].
+    pub fn open_claim(bytes: Bytes) -> Result<Self, Error> {
+        let parts = Parts::parse(&bytes).map_err(|(layer, what)| Error::Damaged(layer, what))?;
+        Ok(Self::of(bytes, parts, false))
+    }
+
+    fn of(bytes: Bytes, parts: Parts, is_proven: bool) -> Self {
+        let identity = if is_proven { parts.layer } else { format::identity(&bytes) };
+        let section = parts.windows();
+        let windows = OnceLock::new();
+        if bytes.len() == section.end {
+            windows.get_or_init(|| bytes.slice(section));
+        }
+        Self { bytes, parts, windows: Arc::new(windows), is_proven, identity }
+    }
+
+    /// Checks what opening leaves for later: the windows, if they are here. Reads all of them, about a hundredth of the
+    /// layer.
     pub fn check(&self) -> Result<(), Error> {
-        self.check_windows()
+        let sound = self.windows.get().is_none_or(|section| self.parts.windows_are_sound(&self.bytes, section));
+        if sound { Ok(()) } else { Err(self.damaged("a window is damaged")) }
     }
 
-    /// The encoded form, as the store keeps it. Deterministic: equal layers give equal bytes.
+    /// The encoded form, as the store keeps it; without the windows if it was opened so. Deterministic: equal layers give
+    /// equal bytes.
     pub fn as_bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// True if this was made here, from the whole layer; false for what somebody else says of it.
+    pub fn is_proven(&self) -> bool {
+        self.is_proven
+    }
+
+    /// Names what this index says: the layer's digest if it is proven, and else a digest of the layer's and of all of the
+    /// index, so that no claim stands for another.
+    pub fn identity(&self) -> Digest {
+        self.identity
+    }
+
+    /// How the times of entries compare with those of the layer.
+    pub fn times(&self) -> Times {
+        match self.parts.form {
+            Form::Own => Times::Exact,
+            Form::Claimed(times) => times,
+        }
+    }
+
+    /// Length of the metadata: the bytes of the encoded form before the windows, which come last.
+    pub fn metadata_len(&self) -> u64 {
+        self.parts.windows().start as u64
+    }
+
+    /// Length of the whole encoded form, whether the windows are here or not.
+    pub fn encoded_len(&self) -> u64 {
+        self.parts.windows().end as u64
+    }
+
+    /// True if the windows are here, or none are needed.
+    pub fn has_windows(&self) -> bool {
+        self.parts.windows().is_empty() || self.windows.get().is_some()
+    }
+
+    /// True if decoding `span` needs a window that is not here yet.
+    pub fn lacks_window(&self, span: SpanId) -> bool {
+        !self.has_windows() && !matches!(self.span(span).window, spans::FRESH | spans::ZEROS)
+    }
+
+    /// Adds the windows: what follows the metadata in the encoded form. All clones of this index have them then.
+    ///
+    /// [`Error::Damaged`] if they are not those that the metadata speaks of; nothing is changed then. Does nothing if they
+    /// are here already.
+    pub fn set_windows(&self, section: Bytes) -> Result<(), Error> {
+        if !self.parts.windows_are_sound(&self.bytes, &section) {
+            return Err(self.damaged("its windows are not those that it speaks of"));
+        }
+        self.windows.get_or_init(|| section);
+        Ok(())
     }
 
     /// Digest of the layer's blob.
@@ -167,7 +262,7 @@ impl LayerIndex {
 
     /// Number of spans.
     pub fn span_count(&self) -> u32 {
-        self.parts.spans(&self.bytes).len() as u32
+        self.table().len() as u32
     }
 
     /// All spans, in order.
@@ -194,10 +289,10 @@ impl LayerIndex {
     /// The spans that hold `range` of the uncompressed stream, in order; none for an empty range or one that ends
     /// beyond the stream.
     pub fn spans(&self, range: Range<u64>) -> impl Iterator<Item = SpanId> + use<> {
-        let spans = self.parts.spans(&self.bytes);
+        let spans = self.table();
         let ids = if range.start < range.end && range.end <= self.uncompressed_size() {
-            let first = spans.partition_point(|span| span.offset.get() <= range.start).saturating_sub(1);
-            let end = spans.partition_point(|span| span.offset.get() < range.end);
+            let first = spans.before(range.start + 1).saturating_sub(1);
+            let end = spans.before(range.end);
             first as u32..end as u32
         } else {
             0..0
@@ -205,24 +300,22 @@ impl LayerIndex {
         ids.map(SpanId)
     }
 
-    /// The bytes of the blob that decoding `span` needs. Neighbours may share one byte (gzip blocks end within bytes).
+    /// The bytes of the blob that decoding `span` needs. In a proven index they come in the order of the spans, and
+    /// neighbours may share one byte (gzip blocks end within bytes). In a claim they may share any bytes, lie in any order,
+    /// and leave out any.
     ///
     /// # Panics
     ///
     /// Like all that take a [`SpanId`], if it is of another index that has more spans.
     pub fn compressed(&self, span: SpanId) -> Range<u64> {
-        let spans = self.parts.spans(&self.bytes);
-        let number = span.0 as usize;
-        let end = spans.get(number + 1).map_or(self.parts.payload_end, |next| next.bit.get().div_ceil(8));
-        spans[number].bit.get() / 8..end
+        self.table().compressed(span.0 as usize)
     }
 
     /// The part of the uncompressed stream that `span` decodes to.
     pub fn decoded(&self, span: SpanId) -> Range<u64> {
-        let spans = self.parts.spans(&self.bytes);
-        let number = span.0 as usize;
-        let end = spans.get(number + 1).map_or(self.parts.uncompressed_size, |next| next.offset.get());
-        spans[number].offset.get()..end
+        let (spans, number) = (self.table(), span.0 as usize);
+        let end = spans.offset(number + 1).unwrap_or(self.parts.uncompressed_size);
+        spans.offset(number).expect("a span of this index")..end
     }
 
     /// Decodes `span` from exactly the bytes of [`Self::compressed`] and checks the result against its digest.
@@ -269,6 +362,16 @@ impl LayerIndex {
             Compression::Zstd => Some("it is one zstd frame, which can only be decoded from its beginning"),
             _ => Some("it is one deflate block, which can only be decoded from its beginning"),
         }
+    }
+
+    fn table(&self) -> Table<'_> {
+        self.parts.spans(&self.bytes)
+    }
+
+    /// Everything about one span.
+    fn span(&self, span: SpanId) -> spans::Span {
+        let decoded = self.decoded(span);
+        self.table().span(span.0, decoded.end - decoded.start)
     }
 
     fn damaged(&self, what: &'static str) -> Error {

@@ -1,5 +1,8 @@
 //! Layers of every compression are indexed, and every span of them is decoded and compared with the plain stream.
 
+mod claims;
+mod compared;
+
 use std::convert::Infallible;
 use std::io::Write;
 

@@ -1,7 +1,7 @@
 //! Keeping the cache within its bounds: the least recently used goes first.
 //!
 //! Decoded files go before compressed blobs, because they can be decoded again without the network, and blobs go before
-//! indexes and trees, which are small and cost a whole pass over a layer to make again. What is named as kept, and
+//! indexes, claims and trees, which are small and cost a whole pass over a layer to make again. What is named as kept, and
 //! what is open, stays. Documents, references and profiles are tiny and stay as well; profiles have a bound
 //! of their own.
 
@@ -9,7 +9,7 @@ use std::collections::{BinaryHeap, HashSet};
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::layout::{Part, parse_file, parse_object};
+use super::layout::{Part, parse_claim, parse_file, parse_object};
 use super::{Context as _, Error, Shared, Store, Usage, lock, object};
 use crate::limits::EVICTION_BATCH;
 use crate::oci::Digest;
@@ -51,6 +51,8 @@ enum Object {
     File([u8; 32]),
     Blob(Digest),
     Index(Digest),
+    /// What one claim says of one layer.
+    Claim(Digest, Digest),
     Tree(Digest),
 }
 
@@ -75,7 +77,7 @@ impl Store {
 
     /// Brings the cache within its limits, if it is over them; returns what was freed.
     ///
-    /// What `keep` names stays, whether as blob, index, tree or decoded file, and so does what is open. The cache
+    /// What `keep` names stays, whether as blob, index, claim about a layer, tree or decoded file, and so does what is open. The cache
     /// may stay over its limits for that reason. Walks the cache once or more; not for the path of a read.
     pub fn evict(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
         let mut freed = Usage::default();
@@ -166,6 +168,14 @@ impl Shared {
                         Ok(())
                     })?;
                 }
+                self.layout.walk(Part::Claims, &mut |found| {
+                    if let Some((layer, claim)) = parse_claim(&found.name)
+                        && !keep.contains(&layer)
+                    {
+                        offer(found.used(), found.usage().bytes, Object::Claim(layer, claim));
+                    }
+                    Ok(())
+                })?;
             }
         }
         Ok(oldest.into_sorted_vec())
@@ -178,6 +188,7 @@ impl Shared {
             Object::File(content) => self.remove_file(content),
             Object::Blob(digest) => self.remove_blob(digest),
             Object::Index(digest) => object::remove(&self.layout.object(Part::Indexes, digest)),
+            Object::Claim(layer, claim) => object::remove(&self.layout.claim(layer, claim)),
             Object::Tree(digest) => object::remove(&self.layout.object(Part::Trees, digest)),
         }
     }

@@ -21,6 +21,7 @@ pub(super) enum Part {
     Documents,
     Blobs,
     Indexes,
+    Claims,
     Trees,
     Files,
     Profiles,
@@ -28,11 +29,12 @@ pub(super) enum Part {
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::References,
         Self::Documents,
         Self::Blobs,
         Self::Indexes,
+        Self::Claims,
         Self::Trees,
         Self::Files,
         Self::Profiles,
@@ -45,6 +47,7 @@ impl Part {
             Self::Documents => "manifests",
             Self::Blobs => "blobs",
             Self::Indexes => "indexes",
+            Self::Claims => "claims",
             Self::Trees => "trees",
             Self::Files => "files",
             Self::Profiles => "profiles",
@@ -95,6 +98,16 @@ impl Layout {
     /// The path of an object that is one file named by a digest.
     pub(super) fn object(&self, part: Part, digest: &Digest) -> PathBuf {
         self.part(part).join(object_name(digest))
+    }
+
+    /// The path of what `claim` says of `layer`.
+    pub(super) fn claim(&self, layer: &Digest, claim: &Digest) -> PathBuf {
+        // Two names of SHA-512 would be longer than a file name may be.
+        let claim = match claim {
+            Digest::Sha256(_) => *claim,
+            Digest::Sha512(_) => Digest::sha256(claim.to_string().as_bytes()),
+        };
+        self.part(Part::Claims).join(format!("{}.{}", object_name(layer), object_name(&claim)))
     }
 
     pub(super) fn blob(&self, digest: &Digest, file: BlobFile) -> PathBuf {
@@ -171,6 +184,12 @@ pub(super) fn parse_object(name: &str) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
+/// The layer and the claim of a name in `claims/`.
+pub(super) fn parse_claim(name: &str) -> Option<(Digest, Digest)> {
+    let (layer, claim) = name.split_once('.')?;
+    Some((parse_object(layer)?, parse_object(claim)?))
+}
+
 /// The digest and role of a name in `blobs/`.
 pub(super) fn parse_blob(name: &str) -> Option<(Digest, BlobFile)> {
     let (name, file) = match name.rsplit_once('.') {
@@ -222,6 +241,13 @@ mod tests {
             assert_eq!(parse_blob(&name), Some((digest, BlobFile::Complete)));
             assert_eq!(parse_blob(&format!("{name}.partial.map")), None);
             assert_eq!(parse_blob(&name.to_uppercase()), None);
+            for claim in [Digest::sha256(b"y"), Digest::of(Algorithm::Sha512, b"y")] {
+                let path = Layout::new("/c".into()).claim(&digest, &claim);
+                let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+                assert!(name.len() <= 255, "{name}");
+                assert_eq!(parse_claim(name).map(|(layer, _)| layer), Some(digest));
+                assert_eq!((parse_object(name), parse_blob(name)), (None, None));
+            }
         }
         for name in ["", "-", "sha256-", "sha256-..", ".map", "sha256-../../etc", "lost+found"] {
             assert_eq!(parse_blob(name), None, "{name}");

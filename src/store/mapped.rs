@@ -1,14 +1,19 @@
-//! Layer indexes and trees: files that are mapped into memory instead of read.
+//! Layer indexes, claims and trees: files that are mapped into memory instead of read.
 //!
 //! The store does not know their formats. Whoever decodes one checks it, and removes it here if it is damaged. They are
 //! never written in place, so a map cannot change or shrink under its reader (see [`Mapped`]), and removing one
 //! that is mapped takes away its name only.
+//!
+//! An index is named by its layer, because it was made here from the whole of it. What somebody else says of a layer, a
+//! claim, is named by the layer and by whatever names the claim, so that it serves only who believes that very claim
+//! (D-025). It may be kept in two steps, the metadata first: the second replaces the first.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use bytes::Bytes;
 
-use super::layout::{Part, parse_object};
+use super::layout::{Part, parse_claim, parse_object};
 use super::object::Mapped;
 use super::{Context as _, Error, Store, Usage, object};
 use crate::oci::Digest;
@@ -16,12 +21,12 @@ use crate::oci::Digest;
 impl Store {
     /// Keeps an encoded layer index and returns it memory-mapped.
     pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
-        self.put_mapped(Part::Indexes, layer, encoded)
+        self.put_mapped(&self.shared.layout.object(Part::Indexes, layer), encoded)
     }
 
     /// The encoded index of `layer`, memory-mapped. The caller checks it and calls [`Self::remove_index`] if damaged.
     pub fn index(&self, layer: &Digest) -> Result<Option<Mapped>, Error> {
-        self.mapped(Part::Indexes, layer)
+        mapped(&self.shared.layout.object(Part::Indexes, layer))
     }
 
     /// Removes the index of `layer`.
@@ -29,14 +34,31 @@ impl Store {
         object::remove(&self.shared.layout.object(Part::Indexes, layer)).map(drop)
     }
 
+    /// Keeps what `claim` says of `layer`, encoded, in place of what was kept before, and returns it memory-mapped. Of a
+    /// claim whose windows have not arrived, that is its metadata.
+    pub fn put_claim(&self, layer: &Digest, claim: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
+        self.put_mapped(&self.shared.layout.claim(layer, claim), encoded)
+    }
+
+    /// What `claim` says of `layer`, encoded and memory-mapped. The caller checks it and calls [`Self::remove_claim`] if it
+    /// is damaged.
+    pub fn claim(&self, layer: &Digest, claim: &Digest) -> Result<Option<Mapped>, Error> {
+        mapped(&self.shared.layout.claim(layer, claim))
+    }
+
+    /// Removes what `claim` says of `layer`.
+    pub fn remove_claim(&self, layer: &Digest, claim: &Digest) -> Result<(), Error> {
+        object::remove(&self.shared.layout.claim(layer, claim)).map(drop)
+    }
+
     /// Keeps an encoded tree and returns it memory-mapped.
     pub fn put_tree(&self, id: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
-        self.put_mapped(Part::Trees, id, encoded)
+        self.put_mapped(&self.shared.layout.object(Part::Trees, id), encoded)
     }
 
     /// The encoded tree `id`, memory-mapped. The caller checks it and calls [`Self::remove_tree`] if damaged.
     pub fn tree(&self, id: &Digest) -> Result<Option<Mapped>, Error> {
-        self.mapped(Part::Trees, id)
+        mapped(&self.shared.layout.object(Part::Trees, id))
     }
 
     /// Removes the tree `id`.
@@ -44,12 +66,14 @@ impl Store {
         object::remove(&self.shared.layout.object(Part::Trees, id)).map(drop)
     }
 
-    /// Removes the indexes of layers not in `layers`, and the trees not in `trees`.
+    /// Removes the indexes of layers not in `layers`, with all claims about them, and the trees not in `trees`.
     pub fn drop_indexes(&self, layers: &HashSet<Digest>, trees: &HashSet<Digest>) -> Result<Usage, Error> {
         let mut freed = Usage::default();
-        for (part, keep) in [(Part::Indexes, layers), (Part::Trees, trees)] {
+        for (part, keep) in [(Part::Indexes, layers), (Part::Claims, layers), (Part::Trees, trees)] {
             self.shared.layout.walk(part, &mut |found| {
-                let Some(digest) = parse_object(&found.name) else { return Ok(()) };
+                let claimed = || parse_claim(&found.name).map(|(layer, _)| layer);
+                let name = if part == Part::Claims { claimed() } else { parse_object(&found.name) };
+                let Some(digest) = name else { return Ok(()) };
                 if !keep.contains(&digest) && object::remove(&found.path)? {
                     freed.add(found.usage());
                 }
@@ -59,20 +83,18 @@ impl Store {
         Ok(freed)
     }
 
-    fn put_mapped(&self, part: Part, digest: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
-        let path = self.shared.layout.object(part, digest);
-        object::put(&self.shared.layout, &path, encoded)?;
-        match self.mapped(part, digest)? {
+    fn put_mapped(&self, path: &Path, encoded: &[u8]) -> Result<Mapped, Error> {
+        object::put(&self.shared.layout, path, encoded)?;
+        match mapped(path)? {
             Some(mapped) => Ok(mapped),
             // Evicted in between; what was given is as good.
             None => Ok(Mapped::from(Bytes::copy_from_slice(encoded))),
         }
     }
+}
 
-    fn mapped(&self, part: Part, digest: &Digest) -> Result<Option<Mapped>, Error> {
-        let path = self.shared.layout.object(part, digest);
-        let Some(file) = object::open(&path)? else { return Ok(None) };
-        object::touch(&file);
-        Mapped::new(&file).map(Some).context("map", &path)
-    }
+fn mapped(path: &Path) -> Result<Option<Mapped>, Error> {
+    let Some(file) = object::open(path)? else { return Ok(None) };
+    object::touch(&file);
+    Mapped::new(&file).map(Some).context("map", path)
 }

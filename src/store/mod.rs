@@ -15,7 +15,7 @@
 //! | bytes of a blob | by the reader, which decodes spans | the span's digest; all of it by [`Blob::complete`] |
 //! | decoded file | here, when published and at the first use in a process | its SHA-256 |
 //! | profile | here, at every read | BLAKE3 in the record |
-//! | index, tree | by the reader, which knows the format | the checks in it |
+//! | index, claim, tree | by the reader, which knows the format | the checks in it |
 //!
 //! What is damaged is removed, or [discarded](Blob::discard), and counts as absent: it is fetched or made again.
 //!
@@ -100,7 +100,7 @@ pub struct DiskUsage {
     pub manifests: Usage,
     /// Layer blobs, complete and partial.
     pub blobs: Usage,
-    /// Layer indexes.
+    /// Layer indexes, and claims about layers.
     pub indexes: Usage,
     /// Merged trees.
     pub trees: Usage,

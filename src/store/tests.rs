@@ -155,6 +155,47 @@ fn a_mapped_object_outlives_its_replacement_and_removal() -> Result {
 }
 
 #[test]
+fn d_025_what_one_claim_says_of_a_layer_is_nobody_elses() -> Result {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let (layer, other) = (Digest::sha256(b"layer"), Digest::sha256(b"other layer"));
+    let (good, bad) = (Digest::sha256(b"good"), Digest::of(Algorithm::Sha512, b"bad"));
+    store.put_claim(&layer, &good, &[1; 3000])?;
+    store.put_claim(&layer, &bad, &[2; 4000])?;
+    store.put_index(&layer, &[3; 5000])?;
+    store.put_claim(&other, &good, &[4; 6000])?;
+    let metadata = store.claim(&layer, &good)?.ok_or("it was kept")?;
+    store.put_claim(&layer, &good, &[5; 9000])?;
+    assert_eq!(metadata[..], [1; 3000], "who has the metadata keeps it");
+    let read = |layer: &Digest, claim: &Digest| -> std::result::Result<Option<Vec<u8>>, Error> {
+        Ok(store.claim(layer, claim)?.map(|bytes| bytes.to_vec()))
+    };
+    assert_eq!(read(&layer, &good)?, Some(vec![5; 9000]));
+    assert_eq!(read(&layer, &bad)?, Some(vec![2; 4000]));
+    assert_eq!(store.index(&layer)?.map(|bytes| bytes.to_vec()), Some(vec![3; 5000]));
+    store.remove_claim(&layer, &bad)?;
+    assert_eq!((read(&layer, &bad)?, read(&layer, &good)?.is_some()), (None, true));
+    assert_eq!(store.usage()?.indexes.count, 3);
+    let seen = std::cell::RefCell::new(Vec::new());
+    let checked = store.verify(&|path, name, bytes| {
+        seen.borrow_mut().push((path.split('/').next().unwrap_or_default().to_owned(), *name));
+        bytes[0] != 4
+    })?;
+    assert_eq!((checked.good, checked.removed.len()), (2, 1));
+    assert!(seen.borrow().contains(&("claims".to_owned(), other)), "{seen:?}");
+    assert_eq!(read(&other, &good)?, None);
+    store.put_claim(&other, &good, &[4; 6000])?;
+    store.drop_indexes(&HashSet::from([layer]), &HashSet::new())?;
+    assert_eq!((read(&layer, &good)?.is_some(), read(&other, &good)?), (true, None));
+    store.set_limits(Limits { max_bytes: Some(1), min_free: None });
+    store.evict(&HashSet::from([layer]))?;
+    assert!(read(&layer, &good)?.is_some(), "its layer is in use");
+    store.evict(&HashSet::new())?;
+    assert_eq!(read(&layer, &good)?, None);
+    Ok(())
+}
+
+#[test]
 fn usage_counts_objects_and_allocated_bytes() -> Result {
     let scratch = Scratch::new();
     assert_eq!(scratch.store.usage()?, DiskUsage::default());

@@ -27,12 +27,14 @@ impl Store {
         let mut manifests = self.shared.usage_of(Part::Documents)?;
         // What references resolved to belongs to the manifests, but they are not counted as such.
         manifests.bytes = manifests.bytes.saturating_add(self.shared.usage_of(Part::References)?.bytes);
+        let mut indexes = self.shared.usage_of(Part::Indexes)?;
+        indexes.add(self.shared.usage_of(Part::Claims)?);
         let mut blobs = Usage::default();
         self.shared.blobs_on_disk()?.values().for_each(|blob| blobs.add(blob.usage));
         Ok(DiskUsage {
             manifests,
             blobs,
-            indexes: self.shared.usage_of(Part::Indexes)?,
+            indexes,
             trees: self.shared.usage_of(Part::Trees)?,
             files: self.shared.usage_of(Part::Files)?,
             profiles: self.shared.usage_of(Part::Profiles)?,

@@ -2,7 +2,7 @@
 
 use super::blob::Blob;
 use super::documents::is_reference;
-use super::layout::{BlobFile, Found, Part, parse_blob, parse_file, parse_object};
+use super::layout::{BlobFile, Found, Part, parse_blob, parse_claim, parse_file, parse_object};
 use super::{Context as _, Error, Store, Verified, object, profiles};
 use crate::limits::STORED_REFERENCE_BYTES;
 use crate::oci::Digest;
@@ -16,15 +16,14 @@ enum Outcome {
 }
 
 impl Store {
-    /// Checks every object against its name, removing what is damaged. Indexes and trees are given to `check`, which
-    /// knows their formats (the path's first component says which it is); partial blobs are left to their readers.
+    /// Checks every object against its name, removing what is damaged. Indexes, claims and trees are given to `check`, which
+    /// knows their formats (the path's first component says which it is; a claim comes with its layer's digest); partial
+    /// blobs are left to their readers.
     ///
     /// Reads the whole cache. Of a complete blob that is in use and damaged, the bytes are forgotten and the value stays.
     pub fn verify(&self, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Verified, Error> {
         let mut verified = Verified::default();
-        let parts =
-            [Part::References, Part::Documents, Part::Blobs, Part::Indexes, Part::Trees, Part::Files, Part::Profiles];
-        for part in parts {
+        for part in Part::ALL {
             self.shared.layout.walk(part, &mut |found| {
                 let outcome = match part {
                     Part::References => self.verify_reference(&found)?,
@@ -32,7 +31,11 @@ impl Store {
                     Part::Blobs => self.verify_blob(&found)?,
                     Part::Files => self.verify_file(&found)?,
                     Part::Profiles => self.verify_profile(&found)?,
-                    _ => self.verify_mapped(&found, check)?,
+                    Part::Claims => {
+                        self.verify_mapped(&found, parse_claim(&found.name).map(|(layer, _)| layer), check)?
+                    }
+                    Part::Indexes | Part::Trees => self.verify_mapped(&found, parse_object(&found.name), check)?,
+                    Part::Temporary => Outcome::Skipped,
                 };
                 match outcome {
                     Outcome::Good => verified.good += 1,
@@ -99,8 +102,13 @@ impl Store {
         }
     }
 
-    fn verify_mapped(&self, found: &Found, check: &dyn Fn(&str, &Digest, &[u8]) -> bool) -> Result<Outcome, Error> {
-        let Some(digest) = parse_object(&found.name) else { return Ok(Outcome::Skipped) };
+    fn verify_mapped(
+        &self,
+        found: &Found,
+        name: Option<Digest>,
+        check: &dyn Fn(&str, &Digest, &[u8]) -> bool,
+    ) -> Result<Outcome, Error> {
+        let Some(digest) = name else { return Ok(Outcome::Skipped) };
         let Some(file) = object::open(&found.path)? else { return Ok(Outcome::Skipped) };
         let mapped = object::Mapped::new(&file).context("map", &found.path)?;
         let bytes = mapped.bytes();

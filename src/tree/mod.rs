@@ -156,11 +156,12 @@ pub enum Reason {
     TooMuchWork,
 }
 
-/// The name under which the tree of `layers` (from the bottom) is stored: a digest of its inputs and the format version.
-pub fn id(layers: &[Digest]) -> Digest {
+/// The name under which a tree is stored: a digest of its inputs, which are named by the identities of the layers' indexes
+/// ([`LayerIndex::identity`], from the bottom), and of the format version. So a tree made from a claim serves nobody else.
+pub fn id(identities: &[Digest]) -> Digest {
     let mut text = format!("ocifs tree {}\n", format::VERSION);
-    for layer in layers {
-        text.push_str(&layer.to_string());
+    for identity in identities {
+        text.push_str(&identity.to_string());
         text.push('\n');
     }
     Digest::sha256(text.as_bytes())

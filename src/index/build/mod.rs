@@ -205,7 +205,7 @@ impl Outcome {
             },
             uncompressed_size: unpacked.length,
             payload_end: unpacked.payload_end,
-            spans: spans.records,
+            spans: format::Spans::Own(spans.records),
             groups: spans.groups,
             windows: spans.windows,
             entries: contents.entries,

@@ -21,7 +21,8 @@ use super::chunk::{Chunk, Place};
 use super::contents::Seen;
 use crate::codec::sparse::Tracer;
 use crate::codec::{Point, WINDOW};
-use crate::index::format::{FRESH, GroupRecord, HEADER_BYTES, SpanRecord, ZEROS};
+use crate::index::format::{GroupRecord, HEADER_BYTES};
+use crate::index::spans::{FRESH, SpanRecord, ZEROS};
 use crate::index::windows::{GROUP, Group, WindowWriter};
 use crate::limits::{INDEX_BYTES, SPAN_BYTES};
 
