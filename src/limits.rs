@@ -360,3 +360,9 @@ pub const PUSHED_KEPT: usize = 1 << 14;
 /// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
 /// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
 pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
+
+/// Indexes of one image's layers that are fetched at once: all of nearly any image, so that they cost one round trip.
+pub const PARALLEL_INDEXES: usize = 32;
+
+/// Length up to which the metadata of a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
+pub const SMALL_LAYER: u64 = 64 << 10;

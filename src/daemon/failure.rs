@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::fuse::{MountError, UnmountError};
 use crate::oci::{ManifestError, Printable};
 use crate::source::ErrorKind;
-use crate::{fetch, image, source, store};
+use crate::{fetch, image, share, source, store};
 
 /// The class of a failure; its number is the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +149,16 @@ impl From<&image::Error> for Failure {
             image::Error::Interrupted => Code::Other,
         };
         Self::of(code, error)
+    }
+}
+
+impl From<&share::Error> for Failure {
+    fn from(error: &share::Error) -> Self {
+        match error {
+            share::Error::Source(error) => Self::from(error),
+            share::Error::Manifest { .. } | share::Error::Artifact { .. } => Self::of(Code::BadImage, error),
+            share::Error::Layout { .. } => Self::of(Code::Other, error),
+        }
     }
 }
 

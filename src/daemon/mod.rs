@@ -11,6 +11,7 @@ pub mod control;
 mod events;
 mod failure;
 mod fill;
+mod indexing;
 mod memory;
 mod mount;
 mod mounts;

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
+use super::shared::{Found, Search};
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
 use crate::fetch;
 use crate::index::{Expected, LayerIndex};
@@ -17,16 +18,21 @@ use crate::source::{BlobReader, BoxFuture, Source};
 #[derive(Clone)]
 struct Indexed {
     index: LayerIndex,
+    origin: Origin,
+    reason: String,
     streamed: Option<Arc<fetch::Progress>>,
 }
 
 impl Images {
     /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
+    ///
+    /// Without `search`, only indexes that were made here count.
     pub(super) async fn layers(
         &self,
         resolved: &Resolved,
         source: Option<&Arc<dyn Source>>,
         progress: &Arc<Progress>,
+        search: Option<&Search>,
     ) -> Result<Vec<ImageLayer>, Error> {
         let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
         let mut distinct: HashMap<Digest, Expected> = HashMap::new();
@@ -39,22 +45,23 @@ impl Images {
         let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let reader = reader(first[&expected.layer], source);
-            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+            opening.push(Box::pin(async move {
+                Ok((expected.layer, self.index(expected, reader, progress, search).await?))
+            }));
         }
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
+            let Indexed { index, origin, reason, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
             let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
-            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
-            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
+            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, reason, layer, streamed });
         }
         Ok(layers)
     }
@@ -65,10 +72,22 @@ impl Images {
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
+        search: Option<&Search>,
     ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok(Indexed { index, streamed: None });
+            let reason = "it was made here from the whole layer".to_owned();
+            return Ok(Indexed { index, origin: Origin::Cached, reason, streamed: None });
         }
+        let reason = match search {
+            Some(search) => match search.index(&expected).await {
+                Ok(Found { index, artifact, why }) => {
+                    let origin = Origin::Shared(artifact);
+                    return Ok(Indexed { index, origin, reason: why.to_owned(), streamed: None });
+                }
+                Err(why) => why,
+            },
+            None => "it is to be proven".to_owned(),
+        };
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
@@ -77,7 +96,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, reason, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.

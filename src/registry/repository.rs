@@ -59,56 +59,77 @@ impl Repository {
     }
 
     /// True if the repository has the blob. One round trip.
-    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        upload::exists(&self.client, &self.target, digest).await
+    pub fn has_blob<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(upload::exists(&self.client, &self.target, digest))
     }
 
     /// Brings a blob there, from the repository `from` of the same registry if that has it, else by sending `bytes`.
     ///
     /// Goes on where a broken connection left it. `sent` counts the bytes that the registry has. Whether the blob exists
     /// already is not asked.
-    pub async fn push_blob(
-        &self,
+    pub fn push_blob<'a>(
+        &'a self,
         digest: Digest,
         bytes: Bytes,
-        from: Option<&str>,
-        sent: &AtomicU64,
-    ) -> Result<Pushed, Error> {
-        Upload::new(&self.client, &self.target, digest, bytes, from, sent).run().await
+        from: Option<&'a str>,
+        sent: &'a AtomicU64,
+    ) -> BoxFuture<'a, Result<Pushed, Error>> {
+        Box::pin(async move { Upload::new(&self.client, &self.target, digest, bytes, from, sent).run().await })
     }
 
     /// Puts a manifest there, under its digest or a tag.
     ///
     /// True if the registry said that it has noted the manifest's subject, so that its referrers API will list it.
-    pub async fn push_manifest(&self, name: &Selector, media_type: &str, bytes: Bytes) -> Result<bool, Error> {
-        push::manifest(&self.client, &self.target, name, media_type, bytes).await
+    pub fn push_manifest<'a>(
+        &'a self,
+        name: &'a Selector,
+        media_type: &'a str,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(push::manifest(&self.client, &self.target, name, media_type, bytes))
     }
 
     /// Removes the manifest with this digest. Registries may forbid that; one that is gone already is no error.
-    pub async fn remove_manifest(&self, digest: &Digest) -> Result<(), Error> {
-        push::remove(&self.client, &self.target, digest).await
+    pub fn remove_manifest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(push::remove(&self.client, &self.target, digest))
     }
 
     /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
-    pub async fn referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
-        referrers::list(&self.client, &self.target, subject, artifact_type).await
+    pub fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<IndexEntry>>, Error>> {
+        Box::pin(referrers::list(&self.client, &self.target, subject, artifact_type))
     }
 
     /// The same by the tag that stands in for the API; empty if there is none.
-    pub async fn tagged_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
-        tag_schema::list(&self.client, &self.target, subject, artifact_type).await
+    pub fn tagged_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<IndexEntry>, Error>> {
+        Box::pin(tag_schema::list(&self.client, &self.target, subject, artifact_type))
     }
 
     /// Adds `entry`, a descriptor as JSON, to the tag that stands in for the API.
     ///
     /// Others may do the same at the same time; see `tag_schema` for what is done about that.
-    pub async fn add_tagged_referrer(&self, subject: &Digest, entry: &serde_json::Value) -> Result<(), Error> {
-        tag_schema::add(&self.client, &self.target, subject, entry).await
+    pub fn add_tagged_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        entry: &'a serde_json::Value,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(tag_schema::add(&self.client, &self.target, subject, entry))
     }
 
     /// Takes the entry of a manifest out of that tag; true if it was there.
-    pub async fn remove_tagged_referrer(&self, subject: &Digest, digest: &Digest) -> Result<bool, Error> {
-        tag_schema::remove(&self.client, &self.target, subject, digest).await
+    pub fn remove_tagged_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(tag_schema::remove(&self.client, &self.target, subject, digest))
     }
 }
 

@@ -11,7 +11,7 @@ use super::{ARTIFACT_TYPE, Artifact, Error};
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::Repository;
-use crate::source::{self, ErrorKind, Source, read_all};
+use crate::source::{self, BoxFuture, ErrorKind, Source, read_all};
 
 /// An artifact as it lies in a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Shared {
     pub manifest: Descriptor,
     /// What it says.
     pub artifact: Artifact,
+    /// The manifest's bytes.
+    pub document: Bytes,
 }
 
 /// Finds the artifacts of the image `subject`: those with the most indexes first, then those with a profile, then by
@@ -31,9 +33,12 @@ pub async fn discover(repository: &Repository, subject: &Digest) -> Result<Vec<S
     if listed.len() > ARTIFACTS {
         tracing::warn!(%subject, artifacts = listed.len(), "only the first {ARTIFACTS} index artifacts are looked at");
     }
-    let read = listed.into_iter().take(ARTIFACTS).map(|manifest| read(repository, manifest, subject));
+    let mut reading: Vec<BoxFuture<'_, Result<Shared, Error>>> = Vec::new();
+    for manifest in listed.into_iter().take(ARTIFACTS) {
+        reading.push(Box::pin(read(repository, manifest, subject)));
+    }
     let mut found = Vec::new();
-    for shared in join_all(read).await {
+    for shared in join_all(reading).await {
         match shared {
             Ok(shared) => found.push(shared),
             Err(error) => tracing::warn!(%subject, error = &error as &dyn std::error::Error, "passed over"),
@@ -77,7 +82,7 @@ async fn read(repository: &Repository, manifest: Descriptor, subject: &Digest) -
     let manifest = Descriptor { media_type: MANIFEST_TYPE.to_owned(), ..manifest };
     let document = repository.manifest(&manifest).await?;
     let artifact = Artifact::parse(&document.bytes, subject)?;
-    Ok(Shared { manifest, artifact })
+    Ok(Shared { manifest, artifact, document: document.bytes })
 }
 
 /// Reads a blob of an artifact and checks it.

@@ -19,7 +19,7 @@ use crate::limits::{PARALLEL_BLOBS, PUSHED_KEPT};
 use crate::oci::{Descriptor, Digest};
 use crate::profile::{Origin, Profile};
 use crate::registry::{Pushed, Repository, Selector};
-use crate::source::ErrorKind;
+use crate::source::{BoxFuture, ErrorKind};
 
 /// An artifact with all its bytes.
 #[derive(Debug, Clone)]
@@ -145,14 +145,15 @@ pub struct Sent {
 
 /// Pushes an artifact. `repository` should be [for pushing](Repository::for_pushing).
 pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progress: &Progress) -> Result<Sent, Error> {
-    let sending = bundle.blobs.iter().map(|(digest, bytes)| {
+    let mut sending: Vec<BoxFuture<'_, Result<(Pushed, u64), Error>>> = Vec::new();
+    for (digest, bytes) in &bundle.blobs {
         let sent = progress.add(bytes.len() as u64);
-        async move {
+        sending.push(Box::pin(async move {
             let pushed = push_blob(repository, *digest, bytes, known, &sent).await?;
             known.note(repository, *digest);
-            Ok::<_, Error>((pushed, bytes.len() as u64))
-        }
-    });
+            Ok((pushed, bytes.len() as u64))
+        }));
+    }
     let pushed: Vec<_> = stream::iter(sending).buffer_unordered(PARALLEL_BLOBS).try_collect().await?;
     let digest = bundle.digest();
     let name = Selector::Digest(digest);
