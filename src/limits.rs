@@ -366,3 +366,6 @@ pub const PARALLEL_INDEXES: usize = 32;
 
 /// Length up to which the metadata of a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
 pub const SMALL_LAYER: u64 = 64 << 10;
+/// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
+/// thousand small files in it.
+pub const READ_SPANS: usize = 4096;

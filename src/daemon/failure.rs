@@ -183,6 +183,11 @@ impl From<&fetch::Error> for Failure {
             fetch::Error::Offline { .. } => {
                 return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch them");
             }
+            fetch::Error::Disproven { .. } => {
+                return Self::of(Code::BadImage, error).hint(
+                    "nothing is read of this mount any more; mount the image again: its true index is in the cache now",
+                );
+            }
             fetch::Error::Corrupt { .. } | fetch::Error::Rejected { .. } => Code::BadImage,
             fetch::Error::Index(_) => Code::Cache,
             fetch::Error::Interrupted => Code::Other,
