@@ -369,3 +369,6 @@ pub const SMALL_LAYER: u64 = 64 << 10;
 /// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
 /// thousand small files in it.
 pub const READ_SPANS: usize = 4096;
+
+/// Length up to which a shared index is fetched as a whole before the mount: its windows are not worth a request of their own.
+pub const SMALL_INDEX: u64 = 32 << 10;

@@ -48,15 +48,9 @@ pub(super) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
 
+    // None beside a command, which has its own.
     #[command(flatten)]
-    make: Option<Make>,
-}
-
-/// What is made.
-#[derive(Debug, clap::Args)]
-struct Make {
-    #[command(flatten)]
-    image: ImageArgs,
+    image: Option<ImageArgs>,
 
     /// Make it for every platform of the image
     #[arg(long, conflicts_with = "platform")]
@@ -131,7 +125,7 @@ enum Action {
 
 /// Does what was asked for.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
-    match (&args.action, &args.make) {
+    match (&args.action, &args.image) {
         (Some(Action::List { image, json }), _) => list(&shared(image, context)?, *json, list_text),
         (Some(Action::Show { image, json }), _) => list(&shared(image, context)?, *json, show_text),
         (Some(Action::Rm { image, artifact }), _) => {
@@ -139,13 +133,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
             let what = format!("removing indexes of {}", Printable::of(image.reference()));
             ask::<usize>(request, Meter::new(what), context).map(drop)
         }
-        (None, Some(make)) => self::make(make, context),
+        (None, Some(image)) => make(args, image, context),
         (None, None) => Err(usage("there is nothing to index", "no image was named").into()),
     }
 }
 
-fn make(make: &Make, context: &Context) -> Result<(), Stop> {
-    let image = make.image.request(context)?;
+fn make(make: &Args, image: &ImageArgs, context: &Context) -> Result<(), Stop> {
+    let image = image.request(context)?;
     let meter = Meter::looking_up(&image.reference);
     let work = IndexWork {
         image,
@@ -336,13 +330,13 @@ mod tests {
     #[test]
     fn an_image_is_made_and_the_words_are_commands() {
         let made = parse(&["--push", "debian:12"]).expect("right");
-        assert!(made.action.is_none() && made.make.is_some_and(|make| make.push && !make.all_platforms));
+        assert!(made.action.is_none() && made.image.is_some() && made.push && !made.all_platforms);
         for word in ["list", "show", "rm"] {
             let asked = parse(&[word, "debian:12"]).expect("right");
-            assert!(asked.action.is_some() && asked.make.is_none(), "{word}");
+            assert!(asked.action.is_some() && asked.image.is_none(), "{word}");
             assert!(parse(&[word]).is_err(), "{word} needs an image");
         }
-        assert!(parse(&["docker://list"]).expect("an image").make.is_some());
+        assert!(parse(&["docker://list"]).expect("an image").image.is_some());
         for wrong in
             [&[][..], &["--push"], &["--all-platforms", "--platform", "linux/arm64", "a"], &["--output", "x", "a"]]
         {

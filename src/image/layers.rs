@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use super::inline::InlineBlob;
 use super::shared::{Found, Search};
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
-use crate::fetch;
+use crate::fetch::{self, WindowSource};
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
@@ -20,6 +20,8 @@ struct Indexed {
     index: LayerIndex,
     origin: Origin,
     reason: String,
+    /// What brings the windows of the index, if they are not here.
+    windows: Option<WindowSource>,
     streamed: Option<Arc<fetch::Progress>>,
 }
 
@@ -54,13 +56,13 @@ impl Images {
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, origin, reason, streamed } = opened[&descriptor.digest].clone();
+            let Indexed { index, origin, reason, windows, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
-            let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
+            let layer = self.layer(index, windows, descriptor, (reader(descriptor, source), name.clone())).await?;
             layers.push(ImageLayer { descriptor: descriptor.clone(), origin, reason, layer, streamed });
         }
         Ok(layers)
@@ -76,13 +78,13 @@ impl Images {
     ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
             let reason = "it was made here from the whole layer".to_owned();
-            return Ok(Indexed { index, origin: Origin::Cached, reason, streamed: None });
+            return Ok(Indexed { index, origin: Origin::Cached, reason, windows: None, streamed: None });
         }
         let reason = match search {
             Some(search) => match search.index(&expected).await {
-                Ok(Found { index, artifact, why }) => {
+                Ok(Found { index, windows, artifact, why }) => {
                     let origin = Origin::Shared(artifact);
-                    return Ok(Indexed { index, origin, reason: why.to_owned(), streamed: None });
+                    return Ok(Indexed { index, origin, reason: why.to_owned(), windows, streamed: None });
                 }
                 Err(why) => why,
             },
@@ -96,7 +98,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, origin: Origin::FirstContact, reason, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, reason, windows: None, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -134,15 +136,25 @@ impl Images {
     async fn layer(
         &self,
         index: LayerIndex,
+        windows: Option<WindowSource>,
         descriptor: &Descriptor,
-        reader: Option<Arc<dyn BlobReader>>,
-        source_name: String,
+        (reader, source_name): (Option<Arc<dyn BlobReader>>, String),
     ) -> Result<Arc<fetch::Layer>, Error> {
         let store = Arc::clone(&self.store);
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        Ok(Arc::new(fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"))))
+        let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        let Some(source) = windows else { return Ok(Arc::new(layer)) };
+        let layer = Arc::new(layer.with_windows(source));
+        // Nobody waits for them yet, but the first read most likely will.
+        let arriving = Arc::clone(&layer);
+        tokio::spawn(async move {
+            if let Err(error) = arriving.windows().await {
+                tracing::warn!(layer = %arriving.index.layer(), %error, "the windows of a shared index did not arrive");
+            }
+        });
+        Ok(layer)
     }
 }
 

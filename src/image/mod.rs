@@ -234,10 +234,14 @@ impl Images {
 
     /// The source of `request`; none when offline.
     async fn source(&self, request: &Request) -> Result<Opened, Error> {
-        if request.offline {
-            return Ok(Opened::default());
+        match (request.offline, &request.reference) {
+            // Knowing the registry's name asks nothing of it.
+            (true, Reference::Registry(_)) => {
+                Ok(Opened { source: None, ..source::open(request, self.store.dir()).await? })
+            }
+            (true, _) => Ok(Opened::default()),
+            (false, _) => source::open(request, self.store.dir()).await,
         }
-        source::open(request, self.store.dir()).await
     }
 
     /// The stored tree of `layers`, or a new one.

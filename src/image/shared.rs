@@ -15,13 +15,14 @@ use futures_util::stream::{self, StreamExt};
 use tokio::task::AbortHandle;
 
 use super::Request;
+use crate::fetch::WindowSource;
 use crate::index::{Expected, LayerIndex};
-use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER};
+use crate::limits::{PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest, ImageManifest, Reference};
 use crate::profile::Profile;
 use crate::registry::Repository;
 use crate::share::{self, Artifact, LayerBlob, Shared};
-use crate::source::Source;
+use crate::source::{Source, read_all};
 use crate::store::Store;
 
 /// How long finding artifacts may take. A registry that is slow to answer this answers the layers all the same.
@@ -63,22 +64,30 @@ pub fn verdict(trust: Trust, is_pinned: bool) -> Verdict {
 }
 
 /// An index that was found and is believed.
-#[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) index: LayerIndex,
+    /// What brings its windows, if they are not here.
+    pub(super) windows: Option<WindowSource>,
     /// The artifact that it belongs to.
     pub(super) artifact: Digest,
     pub(super) why: &'static str,
 }
 
 /// What a search came to.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Outcome {
     /// By layer.
-    indexes: HashMap<Digest, (LayerIndex, Digest)>,
+    indexes: HashMap<Digest, Usable>,
     profile: Option<Profile>,
     /// True if there is an artifact at all.
     found_any: bool,
+}
+
+/// A claim that is of its layer, with the artifact that it belongs to.
+struct Usable {
+    index: LayerIndex,
+    artifact: Digest,
+    blob: LayerBlob,
 }
 
 type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
@@ -86,8 +95,10 @@ type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
 /// The search for one image. Dropping it ends it.
 pub(super) struct Search {
     verdict: Verdict,
-    /// Where to look; nowhere for local images and offline.
+    /// Where to look; nowhere for local images.
     repository: Option<Repository>,
+    /// Use only what was found before.
+    offline: bool,
     store: Arc<Store>,
     /// The search under way and the image it is for. Held only to look at it.
     running: Mutex<Option<(Digest, Running, AbortOnDrop)>>,
@@ -105,7 +116,7 @@ impl Search {
     pub(super) fn new(request: &Request, repository: Option<Repository>, store: &Arc<Store>) -> Self {
         let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
         let verdict = verdict(request.trust, is_pinned);
-        Self { verdict, repository, store: Arc::clone(store), running: Mutex::default() }
+        Self { verdict, repository, offline: request.offline, store: Arc::clone(store), running: Mutex::default() }
     }
 
     /// Begins to look for the indexes of the image `digest`, if any is to be believed. The search for another ends.
@@ -115,7 +126,7 @@ impl Search {
         if running.as_ref().is_some_and(|(known, _, _)| *known == digest) {
             return;
         }
-        let job = Job { repository, store: Arc::clone(&self.store), subject: digest };
+        let job = Job { repository, offline: self.offline, store: Arc::clone(&self.store), subject: digest };
         let layers = manifest.layers.clone();
         let task = tokio::spawn(async move { job.run(layers).await });
         let abort = AbortOnDrop(task.abort_handle());
@@ -125,15 +136,14 @@ impl Search {
 
     /// The index of a layer, or why there is none.
     pub(super) async fn index(&self, expected: &Expected) -> Result<Found, String> {
-        if self.repository.is_none() {
-            return Err("no registry was asked".to_owned());
-        }
+        let Some(repository) = &self.repository else { return Err("the image is not in a registry".to_owned()) };
         if !self.verdict.is_believed {
             return Err(format!("indexes of the registry are not believed: {}", self.verdict.why));
         }
         let outcome = self.outcome().await;
-        let Some((index, artifact)) = outcome.indexes.get(&expected.layer) else {
+        let Some(Usable { index, artifact, blob }) = outcome.indexes.get(&expected.layer) else {
             return Err(match outcome.found_any {
+                _ if self.offline => "the registry was not asked for one",
                 true => "the registry has an index artifact of the image, but none of this layer that can be used",
                 false => "the registry has no index of the image",
             }
@@ -143,7 +153,10 @@ impl Search {
             tracing::warn!(layer = %expected.layer, %artifact, "the shared index is of another content, refused");
             return Err(format!("the index in {artifact} is of another content"));
         }
-        Ok(Found { index: index.clone(), artifact: *artifact, why: self.verdict.why })
+        let lacks = !index.has_windows();
+        let windows =
+            lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
+        Ok(Found { index: index.clone(), windows, artifact: *artifact, why: self.verdict.why })
     }
 
     /// What a start of the image reads, if somebody put that beside it.
@@ -168,6 +181,7 @@ impl Search {
 #[derive(Clone)]
 struct Job {
     repository: Repository,
+    offline: bool,
     store: Arc<Store>,
     subject: Digest,
 }
@@ -180,9 +194,10 @@ impl Job {
         }
         let artifacts = match self.remembered(&lacking).await {
             Some(artifact) => vec![artifact],
+            None if self.offline => Vec::new(),
             None => self.discover().await,
         };
-        let mut finding: Vec<BoxFuture<'_, Option<(Digest, (LayerIndex, Digest))>>> = Vec::new();
+        let mut finding: Vec<BoxFuture<'_, Option<(Digest, Usable)>>> = Vec::new();
         for layer in lacking {
             let artifacts = &artifacts;
             finding.push(Box::pin(async move { Some((layer.digest, self.find(&layer, artifacts).await?)) }));
@@ -245,11 +260,11 @@ impl Job {
     }
 
     /// The index of a layer from the first artifact that has a usable one.
-    async fn find(&self, layer: &Descriptor, artifacts: &[Shared]) -> Option<(LayerIndex, Digest)> {
+    async fn find(&self, layer: &Descriptor, artifacts: &[Shared]) -> Option<Usable> {
         for shared in artifacts {
             let Some(blob) = shared.artifact.layer(&layer.digest) else { continue };
             match self.open(layer, blob).await {
-                Ok(index) => return Some((index, shared.manifest.digest)),
+                Ok(index) => return Some(Usable { index, artifact: shared.manifest.digest, blob: blob.clone() }),
                 Err(why) => {
                     let artifact = shared.manifest.digest;
                     tracing::warn!(layer = %layer.digest, %artifact, index = %blob.blob.digest, why, "a shared index is refused");
@@ -259,7 +274,7 @@ impl Job {
         None
     }
 
-    /// The claim of a blob, from the cache or from the registry.
+    /// The claim of a blob, from the cache or from the registry: of a long one only what a mount needs at once.
     async fn open(&self, layer: &Descriptor, blob: &LayerBlob) -> Result<LayerIndex, String> {
         if blob.metadata.size > layer.size.max(SMALL_LAYER) {
             return Err(format!("it has {} bytes for a layer of {}", blob.metadata.size, layer.size));
@@ -280,11 +295,21 @@ impl Job {
         if let Some(index) = stored.await.flatten() {
             return Ok(index);
         }
-        let bytes = share::read_blob(&self.repository, &blob.blob).await.map_err(|error| error.to_string())?;
-        let wanted = layer.clone();
+        if self.offline {
+            return Err("it is not in the cache".to_owned());
+        }
+        let bytes = match blob.blob.size <= SMALL_INDEX {
+            true => share::read_blob(&self.repository, &blob.blob).await,
+            false => share::read_metadata(&self.repository, blob).await,
+        };
+        let bytes = bytes.map_err(|error| error.to_string())?;
+        let (wanted, size) = (layer.clone(), blob.blob.size);
         let kept = self.blocking(move |store| {
             let index = LayerIndex::open_claim(bytes.clone()).map_err(|error| error.to_string())?;
             let index = check(index, &wanted)?;
+            if index.encoded_len() != size {
+                return Err(format!("it has {} bytes, its blob {size}", index.encoded_len()));
+            }
             match store.put_claim(&digest, &claim, &bytes) {
                 Ok(mapped) => LayerIndex::open_claim(mapped.bytes().clone()).map_err(|error| error.to_string()),
                 Err(error) => {
@@ -298,6 +323,9 @@ impl Job {
 
     /// The profile of the first artifact that has one, unless the cache has its own.
     async fn profile(&self, artifacts: &[Shared]) -> Option<Profile> {
+        if self.offline {
+            return None;
+        }
         let blob = artifacts.iter().find_map(|shared| shared.artifact.profile.clone())?;
         let subject = self.subject;
         if self.blocking(move |store| store.profile(&subject).is_ok_and(|profile| profile.is_some())).await? {
@@ -315,6 +343,35 @@ impl Job {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || work(&store)).await.ok()
     }
+}
+
+/// What brings the windows of an index of which the metadata is here, and keeps both.
+///
+/// The index itself makes sure that they are the right ones. The whole blob is compared with its digest before it is kept, so
+/// that what is kept is what the artifact names.
+fn window_source(repository: Repository, store: Arc<Store>, index: LayerIndex, blob: LayerBlob) -> WindowSource {
+    Arc::new(move || {
+        let (repository, store, index, blob) = (repository.clone(), Arc::clone(&store), index.clone(), blob.clone());
+        Box::pin(async move {
+            let reader = repository.blob(&blob.blob);
+            let windows = read_all(reader.as_ref(), blob.metadata.size..blob.blob.size).await?;
+            let section = windows.clone();
+            let keep = tokio::task::spawn_blocking(move || {
+                let whole = [index.as_bytes().as_ref(), &section].concat();
+                match blob.blob.digest.matches(&whole) {
+                    true => store
+                        .put_claim(&blob.layer, &blob.blob.digest, &whole)
+                        .map(drop)
+                        .map_err(|error| error.to_string()),
+                    false => Err("they do not complete the blob that the artifact names".to_owned()),
+                }
+            });
+            if let Ok(Err(why)) = keep.await {
+                tracing::warn!(layer = %blob.layer, why, "the windows of a shared index are not kept");
+            }
+            Ok(windows)
+        })
+    })
 }
 
 /// The layers without a proven index, each once.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use super::artifact::MANIFEST_TYPE;
-use super::{ARTIFACT_TYPE, Artifact, Error};
+use super::{ARTIFACT_TYPE, Artifact, Error, LayerBlob};
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::Repository;
@@ -35,7 +35,7 @@ pub async fn discover(repository: &Repository, subject: &Digest) -> Result<Vec<S
     }
     let mut reading: Vec<BoxFuture<'_, Result<Shared, Error>>> = Vec::new();
     for manifest in listed.into_iter().take(ARTIFACTS) {
-        reading.push(Box::pin(read(repository, manifest, subject)));
+        reading.push(Box::pin(open(repository, manifest, subject)));
     }
     let mut found = Vec::new();
     for shared in join_all(reading).await {
@@ -73,7 +73,7 @@ async fn list(repository: &Repository, subject: &Digest) -> Result<Vec<Descripto
     Ok(entries.into_iter().map(|entry| entry.descriptor).collect())
 }
 
-async fn read(repository: &Repository, manifest: Descriptor, subject: &Digest) -> Result<Shared, Error> {
+async fn open(repository: &Repository, manifest: Descriptor, subject: &Digest) -> Result<Shared, Error> {
     if manifest.size > ARTIFACT_BYTES {
         let why = format!("it has {} bytes, at most {ARTIFACT_BYTES} are read", manifest.size);
         return Err(Error::Artifact { digest: manifest.digest, why });
@@ -87,8 +87,17 @@ async fn read(repository: &Repository, manifest: Descriptor, subject: &Digest) -
 
 /// Reads a blob of an artifact and checks it.
 pub async fn read_blob(repository: &Repository, blob: &Descriptor) -> Result<Bytes, Error> {
-    let bytes = read_all(repository.blob(blob).as_ref(), 0..blob.size).await?;
-    if !blob.digest.matches(&bytes) {
+    read(repository, blob, blob.size, &blob.digest).await
+}
+
+/// Reads the first part of an index and checks it.
+pub async fn read_metadata(repository: &Repository, index: &LayerBlob) -> Result<Bytes, Error> {
+    read(repository, &index.blob, index.metadata.size, &index.metadata.digest).await
+}
+
+async fn read(repository: &Repository, blob: &Descriptor, size: u64, digest: &Digest) -> Result<Bytes, Error> {
+    let bytes = read_all(repository.blob(blob).as_ref(), 0..size).await?;
+    if !digest.matches(&bytes) {
         let message = format!("{} sent bytes for {} that have another digest", repository.name(), blob.digest);
         return Err(source::Error::new(ErrorKind::Corrupt, message).into());
     }

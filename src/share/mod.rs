@@ -22,7 +22,7 @@ mod push;
 mod tests;
 
 pub use artifact::{Artifact, LayerBlob, Metadata};
-pub use discover::{Shared, discover, read_blob};
+pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
 pub use push::{Bundle, Known, Listed, Progress, Sent, push, remove};
 

@@ -16,6 +16,7 @@ mod mount;
 mod profile;
 mod registry;
 mod runtime;
+mod share;
 mod source;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;
