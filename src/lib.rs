@@ -70,6 +70,8 @@
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`fetch`] |
 //! | 5 | [`image`] [`ahead`] [`parcel`] |
+//! | 4 | [`tree`] [`share`] [`fetch`] |
+//! | 5 | [`image`] [`ahead`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
 //! | 8 | [`daemon`] |
@@ -105,6 +107,7 @@ pub mod registry;
 pub mod store;
 
 pub mod fetch;
+pub mod share;
 pub mod tree;
 
 pub mod ahead;

@@ -12,6 +12,7 @@ use super::settings::Settings;
 use super::stop::{Stop, warn};
 use crate::daemon::control::{Event, Listed, Request};
 use crate::daemon::{Client, Code, Connection, Failure, Program};
+use crate::oci::Printable;
 
 /// Bytes that are sent to the daemon at once.
 const PIECE: usize = 256 << 10;
@@ -165,6 +166,7 @@ impl Context {
         loop {
             match connection.event()? {
                 Event::Progress(progress) => meter.show(&progress),
+                Event::Phase { text } => meter.next(Printable::of(&text).to_string()),
                 Event::Warning { text } => meter.aside(|| warn(&self.environment, &text)),
                 Event::Item(item) => sink.item(item)?,
                 Event::Data { length } => sink.data(length, &mut connection)?,

@@ -24,6 +24,22 @@ pub struct Image {
     pub plain_http: bool,
     /// Credential files in order.
     pub auth_files: Vec<PathBuf>,
+    /// Whose indexes are believed.
+    #[serde(default)]
+    pub trust_index: TrustIndex,
+}
+
+/// Whose indexes are believed beside those that were made here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrustIndex {
+    /// Those of the image's repository if the reference is a tag.
+    #[default]
+    ByReference,
+    /// Nobody's.
+    None,
+    /// Those of the image's repository.
+    Registry,
 }
 
 /// When the rest of an image is fetched.
@@ -139,6 +155,17 @@ pub enum Request {
     },
     /// Remove the profile of an image.
     RemoveProfile(Image),
+    /// Make the indexes of an image, and perhaps push them; progress events come before the end.
+    Index(IndexWork),
+    /// What indexes lie beside an image in its registry.
+    ListIndexes(Image),
+    /// Remove indexes that lie beside an image in its registry.
+    RemoveIndexes {
+        /// The image.
+        image: Image,
+        /// The artifact; all without it.
+        artifact: Option<String>,
+    },
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
@@ -162,6 +189,11 @@ pub enum Request {
 pub enum Event {
     /// How far opening an image has come, or completing it.
     Progress(Progress),
+    /// Something else begins; its progress comes next.
+    Phase {
+        /// What, for people.
+        text: String,
+    },
     /// Something the user should know.
     Warning {
         /// The text, one line, without control characters.
@@ -311,8 +343,14 @@ pub struct LayerReport {
     pub media_type: String,
     /// `tar`, `gzip` or `zstd`, by its content.
     pub compression: String,
-    /// Where the index came from: `cache` or `first-contact`.
+    /// Where the index came from: `cache`, `imported`, `shared` or `first-contact`.
     pub indexed: String,
+    /// The artifact that the index belongs to, if it is a shared one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_artifact: Option<String>,
+    /// Why the index was believed, or had to be made.
+    #[serde(default)]
+    pub index_reason: String,
     /// Length of the blob.
     pub size: u64,
     /// Bytes of it in the cache.
@@ -378,6 +416,127 @@ pub struct LayerSummary {
     pub size: u64,
     /// True if its index is in the cache, so that mounting does not stream it.
     pub indexed: bool,
+}
+
+/// Indexes to make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IndexWork {
+    /// The image.
+    pub image: Image,
+    /// For all platforms that the reference names, not only one.
+    pub all_platforms: bool,
+    /// What a start reads.
+    pub profile: IndexProfile,
+    /// Put the artifact into the image's repository.
+    pub push: bool,
+    /// Write the artifact into this image layout; absolute.
+    pub output: Option<PathBuf>,
+    /// Whom it is for: `ocifs`.
+    pub format: String,
+}
+
+/// The profile that goes with an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexProfile {
+    /// The one that was recorded here, if there is one.
+    Auto,
+    /// None.
+    None,
+    /// This one.
+    Text(String),
+}
+
+/// An image that was indexed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IndexedImage {
+    /// Digest of the image's manifest.
+    pub digest: String,
+    /// Its platform.
+    pub platform: String,
+    /// Digest of the artifact's manifest.
+    pub artifact: String,
+    /// Its distinct layers from the bottom.
+    pub layers: Vec<IndexedLayer>,
+    /// Length of the profile in the artifact.
+    pub profile_size: Option<u64>,
+    /// What pushing it did.
+    pub pushed: Option<PushReport>,
+    /// The layout that it was written to.
+    pub output: Option<PathBuf>,
+}
+
+/// A layer that was indexed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IndexedLayer {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Length of the blob.
+    pub size: u64,
+    /// Length of its index.
+    pub index_size: u64,
+    /// Bytes of the index that a mount waits for.
+    pub metadata_size: u64,
+    /// Spans it is divided into.
+    pub spans: u32,
+    /// True if it was streamed for it now.
+    pub was_streamed: bool,
+    /// Why it cannot be read lazily, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_lazy: Option<String>,
+}
+
+/// What pushing an artifact did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PushReport {
+    /// Where it is.
+    pub repository: String,
+    /// How it can be found: `api` or `tag`.
+    pub listed: String,
+    /// Blobs that were there already.
+    pub existed: usize,
+    /// Blobs that the registry took from another repository.
+    pub mounted: usize,
+    /// Blobs that were sent.
+    pub sent: usize,
+    /// Bytes of those.
+    pub bytes: u64,
+}
+
+/// An index artifact beside an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SharedIndex {
+    /// Digest of the artifact's manifest.
+    pub digest: String,
+    /// Digest of the image's manifest.
+    pub image: String,
+    /// The image's platform.
+    pub platform: String,
+    /// Distinct layers of the image.
+    pub image_layers: usize,
+    /// The layers that it has an index of.
+    pub layers: Vec<SharedLayer>,
+    /// Length of its profile, if it has one.
+    pub profile_size: Option<u64>,
+    /// True if a mount would believe it.
+    pub believed: bool,
+    /// Why, or why not.
+    pub reason: String,
+}
+
+/// The index of one layer in an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SharedLayer {
+    /// Digest of the layer.
+    pub digest: String,
+    /// Length of the layer, if it is one of the image.
+    pub size: Option<u64>,
+    /// Digest of the index.
+    pub index: String,
+    /// Length of the index.
+    pub index_size: u64,
+    /// Bytes of the index that a mount waits for.
+    pub metadata_size: u64,
 }
 
 /// What a part of the cache holds or lost.

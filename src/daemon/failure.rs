@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::fuse::{MountError, UnmountError};
 use crate::oci::{ManifestError, Printable};
 use crate::source::ErrorKind;
-use crate::{fetch, image, parcel, source, store};
+use crate::{fetch, image, parcel, share, source, store};
 
 /// The class of a failure; its number is the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +152,16 @@ impl From<&image::Error> for Failure {
     }
 }
 
+impl From<&share::Error> for Failure {
+    fn from(error: &share::Error) -> Self {
+        match error {
+            share::Error::Source(error) => Self::from(error),
+            share::Error::Manifest { .. } | share::Error::Artifact { .. } => Self::of(Code::BadImage, error),
+            share::Error::Layout { .. } => Self::of(Code::Other, error),
+        }
+    }
+}
+
 impl From<&source::Error> for Failure {
     fn from(error: &source::Error) -> Self {
         let code = match error.kind() {
@@ -172,6 +182,11 @@ impl From<&fetch::Error> for Failure {
             fetch::Error::Store(error) => return Self::from(error.as_ref()),
             fetch::Error::Offline { .. } => {
                 return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch them");
+            }
+            fetch::Error::Disproven { .. } => {
+                return Self::of(Code::BadImage, error).hint(
+                    "nothing is read of this mount any more; mount the image again: its true index is in the cache now",
+                );
             }
             fetch::Error::Corrupt { .. } | fetch::Error::Rejected { .. } => Code::BadImage,
             fetch::Error::Index(_) => Code::Cache,

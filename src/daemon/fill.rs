@@ -114,7 +114,7 @@ impl Filling {
     pub(super) fn report(&self) -> FillReport {
         let State { phase, failure } = self.state.borrow().clone();
         let state = match phase {
-            Phase::Off if self.layers.iter().all(|layer| layer.blob.is_complete()) => "complete",
+            Phase::Off if self.layers.iter().all(|layer| is_settled(layer)) => "complete",
             Phase::Off => "off",
             Phase::Running => "running",
             Phase::Waiting => "waiting",
@@ -129,7 +129,7 @@ impl Filling {
         let layers = self.layers.iter();
         control::Progress {
             layers: self.layers.len(),
-            finished: layers.clone().filter(|layer| layer.blob.is_complete()).count(),
+            finished: layers.clone().filter(|layer| is_settled(layer)).count(),
             total: layers.clone().map(|layer| layer.blob.size()).sum(),
             taken: layers.clone().map(|layer| layer.blob.present_bytes()).sum(),
             received: layers.map(|layer| layer.traffic.bytes()).sum(),
@@ -164,7 +164,7 @@ impl Worker {
 
     /// Completes one layer, however long its source is away.
     async fn complete(&self, layer: &Arc<Layer>, given_up: Option<&Failure>) -> Result<(), Failure> {
-        while !layer.blob.is_complete() {
+        while !is_settled(layer) {
             match fetch::fill(&self.fetcher, layer, self.urgency).await {
                 Ok(()) => {
                     tracing::info!(layer = %layer.index.layer(), "layer is complete");
@@ -188,6 +188,11 @@ impl Worker {
     fn become_state(&self, phase: Phase, failure: Option<Failure>) {
         self.state.send_replace(State { phase, failure });
     }
+}
+
+/// True if nothing is left to be done for a layer: all of it is here, and its index says what is so.
+fn is_settled(layer: &Layer) -> bool {
+    layer.blob.is_complete() && layer.is_proven()
 }
 
 /// Bytes of the layer that are not in the cache.

@@ -11,6 +11,7 @@ pub mod control;
 mod events;
 mod failure;
 mod fill;
+mod indexing;
 mod memory;
 mod mount;
 mod mounts;
@@ -19,6 +20,7 @@ mod profiles;
 mod query;
 mod report;
 mod server;
+mod ztocs;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;

@@ -52,8 +52,15 @@ fn layer(layer: &ImageLayer) -> LayerReport {
         indexed: match layer.origin {
             Origin::Cached => "cache",
             Origin::FirstContact => "first-contact",
+            Origin::Shared(_) => "shared",
+            Origin::Imported => "imported",
         }
         .to_owned(),
+        index_artifact: match layer.origin {
+            Origin::Shared(artifact) => Some(artifact.to_string()),
+            Origin::Cached | Origin::FirstContact | Origin::Imported => None,
+        },
+        index_reason: layer.reason.clone(),
         size: layer.descriptor.size,
         local: inner.blob.present_bytes(),
         fetched: inner.traffic.bytes() + streamed_bytes,

@@ -1,16 +1,18 @@
 //! Fill: fetching the rest of a layer in the background until it is complete.
 //!
 //! Fill is the lowest of all priorities: it takes the wire only after readers have been quiet for a moment, and lets go
-//! of what it was fetching as soon as one waits again. At the end the whole blob is hashed.
+//! of what it was fetching as soon as one waits again. At the end the whole blob is hashed, and a layer whose index is a
+//! claim is proven (`proof`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::proof::{self, Proved};
 use super::{Error, Fetcher, Layer, Priority};
 use crate::store;
 
 /// How long readers must have been quiet before fill takes the wire.
-const QUIET: Duration = Duration::from_millis(500);
+pub(super) const QUIET: Duration = Duration::from_millis(500);
 
 /// Spans that are wanted at once; many, so that they are asked for in long ranges.
 const BATCH: usize = 256;
@@ -27,20 +29,29 @@ pub enum Urgency {
     Now,
 }
 
-/// Fetches what is missing of `layer`, then verifies the whole blob. Returns when it is complete.
+/// Fetches what is missing of `layer`, then verifies the whole blob, and its index if that is not proven. Returns when that
+/// is done.
 ///
 /// A blob that does not have its digest has been forgotten by the store; it is fetched anew once, and [`Error::Corrupt`] if
-/// it is wrong again. The mount goes on, unlike one whose index comes from elsewhere (design.md, "Trust"): the index was
-/// made here, by a pass in which layer digest and diffID were right, so it describes the true layer. A mismatch now can only
-/// mean wrong bytes, from the source or from the disk. No reader is served those, because each span is compared with the
-/// index; and there is no other index that could be right.
+/// it is wrong again. If the index was made here, the mount goes on: by a pass in which layer digest and diffID were right, so
+/// it describes the true layer, a mismatch now can only mean wrong bytes, from the source or from the disk, and no reader is
+/// served those, because each span is compared with the index. If the index is a claim, nothing shows that it is one about
+/// this layer, and the layer is condemned (design.md, "Trust"), as it is if the claim turns out to be wrong.
 pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
     for attempt in 0..ATTEMPTS {
         fetch(fetcher, layer, urgency).await?;
         let blob = Arc::clone(&layer.blob);
         let completed = tokio::task::spawn_blocking(move || blob.complete(false)).await;
         match completed.map_err(|_| Error::Interrupted)? {
-            Ok(()) => return Ok(()),
+            Ok(()) if layer.is_proven() => return Ok(()),
+            Ok(()) => match proof::prove(fetcher, layer, urgency).await {
+                Ok(Proved::Yes) => return Ok(()),
+                Ok(Proved::NotItsBytes) => {}
+                Err(error) if layer.condemned().is_none() && is_lost(&error) => {
+                    tracing::debug!(layer = %layer.index.layer(), attempt, "bytes were lost while they were compared");
+                }
+                Err(error) => return Err(error),
+            },
             // A reader found a span wrong while the blob was hashed, and had it fetched again.
             Err(store::Error::Incomplete(_)) if layer.blob.missing(0..layer.blob.size()).is_empty() => {
                 tracing::debug!(layer = %layer.index.layer(), attempt, "layer was mended while it was verified");
@@ -51,12 +62,13 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Error::Corrupt {
-        layer: layer.index.layer(),
-        start: 0,
-        end: layer.blob.size(),
-        source_name: layer.source_name.to_string(),
-    })
+    let error = proof::not_the_layer(layer);
+    Err(if layer.is_proven() { error } else { layer.condemn(error) })
+}
+
+/// True if bytes that were here are not any more.
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if matches!(**error, store::Error::Incomplete(_)))
 }
 
 /// Fetches what is missing of `layer`.

@@ -25,7 +25,7 @@ use super::spans::Key;
 use super::{Error, Fetcher, Layer};
 use crate::index::{self, LayerIndex, SpanId};
 
-/// Decoded spans above this many bytes go to a file.
+/// Spans above this many bytes, decoded or compressed, go to a file.
 const LARGE: u64 = 16 << 20;
 
 /// Length of a window: half of the memory for decoded spans, which is the most that is kept there for one of them.
@@ -64,10 +64,9 @@ impl LargeSpans {
         Self { directory, decoded: Mutex::default() }
     }
 
-    /// True if `span` of `index` is to be had from here.
+    /// True if `span` of `index` is to be had from here: if what it decodes to is long, or what it decodes from.
     pub(super) fn is_large(index: &LayerIndex, span: SpanId) -> bool {
-        let range = index.decoded(span);
-        range.end - range.start > LARGE
+        [index.decoded(span), index.compressed(span)].into_iter().any(|range| range.end - range.start > LARGE)
     }
 
     pub(super) fn get(&self, span: SpanId) -> Option<Bytes> {

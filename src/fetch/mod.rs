@@ -7,7 +7,7 @@
 //! cache (`SpanCache`), and background work yields to readers ([`Demand`]).
 //!
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
-//! verifies the whole of it.
+//! verifies the whole of it. A layer whose index somebody else made is proven at the end of its [`fill()`].
 
 mod buffers;
 mod demand;
@@ -19,11 +19,13 @@ mod once_map;
 mod pieces;
 mod plan;
 mod prefetch;
+mod proof;
 mod queue;
 mod readahead;
 mod spans;
 mod steady;
 mod sync;
+mod windows;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ pub use first_contact::{Progress, first_contact};
 use large::LargeSpans;
 pub use once_map::{Claim, OnceMap};
 use readahead::ReadAhead;
+pub use windows::WindowSource;
 
 use crate::index::{self, LayerIndex, SpanId};
 use crate::oci::Digest;
@@ -82,6 +85,14 @@ pub enum Error {
         #[source]
         source: Arc<crate::index::Rejected>,
     },
+    /// The layer's index, which was not made here, says something else than is so. Nothing of the layer is served any more.
+    #[error("layer {layer} is not what its index says: {what}")]
+    Disproven {
+        /// The layer.
+        layer: Digest,
+        /// The first difference: of which path, and what it is.
+        what: Arc<str>,
+    },
     /// The index itself is damaged, or its decoder has no room to write to.
     #[error(transparent)]
     Index(Arc<index::Error>),
@@ -112,6 +123,10 @@ pub struct Layer {
     pub source_name: Arc<str>,
     /// What was moved for this layer.
     pub traffic: Traffic,
+    /// What is known of its index, if that is a claim.
+    proof: proof::Proof,
+    /// What brings the windows of its index, if that was opened without them.
+    windows: windows::Windows,
     /// Its spans that are too large for memory.
     large: LargeSpans,
     /// What its readers did.
@@ -219,6 +234,9 @@ impl Fetcher {
 
     /// The decoded span if it is in memory. Never blocks beyond a short lock.
     pub fn cached(&self, layer: &Layer, span: SpanId) -> Option<Bytes> {
+        if layer.condemned().is_some() {
+            return None;
+        }
         self.inner.cache.get(&spans::Key::new(layer, span)).or_else(|| layer.large.get(span))
     }
 
@@ -230,7 +248,9 @@ impl Fetcher {
         if let Some(bytes) = self.cached(layer, span) {
             return Some(bytes);
         }
-        if LargeSpans::is_large(&layer.index, span) || !layer.has(span) {
+        let is_at_hand =
+            !LargeSpans::is_large(&layer.index, span) && layer.has(span) && !layer.index.lacks_window(span);
+        if !is_at_hand || layer.condemned().is_some() {
             return None;
         }
         let key = spans::Key::new(layer, span);
@@ -274,8 +294,13 @@ impl Fetcher {
 
     /// The decoded bytes of `span`, from memory, from the blob store or from the source, verified against the index.
     ///
-    /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others.
+    /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others. Waits
+    /// for the windows of the index if the span needs one that is not here yet. Of a layer that is
+    /// [condemned](Layer::condemned) there is nothing.
     pub async fn span(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        if let Some(error) = layer.condemned() {
+            return Err(error.clone());
+        }
         if let Some(bytes) = self.cached(layer, span) {
             return Ok(bytes);
         }
@@ -322,6 +347,8 @@ impl Layer {
             reader,
             source_name: source_name.into(),
             traffic: Traffic::default(),
+            proof: proof::Proof::default(),
+            windows: windows::Windows::default(),
             large: LargeSpans::new(scratch),
             readahead: ReadAhead::default(),
         }
@@ -332,6 +359,14 @@ impl Layer {
     /// True if the compressed bytes of `span` are here, verified or not.
     pub fn has(&self, span: SpanId) -> bool {
         self.blob.missing(self.index.compressed(span)).is_empty()
+    }
+
+    /// True if bytes that do not decode as the index says are to be forgotten and fetched again.
+    ///
+    /// An index that was made here is right, so the bytes are wrong. A claim may be wrong itself: then it must not take from
+    /// the cache what was verified as a whole, or what cannot be had again.
+    fn may_forget(&self) -> bool {
+        self.is_proven() || (!self.blob.is_complete() && self.reader.is_some())
     }
 
     /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
@@ -350,6 +385,7 @@ impl Inner {
         let range = layer.index.compressed(span);
         for attempt in 0..2 {
             let decoded = if LargeSpans::is_large(&layer.index, span) {
+                layer.windows_for(span).await?;
                 match large::obtain(layer, span, target).await {
                     Ok(bytes) => Ok(bytes),
                     Err(large::Failure::Input(error)) => return Err(error),
@@ -360,6 +396,10 @@ impl Inner {
             };
             match decoded {
                 Ok(bytes) => return Ok(bytes),
+                Err(error @ index::Error::Span { .. }) if !layer.may_forget() => {
+                    tracing::warn!(layer = %layer.index.layer(), %error, "span does not verify, and the index may be wrong");
+                    break;
+                }
                 Err(error @ index::Error::Span { .. }) => {
                     tracing::warn!(
                         layer = %layer.index.layer(), start = range.start, end = range.end, attempt,
@@ -381,7 +421,9 @@ impl Inner {
 
     /// Decodes a span in memory, on one of a bounded number of threads.
     async fn decode(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Result<Bytes, index::Error>, Error> {
-        let compressed = self.compressed(layer, span).await?;
+        let (compressed, windows) = tokio::join!(self.compressed(layer, span), layer.windows_for(span));
+        let compressed = compressed?;
+        windows?;
         let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;
         let (task, buffers) = (Arc::clone(layer), self.buffers.clone());
         let decoded = tokio::task::spawn_blocking(move || buffers.decode(&task.index, span, &compressed)).await;

@@ -191,7 +191,7 @@ impl Flight {
         let (first, last) = (self.run.spans[0], self.run.spans[self.run.spans.len() - 1]);
         let whole = layer.index.compressed(first).start..layer.index.compressed(last).end;
         let missing = layer.blob.missing(whole.clone());
-        // Neighbouring spans share a byte, which may be here already.
+        // Neighbouring spans share bytes, which may be here already.
         let asked = match (missing.first(), missing.last()) {
             (Some(first), Some(last)) => first.start..last.end,
             _ => whole.clone(),
@@ -216,7 +216,7 @@ impl Flight {
         let Some(reader) = &layer.reader else {
             return Err(Error::Offline { layer: layer.index.layer(), start: asked.start, end: asked.end });
         };
-        let mut cutter = Cutter { layer, at: whole.start, span: None };
+        let mut cutter = Cutter::new(layer, whole.start);
         self.deliver(&mut cutter, before).await;
         let sent = Instant::now();
         let mut answer = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience).await?;
@@ -237,11 +237,14 @@ impl Flight {
     async fn deliver(&mut self, cutter: &mut Cutter<'_>, mut piece: Bytes) {
         while let Some(span) = self.left.front().copied() {
             let Some((start, bytes)) = cutter.fill(span, &mut piece) else { return };
-            let (layer, kept) = (Arc::clone(&self.run.layer), bytes.clone());
-            let written = tokio::task::spawn_blocking(move || layer.blob.write(start, &kept)).await;
-            if let Ok(Err(error)) = written {
-                // A full or failing disk costs a later fetch, never this read.
-                tracing::debug!(layer = %self.run.layer.index.layer(), %error, "fetched bytes are not kept");
+            // Of several spans that share their bytes the first has put them in place.
+            if !self.run.layer.has(span) {
+                let (layer, kept) = (Arc::clone(&self.run.layer), bytes.clone());
+                let written = tokio::task::spawn_blocking(move || layer.blob.write(start, &kept)).await;
+                if let Ok(Err(error)) = written {
+                    // A full or failing disk costs a later fetch, never this read.
+                    tracing::debug!(layer = %self.run.layer.index.layer(), %error, "fetched bytes are not kept");
+                }
             }
             self.left.pop_front();
             self.planner.lock().deliver(Key::new(&self.run.layer, span), Ok(bytes));
@@ -249,21 +252,38 @@ impl Flight {
     }
 }
 
-/// Cuts a stream of bytes into spans, which share single bytes.
+/// Cuts a stream of bytes into spans, which may share bytes, and leave some out, but never begin or end before the one before.
 struct Cutter<'a> {
     layer: &'a Layer,
     /// Where the stream has come to in the blob.
     at: u64,
+    /// The last span that was whole, and where it begins.
+    last: (u64, Bytes),
     /// The span being filled.
     span: Option<BytesMut>,
 }
 
-impl Cutter<'_> {
+impl<'a> Cutter<'a> {
+    fn new(layer: &'a Layer, at: u64) -> Self {
+        Self { layer, at, last: (at, Bytes::new()), span: None }
+    }
+
     /// Moves bytes from `piece` into `span`; its place and bytes once it is whole.
     fn fill(&mut self, span: SpanId, piece: &mut Bytes) -> Option<(u64, Bytes)> {
         let range = self.layer.index.compressed(span);
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let mut filled = self.span.take().unwrap_or_else(|| BytesMut::with_capacity(length));
+        let mut filled = match self.span.take() {
+            Some(filled) => filled,
+            None => {
+                let shared = self.shared(&range);
+                if shared.len() == length {
+                    return Some((range.start, shared));
+                }
+                let mut filled = BytesMut::with_capacity(length);
+                filled.extend_from_slice(&shared);
+                filled
+            }
+        };
         // Bytes between spans belong to none.
         let skipped = usize::try_from(range.start.saturating_sub(self.at)).unwrap_or(usize::MAX).min(piece.len());
         bytes::Buf::advance(piece, skipped);
@@ -275,17 +295,16 @@ impl Cutter<'_> {
             self.span = Some(filled);
             return None;
         }
-        let bytes = filled.freeze();
-        if let Some(next) = self.layer.index.next_span(span) {
-            let next = self.layer.index.compressed(next);
-            if next.start < range.end {
-                let shared = usize::try_from(range.end - next.start).unwrap_or(0).min(bytes.len());
-                let mut begun = BytesMut::with_capacity(usize::try_from(next.end - next.start).unwrap_or(0));
-                begun.extend_from_slice(&bytes[bytes.len() - shared..]);
-                self.span = Some(begun);
-            }
-        }
-        Some((range.start, bytes))
+        self.last = (range.start, filled.freeze());
+        Some((range.start, self.last.1.clone()))
+    }
+
+    /// What the last span has of `range`, from its beginning on.
+    fn shared(&self, range: &Range<u64>) -> Bytes {
+        let (start, bytes) = &self.last;
+        let from = usize::try_from(range.start.saturating_sub(*start)).unwrap_or(usize::MAX).min(bytes.len());
+        let to = usize::try_from(range.end.saturating_sub(*start)).unwrap_or(usize::MAX).min(bytes.len());
+        bytes.slice(from..to.max(from))
     }
 }
 

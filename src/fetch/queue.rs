@@ -6,6 +6,7 @@
 //! for a waiting reader stays below the bytes that the line holds anyway, so that the next reader finds it nearly free.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ struct Read {
     begun: bool,
 }
 
-/// One ranged read to be sent: consecutive spans of a layer.
+/// One ranged read to be sent: spans of a layer that follow each other in the blob.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) id: u64,
@@ -178,48 +179,55 @@ impl Queue {
         Run { id, layer, spans, priority, patience }
     }
 
-    /// The consecutive spans around `key` that are brought with it: at most `limit` bytes unless it alone has more, over
-    /// single spans of at most `bridge` bytes that nobody asked for.
+    /// The spans around `key` that are brought with it, in stream order and in the order of the blob: at most `limit` bytes
+    /// unless it alone has more, over single spans of at most `bridge` bytes that nobody asked for, and with those whose
+    /// bytes come anyway because they are parts of the same member.
     fn extend(&self, layer: &Arc<Layer>, key: Key, priority: Priority, limit: u64, bridge: u64) -> Vec<SpanId> {
         let index = &layer.index;
-        let size = |span| {
-            let range = index.compressed(span);
-            range.end - range.start
-        };
+        let place = |span| index.compressed(span);
+        let is_wanted = |span: SpanId| self.wants.contains_key(&Key::new(layer, span));
         let waits = |span: SpanId, least: Priority| {
             let want = self.wants.get(&Key::new(layer, span));
             want.is_some_and(|want| want.read.is_none() && want.priority <= least)
         };
-        let is_missing = |span: SpanId| !self.wants.contains_key(&Key::new(layer, span)) && !layer.has(span);
+        let is_missing = |span: SpanId| !is_wanted(span) && !layer.has(span);
         let mut spans = VecDeque::from([key.span()]);
-        let mut length = size(key.span());
+        let mut whole = place(key.span());
         let mut last = key.span();
         while let Some(next) = index.next_span(last) {
-            let least = Priority::Fill;
-            if waits(next, least) && length + size(next) <= limit {
+            if spans.len() >= limits::READ_SPANS || !follows(&place(last), &place(next), bridge) {
+                break;
+            }
+            let end = place(next).end;
+            let rides = end == whole.end && !is_wanted(next);
+            if rides || waits(next, Priority::Fill) && end - whole.start <= limit {
                 spans.push_back(next);
-                length += size(next);
-                last = next;
+                (last, whole.end) = (next, end);
                 continue;
             }
             let Some(after) = index.next_span(next) else { break };
-            let both = size(next) + size(after);
-            if size(next) > bridge || !is_missing(next) || !waits(after, least) || length + both > limit {
+            let (between, end) = (place(next), place(after).end);
+            let is_bridge = between.end - between.start <= bridge && is_missing(next);
+            let fits = follows(&between, &place(after), bridge) && end - whole.start <= limit;
+            if !is_bridge || !fits || !waits(after, Priority::Fill) {
                 break;
             }
             spans.extend([next, after]);
-            length += both;
-            last = after;
+            (last, whole.end) = (after, end);
         }
         // Bytes before the span delay it: only what is as urgent may come first.
         let mut first = key.span();
         while let Some(before) = index.previous_span(first) {
-            if !waits(before, priority) || length + size(before) > limit {
+            if spans.len() >= limits::READ_SPANS || !follows(&place(before), &place(first), bridge) {
+                break;
+            }
+            let start = place(before).start;
+            let rides = start == whole.start && !is_wanted(before);
+            if !rides && (!waits(before, priority) || whole.end - start > limit) {
                 break;
             }
             spans.push_front(before);
-            length += size(before);
-            first = before;
+            (first, whole.start) = (before, start);
         }
         spans.into()
     }
@@ -296,6 +304,12 @@ impl Queue {
     pub(super) fn product(&self, source: &str) -> u64 {
         self.lines.get(source).map_or_else(|| Estimate::default().product(), |line| line.estimate.product())
     }
+}
+
+/// True if one answer can bring both: the second span's bytes begin and end no earlier than the first one's, and no further
+/// behind them than `gap`. That is always so in an index of ours; a claim may lead anywhere.
+fn follows(first: &Range<u64>, second: &Range<u64>, gap: u64) -> bool {
+    first.start <= second.start && first.end <= second.end && second.start <= first.end.saturating_add(gap)
 }
 
 impl Want {

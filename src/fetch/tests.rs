@@ -1,5 +1,6 @@
 //! The fetcher against a source in memory that counts, delays, lies and stalls.
 
+mod claims;
 mod once_map;
 mod schedules;
 

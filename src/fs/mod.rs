@@ -97,7 +97,16 @@ impl FileSystem {
         self.open.handles()
     }
 
+    /// The node of an inode. None if a layer is condemned: its index was wrong, so the tree is not that of the image, and
+    /// nothing of it is shown any more, whatever layer it is from.
     fn node_id(&self, ino: Ino) -> Result<NodeId, Error> {
+        if let Some(error) = self.layers.iter().find_map(|layer| layer.condemned()) {
+            return Err(error.clone().into());
+        }
+        self.number(ino)
+    }
+
+    fn number(&self, ino: Ino) -> Result<NodeId, Error> {
         // An inode number that the tree never gave out can only come from a kernel that kept it across a change of tree.
         ino.0
             .checked_sub(1)

@@ -97,7 +97,7 @@ impl FileSystem {
 
     /// Ends one handle of a file.
     pub fn release(&self, ino: Ino) {
-        if let Ok(id) = self.node_id(ino) {
+        if let Ok(id) = self.number(ino) {
             self.open.leave(id);
         }
     }

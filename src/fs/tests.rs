@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::read::Serving;
 use super::*;
 use crate::fetch::Options;
-use crate::index::{Expected, build};
+use crate::index::{Claim, ClaimedSpan, Expected, LayerIndex, SpanDigest, Start, Times, build};
 use crate::oci::Digest;
 use crate::source::{self, BlobReader, BoxFuture, ByteStream};
 use crate::tar::{Entry, Kind, Timestamp, Writer, Xattr};
@@ -321,6 +321,56 @@ async fn copy_alone(opens: bool) {
         assert!(read == bytes[number * 1000..]);
     }
     assert!(matches!(scene.fs.read(ino, 0, 10), Ok(Read::Ready(_))), "it is verified now");
+}
+
+#[tokio::test]
+async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
+    let bytes = content(5000);
+    let Scene { fs, blob, _cache: cache } = scene(&[(file("f", bytes.len()), bytes.clone()), (file("g", 0), vec![])]);
+    let (truth, store) = (fs.layers[0].index.clone(), Arc::clone(fs.copies.store()));
+    // It says that the file is set-uid root.
+    let mut entries: Vec<_> = truth.entries().collect::<Result<_, _>>().expect("a good index");
+    (entries[0].mode, entries[0].uid) = (0o4755, 0);
+    let span = ClaimedSpan {
+        compressed: 0..truth.compressed_size(),
+        bit: 0,
+        skip: 0,
+        length: truth.uncompressed_size(),
+        start: Start::Fresh,
+        digest: SpanDigest::Compressed(Digest::sha256(&blob.0).bytes().try_into().expect("32 bytes")),
+    };
+    let claim = Claim {
+        compression: truth.compression(),
+        entries,
+        spans: vec![span],
+        uncompressed_size: truth.uncompressed_size(),
+        fidelity: Times::Exact,
+    };
+    let expected = Expected { layer: truth.layer(), size: truth.compressed_size(), diff_id: truth.diff_id() };
+    let claim = LayerIndex::claimed(&expected, claim).expect("it is well-formed");
+    let tree = Tree::open(Bytes::from(crate::tree::merge(&[&claim]).expect("it merges"))).expect("a good tree");
+    let stored = store.blob(&expected.layer, expected.size).expect("a blob");
+    let reader = Arc::clone(&blob) as Arc<dyn BlobReader>;
+    let layer = Arc::new(Layer::new(claim, stored, Some(reader), "memory", store.dir().join("tmp")));
+    let fetcher = Fetcher::new(Options::default());
+    let fs = Arc::new(FileSystem::new(tree, vec![Arc::clone(&layer)], fetcher.clone(), store));
+    let scene = Scene { fs, blob, _cache: cache };
+    let (root, ino) = (Ino(1), scene.ino("f"));
+    assert!(scene.read(ino, 0, 1 << 20).await == bytes, "it is believed at first");
+    assert_eq!(scene.fs.getattr(ino).expect("it is there").mode, 0o4755);
+    let handle = scene.open(ino).await;
+    let filled = crate::fetch::fill(&fetcher, &layer, crate::fetch::Urgency::Now).await;
+    let error = filled.expect_err("it lies").to_string();
+    assert!(error.ends_with("\"f\" has mode 0755, the claim says 4755"), "{error}");
+    let errno = |error: Error| error.errno();
+    assert_eq!(scene.fs.read(ino, 0, 10).map(drop).map_err(errno), Err(Errno::Io));
+    assert_eq!(scene.fs.open(ino).map(drop).map_err(errno), Err(Errno::Io));
+    assert_eq!(scene.fs.getattr(ino).map_err(errno), Err(Errno::Io));
+    assert_eq!(scene.fs.lookup(root, b"g").map_err(errno), Err(Errno::Io));
+    assert_eq!(scene.fs.open_files(), 1);
+    scene.fs.release(ino);
+    assert_eq!(scene.fs.open_files(), 0, "what is open can still be closed");
+    drop(handle);
 }
 
 proptest! {

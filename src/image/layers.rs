@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::inline::InlineBlob;
+use super::shared::{Found, Search};
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
-use crate::fetch;
+use crate::fetch::{self, WindowSource};
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
@@ -18,16 +19,23 @@ use crate::store::IMPORTED;
 #[derive(Clone)]
 struct Indexed {
     index: LayerIndex,
+    origin: Origin,
+    reason: String,
+    /// What brings the windows of the index, if they are not here.
+    windows: Option<WindowSource>,
     streamed: Option<Arc<fetch::Progress>>,
 }
 
 impl Images {
     /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
+    ///
+    /// Without `search`, only indexes that were made here count.
     pub(super) async fn layers(
         &self,
         resolved: &Resolved,
         source: Option<&Arc<dyn Source>>,
         progress: &Arc<Progress>,
+        search: Option<&Search>,
     ) -> Result<Vec<ImageLayer>, Error> {
         let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
         let mut distinct: HashMap<Digest, Expected> = HashMap::new();
@@ -40,22 +48,23 @@ impl Images {
         let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let reader = reader(first[&expected.layer], source);
-            opening.push(Box::pin(async move { Ok((expected.layer, self.index(expected, reader, progress).await?)) }));
+            opening.push(Box::pin(async move {
+                Ok((expected.layer, self.index(expected, reader, progress, search).await?))
+            }));
         }
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::PARALLEL_LAYERS).try_collect().await?;
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, streamed } = opened[&descriptor.digest].clone();
+            let Indexed { index, origin, reason, windows, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
-            let layer = self.layer(index, descriptor, reader(descriptor, source), name.clone()).await?;
-            let origin = if streamed.is_some() { Origin::FirstContact } else { Origin::Cached };
-            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
+            let layer = self.layer(index, windows, descriptor, (reader(descriptor, source), name.clone())).await?;
+            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, reason, layer, streamed });
         }
         Ok(layers)
     }
@@ -66,13 +75,29 @@ impl Images {
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
+        search: Option<&Search>,
     ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok(Indexed { index, streamed: None });
+            let reason = "it was made here from the whole layer".to_owned();
+            return Ok(Indexed { index, origin: Origin::Cached, reason, windows: None, streamed: None });
         }
-        if let Some(index) = self.imported_index(expected).await? {
-            return Ok(Indexed { index, streamed: None });
+        // Whoever wants proof believes nobody.
+        if search.is_some()
+            && let Some(index) = self.imported_index(expected).await?
+        {
+            let reason = "a user of this cache imported it".to_owned();
+            return Ok(Indexed { index, origin: Origin::Imported, reason, windows: None, streamed: None });
         }
+        let reason = match search {
+            Some(search) => match search.index(&expected).await {
+                Ok(Found { index, windows, artifact, why }) => {
+                    let origin = Origin::Shared(artifact);
+                    return Ok(Indexed { index, origin, reason: why.to_owned(), windows, streamed: None });
+                }
+                Err(why) => why,
+            },
+            None => "it is to be proven".to_owned(),
+        };
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
         progress.add(expected.size, Arc::clone(&watched));
@@ -81,7 +106,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, reason, windows: None, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -140,15 +165,25 @@ impl Images {
     async fn layer(
         &self,
         index: LayerIndex,
+        windows: Option<WindowSource>,
         descriptor: &Descriptor,
-        reader: Option<Arc<dyn BlobReader>>,
-        source_name: String,
+        (reader, source_name): (Option<Arc<dyn BlobReader>>, String),
     ) -> Result<Arc<fetch::Layer>, Error> {
         let store = Arc::clone(&self.store);
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        Ok(Arc::new(fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"))))
+        let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        let Some(source) = windows else { return Ok(Arc::new(layer)) };
+        let layer = Arc::new(layer.with_windows(source));
+        // Nobody waits for them yet, but the first read most likely will.
+        let arriving = Arc::clone(&layer);
+        tokio::spawn(async move {
+            if let Err(error) = arriving.windows().await {
+                tracing::warn!(layer = %arriving.index.layer(), %error, "the windows of a shared index did not arrive");
+            }
+        });
+        Ok(layer)
     }
 }
 

@@ -196,6 +196,12 @@ impl LayerIndex {
         self.identity
     }
 
+    /// True if both say the same of the layer, byte for byte; the windows need not be here, the metadata names them.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let metadata = |index: &Self| index.bytes.slice(..index.parts.windows().start);
+        metadata(self) == metadata(other)
+    }
+
     /// How the times of entries compare with those of the layer.
     pub fn times(&self) -> Times {
         match self.parts.form {

@@ -23,7 +23,7 @@ pub(super) const CHECKPOINT: usize = 17 + WINDOW;
 pub(super) const HEAD: usize = 12;
 
 /// Length of a gzip header without optional fields.
-const HEADER: u64 = 10;
+pub(super) const HEADER: u64 = 10;
 
 /// One gzip checkpoint.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::checkpoints::{CHECKPOINT, HEAD};
+use super::checkpoints::{CHECKPOINT, HEAD, HEADER};
 use super::flat::{Builder, Slot, Value};
 use super::{GZIP, UNCOMPRESSED, VERSION};
 use crate::codec::WINDOW;
@@ -149,11 +149,14 @@ fn header_length(head: &[u8]) -> Option<u64> {
     (at <= head.len()).then_some(at as u64)
 }
 
+/// The checkpoints in their first version where that can be, which spares 32 KiB for each layer and is read by all of
+/// SOCI's releases: it leaves out the first one behind a plain header.
 fn gzip_checkpoints(index: &LayerIndex, chosen: &[Checkpoint]) -> Result<Vec<u8>, Error> {
+    let implied = usize::from(chosen.first().is_some_and(|first| first.input == HEADER && first.bits == 0));
     let mut bytes = Vec::with_capacity(HEAD + chosen.len() * CHECKPOINT);
     bytes.extend_from_slice(&(chosen.len() as i32).to_le_bytes());
     bytes.extend_from_slice(&(SPAN_SIZE as i64).to_le_bytes());
-    for checkpoint in chosen {
+    for checkpoint in &chosen[implied..] {
         bytes.extend_from_slice(&checkpoint.input.to_le_bytes());
         bytes.extend_from_slice(&checkpoint.output.to_le_bytes());
         bytes.push(checkpoint.bits);
