@@ -66,6 +66,8 @@ pub fn verdict(trust: Trust, is_pinned: bool) -> Verdict {
 /// An index that was found and is believed.
 pub(super) struct Found {
     pub(super) index: LayerIndex,
+    /// By what the store keeps it.
+    pub(super) claim: Digest,
     /// What brings its windows, if they are not here.
     pub(super) windows: Option<WindowSource>,
     /// The artifact that it belongs to.
@@ -156,7 +158,8 @@ impl Search {
         let lacks = !index.has_windows();
         let windows =
             lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
-        Ok(Found { index: index.clone(), windows, artifact: *artifact, why: self.verdict.why })
+        let claim = blob.blob.digest;
+        Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why: self.verdict.why })
     }
 
     /// What a start of the image reads, if somebody put that beside it.
