@@ -128,8 +128,8 @@ async fn push(
         tokio::select! {
             sent = &mut pushing => break sent.map_err(|error| Failure::from(&error))?,
             _ = tick.tick() => {
-                let (taken, total) = progress.now();
-                let now = control::Progress { layers: bundle.artifact.layers.len(), finished: 0, total, taken, received: 0 };
+                let share::Pushing { blobs, finished, there, total } = progress.now();
+                let now = control::Progress { layers: blobs, finished, total, taken: there, received: 0 };
                 send(events, Event::Progress(now)).await;
             }
         }

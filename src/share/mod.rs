@@ -24,7 +24,7 @@ mod tests;
 pub use artifact::{Artifact, LayerBlob, Metadata};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
-pub use push::{Bundle, Known, Listed, Progress, Sent, push, remove};
+pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
 
 use crate::oci::{Digest, ManifestError, Printable};
 use crate::source;
