@@ -85,7 +85,13 @@ async fn one(
     let bundled = tokio::task::spawn_blocking(move || Bundle::new(&subject, &indexes, profile.as_ref())).await;
     let bundle = bundled.map_err(|_| interrupted())?;
     let pushed = match repository {
-        Some(repository) => Some(push(repository, &bundle, known, events).await?),
+        Some(repository) => {
+            let mut pushed = push(repository, &bundle, known, events).await?;
+            if work.replace {
+                pushed.replaced = replace(repository, &bundle, events).await?;
+            }
+            Some(pushed)
+        }
         None => None,
     };
     let mut image = report(&resolved, &bundle, described, pushed);
@@ -145,7 +151,35 @@ async fn push(
         mounted: sent.mounted,
         sent: sent.sent,
         bytes: sent.bytes,
+        replaced: 0,
     })
+}
+
+/// Removes the other artifacts of the image.
+async fn replace(repository: &Repository, bundle: &Bundle, events: &mpsc::Sender<Event>) -> Result<usize, Failure> {
+    let subject = bundle.artifact.subject.digest;
+    let found = share::discover(repository, &subject).await.map_err(|error| Failure::from(&error))?;
+    let mut removed = 0;
+    for shared in found.iter().filter(|shared| shared.manifest.digest != bundle.digest()) {
+        take_away(repository, &subject, &shared.manifest.digest, events).await?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Removes one artifact, and says so if it only cannot be found any more.
+async fn take_away(
+    repository: &Repository,
+    subject: &Digest,
+    artifact: &Digest,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Failure> {
+    let gone = share::remove(repository, subject, artifact).await.map_err(|error| Failure::from(&error))?;
+    if !gone {
+        let text = format!("the registry does not delete {artifact}; it is in no list any more and nobody finds it");
+        send(events, Event::Warning { text }).await;
+    }
+    Ok(())
 }
 
 /// The profile to put into the artifact.
@@ -250,12 +284,7 @@ pub(super) async fn remove(
     }
     for shared in &chosen {
         let (subject, artifact) = (digest(&shared.image)?, digest(&shared.digest)?);
-        let gone = share::remove(&repository, &subject, &artifact).await;
-        if !gone.map_err(|error| about(Failure::from(&error)))? {
-            let text =
-                format!("the registry does not delete {artifact}; it is in no list any more and nobody finds it");
-            send(events, Event::Warning { text }).await;
-        }
+        take_away(&repository, &subject, &artifact, events).await.map_err(about)?;
     }
     Ok(chosen.len())
 }

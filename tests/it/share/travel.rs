@@ -282,6 +282,12 @@ fn push_at_once(registry: &Embedded) {
     }
     let listed = machines[0].ocifs.json(["index", "list", "--json", &reference]);
     assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+
+    // Who wants only the latest says so.
+    machines[0].ocifs.run(["index", "--push", "--replace", "--profile=none", &reference]).ok();
+    let listed = machines[0].ocifs.json(["index", "list", "--json", &reference]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(listed[0]["profile_size"], Value::Null);
 }
 
 #[test]
