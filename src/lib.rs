@@ -56,6 +56,8 @@
 //! # Invariants
 //!
 //! - No byte reaches a reader that did not match a digest after it was last on a disk or a wire.
+//! - An index that was not made here is a claim. It serves only who believes that very claim, and is compared with the truth
+//!   when the layer is complete; a mount whose claim was wrong answers nothing any more.
 //! - A module uses only modules of lower levels; `tests/it/layering.rs` enforces the table below.
 //! - [`fuse`] is the only module that names the FUSE crate, [`registry`] the only one that names the HTTP client, [`cli`]
 //!   the only one that reads environment, home or configuration files.
