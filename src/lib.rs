@@ -9,19 +9,21 @@
 //! reference ─► source ─► manifest (platform chosen) ─► config
 //!                           │ for every layer, all at once
 //!                           ▼
-//!             layer index: in the cache ─ else first contact: the layer is streamed once
+//!             layer index: in the cache ─ else beside the image in its registry ─ else first contact: streamed once
 //!                           ▼
 //!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
 //!                           └─► profile of an earlier start, or what the entry point needs, fetched ahead
 //! ```
 //!
 //! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
-//! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and configuration;
-//! every layer needs an [`index`]. A layer without one is streamed by [`fetch::first_contact`]: ranged reads run ahead,
-//! their bytes land in the [`store`], and the index builder decodes them ([`codec`]), reads the tar stream ([`mod@tar`]),
-//! cuts seek points and hashes everything. Only if layer digest and diffID are right is the index kept. [`tree::merge`]
-//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`]. As soon as the tree is known, [`ahead`] fetches
-//! what an earlier start read ([`profile`]), or what the entry point needs ([`elf`]).
+//! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and
+//! configuration; every layer needs an [`index`]. Somebody may have put one beside the image ([`share`]): it is looked
+//! for while the image is resolved, and believed by one rule ([`image::verdict`]). A layer without one is streamed by
+//! [`fetch::first_contact`]: ranged reads run ahead, their bytes land in the [`store`], and the index builder decodes
+//! them ([`codec`]), reads the tar stream ([`mod@tar`]), cuts seek points and hashes everything. Only if layer digest
+//! and diffID are right is the index kept. [`tree::merge`] joins the layers; [`fuse`] attaches the tree to the kernel
+//! through [`fs`]. As soon as the tree is known, [`ahead`] fetches what an earlier start read ([`profile`]), or what
+//! the entry point needs ([`elf`]).
 //!
 //! # The life of a read
 //!
@@ -54,6 +56,8 @@
 //! # Invariants
 //!
 //! - No byte reaches a reader that did not match a digest after it was last on a disk or a wire.
+//! - An index that was not made here is a claim. It serves only who believes that very claim, and is compared with the truth
+//!   when the layer is complete; a mount whose claim was wrong answers nothing any more.
 //! - A module uses only modules of lower levels; `tests/it/layering.rs` enforces the table below.
 //! - [`fuse`] is the only module that names the FUSE crate, [`registry`] the only one that names the HTTP client, [`cli`]
 //!   the only one that reads environment, home or configuration files.
@@ -89,7 +93,8 @@
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
 //! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
-//! recording, and one for each span, layer or read in flight.
+//! recording, one an image that is looked up for indexes beside it, and one for each span, layer, window section or read
+//! in flight.
 
 pub mod limits;
 

@@ -395,4 +395,4 @@ pub const SMALL_LAYER: u64 = 64 << 10;
 pub const READ_SPANS: usize = 4096;
 
 /// Length up to which a shared index is fetched as a whole before the mount: its windows are not worth a request of their own.
-pub const SMALL_INDEX: u64 = 32 << 10;
+pub const SMALL_INDEX: u64 = 4 << 10;

@@ -41,7 +41,8 @@ An image that is itself called list, show or rm is written docker://list.";
 /// share those of common layers, and with the recorded start of the image if there is one (see `ocifs profile`). From then
 /// on `ocifs mount` of a tag finds it and is lazy on every machine at once; see --trust-index there for who is believed.
 ///
-/// Two machines that index the same image push the same bytes, and pushing again sends nothing.
+/// Two machines that index the same image with the same recording push the same bytes, and pushing again sends nothing.
+/// Indexes with other recordings lie beside each other, until --replace.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Args {
@@ -63,6 +64,10 @@ pub(super) struct Args {
     /// Put it into the image's registry
     #[arg(long)]
     push: bool,
+
+    /// Remove the other indexes beside the image, such as one with an older recording
+    #[arg(long, requires = "push")]
+    replace: bool,
 
     /// Write it into an image layout, made if it is not there
     #[arg(long, value_name = "oci:DIR", value_parser = layout)]
@@ -148,6 +153,7 @@ fn make(make: &Args, image: &ImageArgs, context: &Context) -> Result<(), Stop> {
         all_platforms: make.all_platforms,
         profile: profile(&make.profile)?,
         push: make.push,
+        replace: make.replace,
         output: make.output.as_deref().map(settled).transpose()?,
         format: match make.format {
             Format::Ocifs => "ocifs",
@@ -234,6 +240,9 @@ fn made_text(image: &IndexedImage) -> String {
             "sent",
             format!("{} in {blobs}; {} there, {} mounted", size(pushed.bytes), pushed.existed, pushed.mounted),
         );
+        if pushed.replaced > 0 {
+            line("replaced", count(pushed.replaced as u64, "other artifact"));
+        }
     }
     if let Some(dir) = &image.output {
         line("written", format!("to oci:{}", Printable::path(dir)));
@@ -372,6 +381,7 @@ mod tests {
                 mounted: 0,
                 sent: 2,
                 bytes: 2048,
+                replaced: 0,
             }),
             output: None,
         };

@@ -150,7 +150,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
     let trust_index = match args.trust_index {
-        Option::None => TrustIndex::ByReference,
+        Option::None => context.settings.trust_index,
         Some(Whose::None) => TrustIndex::None,
         Some(Whose::Registry) => TrustIndex::Registry,
     };

@@ -125,6 +125,14 @@ impl Filling {
         FillReport { state: state.to_owned(), error }
     }
 
+    /// Returns once a layer is found to be something else than its index says; never, if that does not happen.
+    pub(super) async fn condemned(&self) {
+        let mut states = self.state.subscribe();
+        let is_condemned = |_: &State| self.layers.iter().any(|layer| layer.condemned().is_some());
+        // The sender is this value's own, so it is there.
+        drop(states.wait_for(is_condemned).await);
+    }
+
     fn progress(&self) -> control::Progress {
         let layers = self.layers.iter();
         control::Progress {

@@ -28,7 +28,10 @@ pub(super) async fn make(
     work: &control::IndexWork,
     events: &mpsc::Sender<Event>,
 ) -> Result<Vec<IndexedImage>, Failure> {
-    format_of(&work.format)?;
+    if format_of(&work.format)? != Format::Ocifs && work.replace {
+        let failure = Failure::new(Code::Usage, "indexes for other programs cannot replace those that are there");
+        return Err(failure.hint("leave out --replace"));
+    }
     let first = request_of(&work.image)?;
     let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
     let repository = match work.push {
@@ -92,7 +95,13 @@ async fn one(
     let bundled = bundled.await;
     let bundle = bundled.map_err(|_| interrupted())?;
     let pushed = match repository {
-        Some(repository) => Some(push(repository, &bundle, known, events).await?),
+        Some(repository) => {
+            let mut pushed = push(repository, &bundle, known, events).await?;
+            if work.replace {
+                pushed.replaced = replace(repository, &bundle, events).await?;
+            }
+            Some(pushed)
+        }
         None => None,
     };
     let mut image = report(&resolved, &bundle, described, pushed);
@@ -135,8 +144,8 @@ async fn push(
         tokio::select! {
             sent = &mut pushing => break sent.map_err(|error| Failure::from(&error))?,
             _ = tick.tick() => {
-                let (taken, total) = progress.now();
-                let now = control::Progress { layers: bundle.artifact.layers.len(), finished: 0, total, taken, received: 0 };
+                let share::Pushing { blobs, finished, there, total } = progress.now();
+                let now = control::Progress { layers: blobs, finished, total, taken: there, received: 0 };
                 send(events, Event::Progress(now)).await;
             }
         }
@@ -152,7 +161,35 @@ async fn push(
         mounted: sent.mounted,
         sent: sent.sent,
         bytes: sent.bytes,
+        replaced: 0,
     })
+}
+
+/// Removes the other artifacts of the image.
+async fn replace(repository: &Repository, bundle: &Bundle, events: &mpsc::Sender<Event>) -> Result<usize, Failure> {
+    let subject = bundle.artifact.subject.digest;
+    let found = share::discover(repository, &subject).await.map_err(|error| Failure::from(&error))?;
+    let mut removed = 0;
+    for shared in found.iter().filter(|shared| shared.manifest.digest != bundle.digest()) {
+        take_away(repository, &subject, &shared.manifest.digest, events).await?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Removes one artifact, and says so if it only cannot be found any more.
+async fn take_away(
+    repository: &Repository,
+    subject: &Digest,
+    artifact: &Digest,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Failure> {
+    let gone = share::remove(repository, subject, artifact).await.map_err(|error| Failure::from(&error))?;
+    if !gone {
+        let text = format!("the registry does not delete {artifact}; it is in no list any more and nobody finds it");
+        send(events, Event::Warning { text }).await;
+    }
+    Ok(())
 }
 
 /// The profile to put into the artifact.
@@ -257,12 +294,7 @@ pub(super) async fn remove(
     }
     for shared in &chosen {
         let (subject, artifact) = (digest(&shared.image)?, digest(&shared.digest)?);
-        let gone = share::remove(&repository, &subject, &artifact).await;
-        if !gone.map_err(|error| about(Failure::from(&error)))? {
-            let text =
-                format!("the registry does not delete {artifact}; it is in no list any more and nobody finds it");
-            send(events, Event::Warning { text }).await;
-        }
+        take_away(&repository, &subject, &artifact, events).await.map_err(about)?;
     }
     Ok(chosen.len())
 }

@@ -13,7 +13,7 @@ use super::profiles::Profiling;
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::fetch::Urgency;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Ino};
 use crate::fuse::{self, Access};
 use crate::image::{Image, Images};
 
@@ -88,12 +88,25 @@ async fn attach(
     let mounted = Arc::new(Mounted { request: wanted, image, fs, mount, profiling, filling, tasks });
     let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
     tokio::spawn(async move {
+        tokio::select! {
+            () = watched.mount.ended() => {}
+            () = watched.filling.condemned() => forget(&watched).await,
+        }
         watched.mount.ended().await;
         watched.profiling.end().await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
         mounts.remove(&watched);
     });
     Ok(mounted)
+}
+
+/// Takes back what the kernel was told of a mount that has turned out to show something else than its image.
+async fn forget(mounted: &Arc<Mounted>) {
+    tracing::error!(dir = %mounted.request.dir.display(), "the mount has stopped serving: the index of a layer is wrong");
+    let (mounted, last) = (Arc::clone(mounted), Ino(u64::from(mounted.image.tree.node_count())));
+    if tokio::task::spawn_blocking(move || mounted.mount.forget(last)).await.is_err() {
+        tracing::warn!("the kernel keeps what it was told");
+    }
 }
 
 /// Finds what would make the mount fail before anything is fetched for it. Blocks on the file system.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::proof::{self, Proved};
 use super::{Error, Fetcher, Layer, Priority};
+use crate::index::SpanId;
 use crate::store;
 
 /// How long readers must have been quiet before fill takes the wire.
@@ -16,6 +17,9 @@ pub(super) const QUIET: Duration = Duration::from_millis(500);
 
 /// Spans that are wanted at once; many, so that they are asked for in long ranges.
 const BATCH: usize = 256;
+
+/// Their compressed bytes, from which on no more are wanted at once: all of them may be held in memory for a moment.
+const BATCH_BYTES: u64 = 64 << 20;
 
 /// How often a layer is fetched before it counts as wrong at its source.
 const ATTEMPTS: u32 = 2;
@@ -38,6 +42,7 @@ pub enum Urgency {
 /// served those, because each span is compared with the index. If the index is a claim, nothing shows that it is one about
 /// this layer, and the layer is condemned (design.md, "Trust"), as it is if the claim turns out to be wrong.
 pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
+    let mut wrong = 0;
     for attempt in 0..ATTEMPTS {
         fetch(fetcher, layer, urgency).await?;
         let blob = Arc::clone(&layer.blob);
@@ -46,7 +51,7 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             Ok(()) if layer.is_proven() => return Ok(()),
             Ok(()) => match proof::prove(fetcher, layer, urgency).await {
                 Ok(Proved::Yes) => return Ok(()),
-                Ok(Proved::NotItsBytes) => {}
+                Ok(Proved::NotItsBytes) => wrong += 1,
                 Err(error) if layer.condemned().is_none() && is_lost(&error) => {
                     tracing::debug!(layer = %layer.index.layer(), attempt, "bytes were lost while they were compared");
                 }
@@ -58,12 +63,26 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             }
             Err(store::Error::Mismatch(_)) => {
                 tracing::warn!(layer = %layer.index.layer(), attempt, "layer does not have its digest");
+                wrong += 1;
             }
             Err(error) => return Err(error.into()),
         }
     }
     let error = proof::not_the_layer(layer);
-    Err(if layer.is_proven() { error } else { layer.condemn(error) })
+    // What was wrong once may have been the disk's; what is wrong again came from the source.
+    Err(if layer.is_proven() || wrong < ATTEMPTS { error } else { layer.condemn(error) })
+}
+
+/// How many of `spans` to want at once, from their beginning on; at least one.
+fn batch(layer: &Layer, spans: &[(Arc<Layer>, SpanId)]) -> usize {
+    let mut bytes = 0;
+    let fits = spans.iter().take(BATCH).take_while(|(_, span)| {
+        let before = bytes;
+        let range = layer.index.compressed(*span);
+        bytes += range.end - range.start;
+        before < BATCH_BYTES
+    });
+    fits.count()
 }
 
 /// True if bytes that were here are not any more.
@@ -74,7 +93,10 @@ fn is_lost(error: &Error) -> bool {
 /// Fetches what is missing of `layer`.
 async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
     let spans: Vec<_> = layer.index.span_ids().map(|span| (Arc::clone(layer), span)).collect();
-    for batch in spans.chunks(BATCH) {
+    let mut rest = &spans[..];
+    while !rest.is_empty() {
+        let (batch, later) = rest.split_at(batch(layer, rest));
+        rest = later;
         if urgency == Urgency::Now {
             fetcher.prefetch(batch, Priority::Fill).await?;
             continue;

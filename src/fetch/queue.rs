@@ -193,6 +193,8 @@ impl Queue {
         let is_missing = |span: SpanId| !is_wanted(span) && !layer.has(span);
         let mut spans = VecDeque::from([key.span()]);
         let mut whole = place(key.span());
+        // Spans that share some bytes, but not all, are held beside each other.
+        let mut held = whole.end - whole.start;
         let mut last = key.span();
         while let Some(next) = index.next_span(last) {
             if spans.len() >= limits::READ_SPANS || !follows(&place(last), &place(next), bridge) {
@@ -200,20 +202,24 @@ impl Queue {
             }
             let end = place(next).end;
             let rides = end == whole.end && !is_wanted(next);
-            if rides || waits(next, Priority::Fill) && end - whole.start <= limit {
+            let size = if end == whole.end { 0 } else { end - place(next).start };
+            if rides || waits(next, Priority::Fill) && (held + size).max(end - whole.start) <= limit {
                 spans.push_back(next);
                 (last, whole.end) = (next, end);
+                held += size;
                 continue;
             }
             let Some(after) = index.next_span(next) else { break };
             let (between, end) = (place(next), place(after).end);
             let is_bridge = between.end - between.start <= bridge && is_missing(next);
-            let fits = follows(&between, &place(after), bridge) && end - whole.start <= limit;
+            let size = between.end - between.start + end - place(after).start;
+            let fits = follows(&between, &place(after), bridge) && (held + size).max(end - whole.start) <= limit;
             if !is_bridge || !fits || !waits(after, Priority::Fill) {
                 break;
             }
             spans.extend([next, after]);
             (last, whole.end) = (after, end);
+            held += size;
         }
         // Bytes before the span delay it: only what is as urgent may come first.
         let mut first = key.span();
@@ -221,13 +227,15 @@ impl Queue {
             if spans.len() >= limits::READ_SPANS || !follows(&place(before), &place(first), bridge) {
                 break;
             }
-            let start = place(before).start;
+            let Range { start, end } = place(before);
             let rides = start == whole.start && !is_wanted(before);
-            if !rides && (!waits(before, priority) || whole.end - start > limit) {
+            let size = if start == whole.start { 0 } else { end - start };
+            if !rides && (!waits(before, priority) || (held + size).max(whole.end - start) > limit) {
                 break;
             }
             spans.push_front(before);
             (first, whole.start) = (before, start);
+            held += size;
         }
         spans.into()
     }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::{Adapter, Shared};
 use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel::{self, MountPoint};
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Ino};
 
 /// Threads that take requests of one mount. Each answers from memory or hands the request on, so few are enough.
 const THREADS: usize = 4;
@@ -44,6 +44,7 @@ pub struct Mount {
     point: MountPoint,
     shared: Arc<Shared>,
     opens: Arc<Opens>,
+    notifier: Notifier,
     ended: watch::Receiver<bool>,
 }
 
@@ -176,6 +177,7 @@ impl Mount {
             device: String::new(),
             file_system: String::new(),
         });
+        let notifier = session.notifier();
         let (ending, ended) = watch::channel(false);
         let serve = move || {
             if let Err(error) = session.run() {
@@ -191,7 +193,7 @@ impl Mount {
         if !point.device.is_empty() && opens.chosen().mode == Mode::Passthrough {
             kernel::raise_read_ahead(&point.device);
         }
-        Ok(Self { point, shared, opens, ended })
+        Ok(Self { point, shared, opens, notifier, ended })
     }
 
     /// Where it is mounted.
@@ -212,6 +214,18 @@ impl Mount {
     /// How many requests the kernel has sent, by kind.
     pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.shared.requests.counts()
+    }
+
+    /// Has the kernel forget the attributes, the listings and the data of the inodes up to `last`, so that it asks for them
+    /// again. What a program has open for passthrough it keeps. Blocks while reads that are on their way are answered.
+    pub fn forget(&self, last: Ino) {
+        for number in 1..=last.0 {
+            // Length 0 is to the end; what the kernel does not know is no error.
+            if let Err(error) = self.notifier.inval_inode(INodeNo(number), 0, 0) {
+                tracing::warn!(path = %self.point.path.display(), %error, "the kernel keeps what it was told");
+                return;
+            }
+        }
     }
 
     /// Ends the mount. `lazy` detaches it at once even if it is in use. A mount that is already gone is no error.

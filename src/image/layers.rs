@@ -21,9 +21,18 @@ struct Indexed {
     index: LayerIndex,
     origin: Origin,
     reason: String,
-    /// What brings the windows of the index, if they are not here.
-    windows: Option<WindowSource>,
+    /// What is known of the index if somebody else made it.
+    claim: Option<Claim>,
     streamed: Option<Arc<fetch::Progress>>,
+}
+
+/// An index that somebody else made.
+#[derive(Clone)]
+struct Claim {
+    /// By what the store keeps it.
+    name: Digest,
+    /// What brings its windows, if they are not here.
+    windows: Option<WindowSource>,
 }
 
 impl Images {
@@ -57,13 +66,13 @@ impl Images {
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let Indexed { index, origin, reason, windows, streamed } = opened[&descriptor.digest].clone();
+            let Indexed { index, origin, reason, claim, streamed } = opened[&descriptor.digest].clone();
             let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
-            let layer = self.layer(index, windows, descriptor, (reader(descriptor, source), name.clone())).await?;
+            let layer = self.layer(index, claim, descriptor, (reader(descriptor, source), name.clone())).await?;
             layers.push(ImageLayer { descriptor: descriptor.clone(), origin, reason, layer, streamed });
         }
         Ok(layers)
@@ -79,20 +88,22 @@ impl Images {
     ) -> Result<Indexed, Error> {
         if let Some(index) = self.stored_index(expected).await? {
             let reason = "it was made here from the whole layer".to_owned();
-            return Ok(Indexed { index, origin: Origin::Cached, reason, windows: None, streamed: None });
+            return Ok(Indexed { index, origin: Origin::Cached, reason, claim: None, streamed: None });
         }
         // Whoever wants proof believes nobody.
         if search.is_some()
             && let Some(index) = self.imported_index(expected).await?
         {
             let reason = "a user of this cache imported it".to_owned();
-            return Ok(Indexed { index, origin: Origin::Imported, reason, windows: None, streamed: None });
+            let claim = Some(Claim { name: IMPORTED, windows: None });
+            return Ok(Indexed { index, origin: Origin::Imported, reason, claim, streamed: None });
         }
         let reason = match search {
             Some(search) => match search.index(&expected).await {
-                Ok(Found { index, windows, artifact, why }) => {
+                Ok(Found { index, claim, windows, artifact, why }) => {
+                    let claim = Some(Claim { name: claim, windows });
                     let origin = Origin::Shared(artifact);
-                    return Ok(Indexed { index, origin, reason: why.to_owned(), windows, streamed: None });
+                    return Ok(Indexed { index, origin, reason: why.to_owned(), claim, streamed: None });
                 }
                 Err(why) => why,
             },
@@ -106,7 +117,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, origin: Origin::FirstContact, reason, windows: None, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, reason, claim: None, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -165,7 +176,7 @@ impl Images {
     async fn layer(
         &self,
         index: LayerIndex,
-        windows: Option<WindowSource>,
+        claim: Option<Claim>,
         descriptor: &Descriptor,
         (reader, source_name): (Option<Arc<dyn BlobReader>>, String),
     ) -> Result<Arc<fetch::Layer>, Error> {
@@ -174,6 +185,8 @@ impl Images {
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
         let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        let Some(Claim { name, windows }) = claim else { return Ok(Arc::new(layer)) };
+        let layer = layer.with_claim(Arc::clone(&self.store), name);
         let Some(source) = windows else { return Ok(Arc::new(layer)) };
         let layer = Arc::new(layer.with_windows(source));
         // Nobody waits for them yet, but the first read most likely will.

@@ -67,6 +67,8 @@ pub fn verdict(trust: Trust, is_pinned: bool) -> Verdict {
 /// An index that was found and is believed.
 pub(super) struct Found {
     pub(super) index: LayerIndex,
+    /// By what the store keeps it.
+    pub(super) claim: Digest,
     /// What brings its windows, if they are not here.
     pub(super) windows: Option<WindowSource>,
     /// The artifact that it belongs to.
@@ -169,7 +171,8 @@ impl Search {
         let lacks = !index.has_windows();
         let windows =
             lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
-        Ok(Found { index: index.clone(), windows, artifact: *artifact, why: self.verdict.why })
+        let claim = blob.blob.digest;
+        Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why: self.verdict.why })
     }
 
     /// What a zTOC says, made into an index now that all that is expected of the layer is known.
@@ -181,7 +184,7 @@ impl Search {
             tracing::warn!(layer = %expected.layer, artifact = %ztoc.artifact, why, "a zTOC is refused");
         };
         let index = index.inspect_err(refused)?;
-        Ok(Found { index, windows: None, artifact: ztoc.artifact, why: self.verdict.why })
+        Ok(Found { index, claim: ztoc.digest, windows: None, artifact: ztoc.artifact, why: self.verdict.why })
     }
 
     /// What a start of the image reads, if somebody put that beside it.

@@ -16,8 +16,8 @@ use crate::store::Store;
 pub(super) struct Ztoc {
     /// The index that lists it.
     pub(super) artifact: Digest,
-    /// Its digest.
-    digest: Digest,
+    /// Its digest, by which the store keeps what it says.
+    pub(super) digest: Digest,
     /// Its bytes; none if what it says is in the cache already.
     bytes: Option<Bytes>,
 }

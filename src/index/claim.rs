@@ -110,7 +110,7 @@ impl LayerIndex {
     /// Everything is checked but the truth: that spans lie in the blob, make up the stream and are within bounds, that
     /// windows are there only where they can be used, that entries are such as a layer can have and that their bytes lie in
     /// the stream. Content digests of files too short to have one ([`limits::CONTENT_DIGEST_BYTES`]), or so long that a sparse
-    /// one would have none ([`limits::SPARSE_HASH_BYTES`]), are dropped.
+    /// one would have none ([`limits::SPARSE_HASH_BYTES`]), are dropped, and symbolic links get the mode that they all have.
     pub fn claimed(expected: &Expected, claim: Claim) -> Result<Self, Malformed> {
         let layer = expected.layer;
         let refuse = |what| Malformed::Claim { layer, what };
@@ -145,6 +145,25 @@ impl LayerIndex {
             _ => refuse("it cannot be used"),
         })
     }
+}
+
+impl LayerIndex {
+    /// Reads all entries and checks them by the rules for claims: for an index of ours that comes from elsewhere, before it is
+    /// believed. Those of [`Self::claimed`] are checked already.
+    pub fn check_entries(&self) -> Result<(), Malformed> {
+        let refuse = |path: &[u8], what| Malformed::Entry { layer: self.layer(), path: shown(path), what };
+        let mut place = 0;
+        for entry in self.entries() {
+            let entry = entry.map_err(|_| refuse(b"", "the entries cannot be read"))?;
+            check(&entry, &mut place, self.uncompressed_size()).map_err(|what| refuse(&entry.path, what))?;
+        }
+        Ok(())
+    }
+}
+
+/// A path for people.
+fn shown(path: &[u8]) -> String {
+    Printable::of(&path[..path.len().min(limits::SHOWN_CHARACTERS)]).to_string()
 }
 
 /// The record of a span that begins at `offset` of the stream. What a record can say at all is checked here, the rest
@@ -184,6 +203,10 @@ fn write_entries(layer: &Digest, entries: Vec<Entry>, stream: u64) -> Result<sup
     let mut writer = EntryWriter::new();
     let mut place = 0;
     for mut entry in entries {
+        if matches!(entry.kind, Kind::Symlink { .. }) {
+            // The tar reader gives all of them this mode, whatever their headers say.
+            entry.mode = 0o777;
+        }
         let checked = check(&entry, &mut place, stream);
         if let Kind::Regular { size, content, .. } = &mut entry.kind
             && !(limits::CONTENT_DIGEST_BYTES..=limits::SPARSE_HASH_BYTES).contains(size)
@@ -191,10 +214,7 @@ fn write_entries(layer: &Digest, entries: Vec<Entry>, stream: u64) -> Result<sup
             *content = None;
         }
         let written = checked.and_then(|()| if writer.push(&entry) { Ok(()) } else { Err("it is too long") });
-        written.map_err(|what| {
-            let path = Printable::of(&entry.path[..entry.path.len().min(limits::SHOWN_CHARACTERS)]).to_string();
-            Malformed::Entry { layer: *layer, path, what }
-        })?;
+        written.map_err(|what| Malformed::Entry { layer: *layer, path: shown(&entry.path), what })?;
     }
     Ok(writer.finish())
 }
@@ -216,7 +236,7 @@ fn check(entry: &Entry, place: &mut u64, stream: u64) -> Result<(), &'static str
     if entry.mtime.nanos >= 1_000_000_000 || !(0..=i128::from(i64::MAX)).contains(&total) {
         return Err("its time is out of range");
     }
-    check_xattrs(&entry.xattrs)?;
+    check_xattrs(&entry.kind, &entry.xattrs)?;
     match &entry.kind {
         Kind::Regular { size, segments, .. } => check_segments(*size, segments, place, stream),
         Kind::Symlink { target } if target.is_empty() || target.contains(&0) => Err("its target is not a path"),
@@ -227,12 +247,15 @@ fn check(entry: &Entry, place: &mut u64, stream: u64) -> Result<(), &'static str
     }
 }
 
-fn check_xattrs(xattrs: &[Xattr]) -> Result<(), &'static str> {
+fn check_xattrs(kind: &Kind, xattrs: &[Xattr]) -> Result<(), &'static str> {
     let mut list = 0;
     for (number, xattr) in xattrs.iter().enumerate() {
         let sorted = number == 0 || xattrs[number - 1].name < xattr.name;
         if !sorted || xattr.name.is_empty() || xattr.name.contains(&0) {
             return Err("its extended attributes are not in order");
+        }
+        if !xattr.is_served(kind) {
+            return Err("it has an extended attribute that is not to be served");
         }
         list += xattr.name.len() + 1;
         if xattr.name.len() > limits::XATTR_NAME_BYTES

@@ -163,6 +163,12 @@ impl LayerIndex {
         Self { bytes, parts, windows: Arc::new(windows), is_proven, identity }
     }
 
+    /// True if this is an index of the layer that `expected` names, or says so.
+    pub fn is_of(&self, expected: &Expected) -> bool {
+        let Expected { layer, size, diff_id } = expected;
+        (self.layer(), self.compressed_size(), self.diff_id()) == (*layer, *size, *diff_id)
+    }
+
     /// Checks what opening leaves for later: the windows, if they are here. Reads all of them, about a hundredth of the
     /// layer.
     pub fn check(&self) -> Result<(), Error> {

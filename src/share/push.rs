@@ -116,11 +116,28 @@ pub struct Progress {
     blobs: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
 }
 
+/// Sums over the blobs of an artifact.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pushing {
+    /// Blobs.
+    pub blobs: usize,
+    /// Blobs that the registry has.
+    pub finished: usize,
+    /// Bytes that the registry has.
+    pub there: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
 impl Progress {
-    /// Bytes that the registry has, and bytes in all.
-    pub fn now(&self) -> (u64, u64) {
+    /// Where it stands now.
+    pub fn now(&self) -> Pushing {
         let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        blobs.iter().fold((0, 0), |(there, all), (size, sent)| (there + sent.load(Ordering::Relaxed), all + size))
+        blobs.iter().fold(Pushing { blobs: blobs.len(), ..Pushing::default() }, |sum, (size, sent)| {
+            let sent = sent.load(Ordering::Relaxed);
+            let finished = sum.finished + usize::from(sent >= *size);
+            Pushing { finished, there: sum.there + sent, total: sum.total + size, ..sum }
+        })
     }
 
     fn add(&self, size: u64) -> Arc<AtomicU64> {

@@ -36,6 +36,17 @@ pub(super) fn served<'a>(kind: &Kind, given: impl Iterator<Item = (&'a [u8], &'a
     if list > limits::XATTR_LIST_BYTES { Err(Fault::Xattr) } else { Ok(xattrs) }
 }
 
+impl Xattr {
+    /// True for what may be among the attributes of an entry of this kind: a name that is served, as it is served.
+    pub fn is_served(&self, kind: &Kind) -> bool {
+        let has_user = matches!(kind, Kind::Directory | Kind::Regular { .. });
+        match self.name.strip_prefix(USER_OVERLAY) {
+            Some(_) => has_user && self.name.starts_with(USER_OVERLAY_ESCAPED),
+            None => served_name(&self.name, has_user).is_some(),
+        }
+    }
+}
+
 fn served_name(name: &[u8], has_user: bool) -> Option<Vec<u8>> {
     if name == b"security.capability" {
         return Some(name.to_vec());

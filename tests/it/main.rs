@@ -1,6 +1,7 @@
 //! Integration tests, one binary; each module says what it shows.
 
 mod cache_size;
+mod claims;
 mod cli;
 mod conditions;
 mod damage;

@@ -41,12 +41,13 @@ impl Uploads {
     }
 
     /// Adds bytes to a session, if it is at `start`; answers how many it has then.
-    fn add(&self, session: &str, start: Option<usize>, bytes: &[u8]) -> Result<usize, Reply> {
+    fn add(&self, session: &str, start: Option<usize>, bytes: &[u8]) -> Result<usize, Box<Reply>> {
         let mut state = self.lock();
-        let Some(held) = state.sessions.get_mut(session) else { return Err(unknown()) };
+        let Some(held) = state.sessions.get_mut(session) else { return Err(Box::new(unknown())) };
         if start.is_some_and(|start| start != held.len()) || held.len() + bytes.len() > DEMO_UPLOAD_BODY {
             let status = StatusCode::RANGE_NOT_SATISFIABLE;
-            return Err(Reply::error(status, "BLOB_UPLOAD_INVALID", "the chunk does not follow the one before"));
+            let why = "the chunk does not follow the one before";
+            return Err(Box::new(Reply::error(status, "BLOB_UPLOAD_INVALID", why)));
         }
         held.extend_from_slice(bytes);
         Ok(held.len())
@@ -63,15 +64,15 @@ pub(super) fn answer(shared: &Shared, request: &Request, repository: &str, sessi
     match request.method {
         Method::GET | Method::HEAD => match shared.uploads.add(session, None, &[]) {
             Ok(length) => progress(StatusCode::NO_CONTENT, repository, session, length),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         },
         Method::PATCH => match shared.uploads.add(session, start(request), &request.body) {
             Ok(length) => progress(StatusCode::ACCEPTED, repository, session, length),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         },
         Method::PUT => match shared.uploads.add(session, start(request), &request.body) {
             Ok(_) => end(shared, request, repository, session),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         },
         Method::DELETE => match shared.uploads.end(session) {
             Some(_) => Reply::new(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()),
@@ -86,7 +87,7 @@ pub(super) fn broken_off(shared: &Shared, request: &Request) -> Reply {
     if let Endpoint::Upload { session: Some(session), .. } = &request.endpoint
         && let Err(refusal) = shared.uploads.add(session, start(request), &request.body)
     {
-        return refusal;
+        return *refusal;
     }
     Reply::error(StatusCode::BAD_REQUEST, "SIZE_INVALID", "the request broke off")
 }

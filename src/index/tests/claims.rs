@@ -269,7 +269,7 @@ fn d_018_d_020_malformed_entries_are_refused_by_name() {
         found.expect("a file")
     }
     type Spoil = fn(&mut Claim);
-    let spoilers: [(&str, Spoil); 22] = [
+    let spoilers: [(&str, Spoil); 24] = [
         ("goes up", |claim| claim.entries[1].path = b"dir/../x".to_vec()),
         ("is absolute", |claim| claim.entries[1].path = b"/dir/x".to_vec()),
         ("has a NUL", |claim| claim.entries[1].path = b"dir/\0".to_vec()),
@@ -285,6 +285,12 @@ fn d_018_d_020_malformed_entries_are_refused_by_name() {
         }),
         ("has an attribute without a name", |claim| {
             claim.entries[1].xattrs = vec![Xattr { name: vec![], value: vec![] }];
+        }),
+        ("steers the host (A-133)", |claim| {
+            claim.entries[1].xattrs = vec![Xattr { name: b"trusted.overlay.opaque".to_vec(), value: b"y".to_vec() }];
+        }),
+        ("steers an overlay above (A-134)", |claim| {
+            claim.entries[1].xattrs = vec![Xattr { name: b"user.overlay.opaque".to_vec(), value: b"y".to_vec() }];
         }),
         ("has a long attribute", |claim| {
             claim.entries[1].xattrs = vec![Xattr { name: b"user.x".to_vec(), value: vec![0; XATTR_VALUE_BYTES + 1] }];

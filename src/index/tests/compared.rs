@@ -220,6 +220,45 @@ fn holes_are_equal_to_zeros_and_to_nothing_else() {
 }
 
 #[test]
+fn an_index_of_ours_that_was_forged_is_found_even_if_every_digest_in_it_is_right() {
+    let (tar, _) = tar_of(42, &[3000, 3000, 2000]);
+    let truth = index(&tar, &tar);
+    let spans::Table::Own(records, payload_end) = truth.table() else { panic!("it is ours") };
+    let forge = |entries: &[Entry]| {
+        let mut writer = entries::EntryWriter::new();
+        assert!(entries.iter().all(|entry| writer.push(entry)));
+        let content = format::Content {
+            compression: Compression::None,
+            uncompressed_size: truth.uncompressed_size(),
+            payload_end,
+            spans: format::Spans::Own(records.to_vec()),
+            groups: Vec::new(),
+            windows: Vec::new(),
+            entries: writer.finish(),
+        };
+        let bytes = Bytes::from(format::assemble(&expect(&tar, &tar), &content));
+        LayerIndex::open_claim(bytes).expect("nothing is wrong with its form")
+    };
+    let mut list = entries(&truth);
+    let same = forge(&list);
+    assert!(same.says_the_same(&truth) && same.is_of(&expect(&tar, &tar)));
+    same.check_entries().expect("it is ours");
+    // The second file is led to the first one's bytes: a pass over the stream must not take those between for it.
+    let Kind::Regular { segments: first, .. } = list[1].kind.clone() else { panic!("a file") };
+    let Kind::Regular { segments, content, .. } = &mut list[2].kind else { panic!("a file") };
+    (*segments, *content) = (first, None);
+    let forged = forge(&list);
+    let found = compared(&forged, &truth, &tar).expect_err("it lies").to_string();
+    assert_eq!(found, "\"dir/file-1\": has bytes that the claim has in no order");
+    let refused = forged.check_entries().expect_err("it lies").to_string();
+    assert!(refused.contains("\"dir/file-1\"") && refused.ends_with("its pieces are not in order"), "{refused}");
+    list.truncate(2);
+    list[1].mode = 0o777;
+    let found = compared(&forge(&list), &truth, &tar).expect_err("it lies").to_string();
+    assert_eq!(found, "\"dir/file-0\": has mode 0644, the claim says 0777");
+}
+
+#[test]
 fn files_of_the_format_may_be_left_out_but_not_changed() {
     let mut writer = Writer::new(Vec::new());
     for name in ["a", ".prefetch.landmark", "stargz.index.json"] {
