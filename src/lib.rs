@@ -9,19 +9,21 @@
 //! reference ─► source ─► manifest (platform chosen) ─► config
 //!                           │ for every layer, all at once
 //!                           ▼
-//!             layer index: in the cache ─ else first contact: the layer is streamed once
+//!             layer index: in the cache ─ else beside the image in its registry ─ else first contact: streamed once
 //!                           ▼
 //!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
 //!                           └─► profile of an earlier start, or what the entry point needs, fetched ahead
 //! ```
 //!
 //! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
-//! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and configuration;
-//! every layer needs an [`index`]. A layer without one is streamed by [`fetch::first_contact`]: ranged reads run ahead,
-//! their bytes land in the [`store`], and the index builder decodes them ([`codec`]), reads the tar stream ([`mod@tar`]),
-//! cuts seek points and hashes everything. Only if layer digest and diffID are right is the index kept. [`tree::merge`]
-//! joins the layers; [`fuse`] attaches the tree to the kernel through [`fs`]. As soon as the tree is known, [`ahead`] fetches
-//! what an earlier start read ([`profile`]), or what the entry point needs ([`elf`]).
+//! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and
+//! configuration; every layer needs an [`index`]. Somebody may have put one beside the image ([`share`]): it is looked
+//! for while the image is resolved, and believed by one rule ([`image::verdict`]). A layer without one is streamed by
+//! [`fetch::first_contact`]: ranged reads run ahead, their bytes land in the [`store`], and the index builder decodes
+//! them ([`codec`]), reads the tar stream ([`mod@tar`]), cuts seek points and hashes everything. Only if layer digest
+//! and diffID are right is the index kept. [`tree::merge`] joins the layers; [`fuse`] attaches the tree to the kernel
+//! through [`fs`]. As soon as the tree is known, [`ahead`] fetches what an earlier start read ([`profile`]), or what
+//! the entry point needs ([`elf`]).
 //!
 //! # The life of a read
 //!
@@ -71,6 +73,8 @@
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`fetch`] |
+//! | 5 | [`image`] [`ahead`] [`parcel`] |
+//! | 4 | [`tree`] [`share`] [`fetch`] |
 //! | 5 | [`image`] [`ahead`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
@@ -89,7 +93,8 @@
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
 //! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
-//! recording, and one for each span, layer or read in flight.
+//! recording, one an image that is looked up for indexes beside it, and one for each span, layer, window section or read
+//! in flight.
 
 pub mod limits;
 
@@ -107,10 +112,12 @@ pub mod registry;
 pub mod store;
 
 pub mod fetch;
+pub mod share;
 pub mod tree;
 
 pub mod ahead;
 pub mod image;
+pub mod parcel;
 
 pub mod fs;
 

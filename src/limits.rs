@@ -323,6 +323,51 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
 
+// Parcels (`parcel`): files for CI caches, written by whoever can write there.
+
+/// Most documents in one parcel: a reference leads through at most [`DOCUMENTS`] of them.
+pub const PARCEL_DOCUMENTS: usize = 2 * DOCUMENTS;
+
+/// Longest record of a parcel that holds no document, index or bytes of a layer: names and numbers.
+pub const PARCEL_FIELDS_BYTES: u64 = 16 << 10;
+
+/// Most bytes of a layer in one record of a parcel, which is held in memory while its spans are verified.
+pub const PARCEL_STRETCH_BYTES: u64 = 64 << 20;
+
+/// Longest span, decoded, that a parcel carries by itself; a layer with longer ones is carried as a whole or without them.
+pub const PARCEL_SPAN_BYTES: u64 = 64 << 20;
+// Indexes in registries (`share`, `registry`).
+
+/// Bytes of a blob that one request of an upload carries. What a broken connection costs at most, while a round trip
+/// stays small beside it.
+pub const PUSH_CHUNK: usize = 8 << 20;
+
+/// Longest chunk that a registry may ask for (`OCI-Chunk-Min-Length`); those in use ask for at most 5 MiB.
+pub const PUSH_CHUNK_LARGEST: usize = 64 << 20;
+
+/// Most pages of one list of referrers that are asked for. A page holds tens to hundreds, an image has few.
+pub const REFERRER_PAGES: usize = 16;
+
+/// Most times a list of referrers is read, changed and written because somebody else wrote it meanwhile.
+pub const REFERRER_ROUNDS: usize = 10;
+
+/// Longest manifest of an index artifact: [`LAYERS`] descriptors of one kilobyte each.
+pub const ARTIFACT_BYTES: u64 = 2 << 20;
+
+/// Most index artifacts of one image that are looked at; the others are passed over.
+pub const ARTIFACTS: usize = 16;
+
+/// Blobs of an artifact that are pushed or fetched at once.
+pub const PARALLEL_BLOBS: usize = 8;
+
+/// Longest blob that is uploaded to the embedded registry, in bytes: the indexes of a test's images are far below.
+pub const DEMO_UPLOAD_BODY: usize = 256 << 20;
+
+/// Most uploads that the embedded registry has under way; beyond it all are forgotten, as in a restart.
+pub const DEMO_UPLOADS: usize = 256;
+
+/// Most places of pushed blobs that are remembered, to mount them elsewhere in the same registry; 200 bytes each.
+pub const PUSHED_KEPT: usize = 1 << 14;
 // Claimed indexes (`index`, `fetch`): what other tools say of a layer.
 
 /// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
@@ -338,6 +383,25 @@ pub const TOC_BYTES: u64 = 150 << 20;
 /// held at once, and the shortest ones would otherwise take a gigabyte.
 pub const TOC_ENTRIES: usize = 1 << 20;
 
+// zTOCs (`index::soci`): SOCI indexes of layers, from registries.
+
+/// Longest zTOC that is read: 33 KiB a span of 4 MiB and 150 bytes a member stay below for layers of 50 GiB.
+pub const ZTOC_BYTES: u64 = INDEX_BYTES;
+
+/// Longest span of a zTOC, decoded, that is worth more than a first contact. SOCI's are of 4 MiB unless told otherwise.
+pub const ZTOC_SPAN_BYTES: u64 = 64 << 20;
+
+/// Longest gzip layer that may be one span of a zTOC. One block of deflate data decodes to 8 MiB at most, so spans of the
+/// usual 4 MiB end before; zTOCs of longer layers with only one are those of a fault of SOCI's (its issue 1834).
+pub const ZTOC_ONE_SPAN_BYTES: u64 = 16 << 20;
+/// Indexes of one image's layers that are fetched at once: all of nearly any image, so that they cost one round trip.
+pub const PARALLEL_INDEXES: usize = 32;
+
+/// Length up to which the metadata of a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
+pub const SMALL_LAYER: u64 = 64 << 10;
 /// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
 /// thousand small files in it.
 pub const READ_SPANS: usize = 4096;
+
+/// Length up to which a shared index is fetched as a whole before the mount: its windows are not worth a request of their own.
+pub const SMALL_INDEX: u64 = 4 << 10;

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueHint};
 
 use super::{
-    byte_size, cache, cat, completions, daemon, demo, enter, help, inspect, list, ls, man, mount, profile, status,
-    umount,
+    byte_size, cache, cat, completions, daemon, demo, enter, help, index, inspect, list, ls, man, mount, profile,
+    status, umount,
 };
 
 /// Mounts any container image now and fetches its bytes when they are read
@@ -68,6 +68,7 @@ pub(super) enum Command {
     Ls(ls::Args),
     Cat(cat::Args),
     Profile(profile::Args),
+    Index(index::Args),
     Cache(cache::Args),
     Demo(demo::Args),
     Completions(completions::Args),

@@ -1,9 +1,10 @@
-//! `ocifs cache`: what the cache holds, making room, and checking it.
+//! `ocifs cache`: what the cache holds, making room, checking it, and carrying parts of it elsewhere ([`parcel`]).
 
 use clap::Subcommand;
 
 use super::context::Context;
 use super::output::Output;
+use super::parcel;
 use super::progress::Meter;
 use super::stop::{Stop, warn};
 use super::table::{Column, Rows, count, size};
@@ -15,9 +16,11 @@ const EXAMPLES: &str = "\
 Examples:
   ocifs cache du
   ocifs cache drop             # layers and files; what makes mounts lazy stays
-  ocifs cache verify";
+  ocifs cache verify
+  ocifs cache export debian:12 debian.parcel
+  ocifs cache import debian.parcel";
 
-/// Show, empty and check the cache
+/// Show, empty, check and carry the cache
 ///
 /// The cache is bound to contents, not to names: an image mounted by another tag or from another registry finds all it
 /// has in common with those before.
@@ -48,6 +51,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    Export(parcel::Export),
+    Import(parcel::Import),
 }
 
 /// Remove what no mount uses
@@ -87,10 +92,12 @@ impl From<What> for control::Drop {
 
 /// Does what was asked for.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
-    match args.action {
-        Action::Du { json } => show_usage(json, context),
-        Action::Drop(what) => remove(what, context),
-        Action::Verify { json } => verify(json, context),
+    match &args.action {
+        Action::Du { json } => show_usage(*json, context),
+        Action::Drop(what) => remove(*what, context),
+        Action::Verify { json } => verify(*json, context),
+        Action::Export(args) => parcel::export(args, context),
+        Action::Import(args) => parcel::import(args, context),
     }
 }
 

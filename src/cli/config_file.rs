@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::stop::usage;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
-use crate::daemon::control::{Fill, Io};
+use crate::daemon::control::{Fill, Io, TrustIndex};
 use crate::oci::Printable;
 
 /// What one configuration file says.
@@ -25,6 +25,7 @@ pub(super) struct ConfigFile {
     pub(super) io: Option<Io>,
     /// Seconds.
     pub(super) profile_until: Option<u32>,
+    pub(super) trust_index: Option<TrustIndex>,
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
@@ -39,6 +40,7 @@ struct Wire {
     fill: Option<Fill>,
     io: Option<Io>,
     profile_until: Option<Spanned<String>>,
+    trust_index: Option<TrustIndex>,
     idle_seconds: Option<u32>,
     plain_http: Option<Vec<Spanned<String>>>,
 }
@@ -90,6 +92,7 @@ impl ConfigFile {
             fill: wire.fill,
             io: wire.io,
             profile_until: wire.profile_until.map(until).transpose()?,
+            trust_index: wire.trust_index,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
         })
@@ -104,6 +107,7 @@ impl ConfigFile {
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
             profile_until: self.profile_until.or(other.profile_until),
+            trust_index: self.trust_index.or(other.trust_index),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
         }
@@ -131,6 +135,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nprofile-until = '2m'\n\
+                    trust-index = 'registry'\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
@@ -139,6 +144,7 @@ mod tests {
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
             profile_until: Some(120),
+            trust_index: Some(TrustIndex::Registry),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
         };

@@ -1,6 +1,7 @@
 //! One conversation with the daemon: a request, what it tells meanwhile, and the answer.
 
 use std::ffi::OsString;
+use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 
@@ -11,6 +12,10 @@ use super::settings::Settings;
 use super::stop::{Stop, warn};
 use crate::daemon::control::{Event, Listed, Request};
 use crate::daemon::{Client, Code, Connection, Failure, Program};
+use crate::oci::Printable;
+
+/// Bytes that are sent to the daemon at once.
+const PIECE: usize = 256 << 10;
 
 /// What a command has to work with.
 #[derive(Debug, Clone)]
@@ -113,6 +118,39 @@ impl Context {
         heard.map(drop)
     }
 
+    /// Asks for an answer in parts that do not go to the terminal, so that the meter stays beside them.
+    pub(super) fn ask_beside(&self, request: &Request, meter: &Meter, sink: &mut dyn Sink) -> Result<(), Stop> {
+        let connection = self.client()?.request(request)?;
+        self.hear::<serde_json::Value>(connection, meter, sink).map(drop)
+    }
+
+    /// Asks for a short answer to all of `input`, which the daemon may refuse before it has taken it.
+    pub(super) fn send<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        input: &mut dyn Read,
+        meter: &Meter,
+        unreadable: impl FnOnce(&io::Error) -> Stop,
+    ) -> Result<T, Stop> {
+        let mut connection = self.client()?.request(request)?;
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match input.read(&mut buffer) {
+                Ok(0) => break,
+                // A daemon that takes no more has said why.
+                Ok(count) => {
+                    if connection.send(&buffer[..count]).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(unreadable(&error)),
+            }
+        }
+        connection.finish_sending();
+        self.hear(connection, meter, &mut Nothing)
+    }
+
     /// Asks for a short answer if a daemon is running.
     pub(super) fn ask_if_running<T: DeserializeOwned>(&self, request: &Request) -> Result<Option<T>, Stop> {
         let connection = self.client()?.request_if_running(request)?;
@@ -128,6 +166,7 @@ impl Context {
         loop {
             match connection.event()? {
                 Event::Progress(progress) => meter.show(&progress),
+                Event::Phase { text } => meter.next(Printable::of(&text).to_string()),
                 Event::Warning { text } => meter.aside(|| warn(&self.environment, &text)),
                 Event::Item(item) => sink.item(item)?,
                 Event::Data { length } => sink.data(length, &mut connection)?,

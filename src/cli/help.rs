@@ -66,6 +66,7 @@ variables win over both.
   fill = \"idle\"                   # off, idle or now
   io = \"auto\"                     # auto, passthrough or cached
   profile-until = \"30s\"          # how long starts are recorded; 0: not at all
+  trust-index = \"registry\"        # by-reference, none or registry; see ocifs mount --help
   idle-seconds = 30               # how long a daemon without mounts waits
   plain-http = [\"localhost:5000\"] # registries that speak plain HTTP";
 

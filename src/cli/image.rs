@@ -35,6 +35,11 @@ pub(super) struct ImageArgs {
 }
 
 impl ImageArgs {
+    /// The reference as it was typed.
+    pub(super) fn reference(&self) -> &str {
+        &self.reference
+    }
+
     /// The image to ask the daemon for. Wrong arguments are told before a daemon is started for them.
     pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
         let reference: Reference = self.reference.parse().map_err(|error| {
@@ -57,6 +62,7 @@ impl ImageArgs {
             plain_http: self.plain_http || context.settings.is_plain_http(&reference),
             auth_files: auth_files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?,
             reference: with_absolute_path(&self.reference, reference)?,
+            trust_index: control::TrustIndex::default(),
         })
     }
 }

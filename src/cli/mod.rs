@@ -23,6 +23,7 @@ mod enter;
 mod environment;
 mod help;
 mod image;
+mod index;
 mod inspect;
 mod interrupt;
 mod list;
@@ -31,6 +32,7 @@ mod ls;
 mod man;
 mod mount;
 mod output;
+mod parcel;
 mod paths;
 mod profile;
 mod progress;
@@ -78,6 +80,7 @@ fn run(args: Args, environment: &Environment) -> Result<(), Stop> {
         Command::Ls(command) => ls::run(&command, &context()?),
         Command::Cat(command) => cat::run(&command, &context()?),
         Command::Profile(command) => profile::run(&command, &context()?),
+        Command::Index(command) => index::run(&command, &context()?),
         Command::Cache(command) => cache::run(&command, &context()?),
         Command::Daemon(command) => daemon::run(&command, &context()?),
         Command::Demo(command) => demo::run(command, environment),

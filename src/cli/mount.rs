@@ -10,10 +10,11 @@ use super::duration;
 use super::image::ImageArgs;
 use super::interrupt::or_interrupted;
 use super::logging;
+use super::output::Output;
 use super::progress::Meter;
 use super::settings::settled;
 use super::stop::{Stop, usage};
-use crate::daemon::control::{self, Fill, Io, Request};
+use crate::daemon::control::{self, Fill, Io, Request, TrustIndex};
 use crate::daemon::{self, End};
 use crate::oci::Printable;
 
@@ -22,6 +23,7 @@ Examples:
   ocifs mount debian:12 /mnt/debian
   ocifs mount --platform linux/arm64 ghcr.io/owner/name:1.2 rootfs
   ocifs mount --wait debian:12 /mnt/debian               # complete when it returns
+  ocifs mount --trust-index registry NAME@sha256:... /mnt  # believe an index beside a pinned image
   ocifs mount --offline --fill off oci:build/image:latest /mnt
   ocifs mount --foreground localhost:5000/name /mnt     # for service managers";
 
@@ -31,7 +33,7 @@ Examples:
 /// seen before are streamed once, which is what takes time. The mount is read-only and stays until `ocifs umount`.
 ///
 /// The first mount starts a daemon, which serves all mounts of its cache directory and ends when there are none.
-/// Nothing is written to standard output; progress is shown on standard error if that is a terminal.
+/// Nothing is written to standard output without --json; progress is shown on standard error if that is a terminal.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
@@ -68,9 +70,31 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "foreground")]
     wait: bool,
 
+    /// Whose indexes of the image are believed [default: by the reference]
+    ///
+    /// An index that lies beside the image in its registry (see `ocifs index`) makes the first mount lazy. By default it is
+    /// believed if the reference is a tag, because who can push an index there can also move the tag, and not if the
+    /// reference has a digest, which binds no index. Whatever is believed is checked as a whole once the image is complete,
+    /// and the mount ends if it was wrong. `ocifs status` shows which index came from where, and why it was believed.
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    trust_index: Option<Whose>,
+
+    /// Print what was mounted as JSON for programs, as `ocifs status` describes it
+    #[arg(long, conflicts_with = "foreground")]
+    json: bool,
+
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
     foreground: bool,
+}
+
+/// Whose indexes are believed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Whose {
+    /// Nobody's: layers that this machine does not know are streamed once
+    None,
+    /// Those in the image's repository, also if the reference has a digest
+    Registry,
 }
 
 /// When the rest of an image is fetched.
@@ -125,31 +149,42 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     }
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
+    let trust_index = match args.trust_index {
+        Option::None => context.settings.trust_index,
+        Some(Whose::None) => TrustIndex::None,
+        Some(Whose::Registry) => TrustIndex::Registry,
+    };
     let mount = control::Mount {
-        image: args.image.request(context)?,
+        image: control::Image { trust_index, ..args.image.request(context)? },
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
         profile_until: args.profile_until.or(context.settings.profile_until),
         cache_size: context.settings.cache_size,
     };
-    if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, args.wait, context) }
+    if args.foreground { in_foreground(mount, context) } else { in_daemon(mount, &args, context) }
 }
 
-fn in_daemon(mount: control::Mount, wait: bool, context: &Context) -> Result<(), Stop> {
+fn in_daemon(mount: control::Mount, args: &Args, context: &Context) -> Result<(), Stop> {
     let completing = format!("completing {}", Printable::of(&mount.image.reference));
-    let waiting = wait.then(|| Request::Wait { dir: mount.dir.clone() });
+    let waiting = args.wait.then(|| Request::Wait { dir: mount.dir.clone() });
     let meter = Meter::looking_up(&mount.image.reference);
     let (request, inner, shown) = (Request::Mount(mount), context.clone(), meter.clone());
     let outcome = or_interrupted(move || {
-        inner.ask::<control::MountReport>(&request, &shown)?;
+        let report = inner.ask::<control::MountReport>(&request, &shown)?;
         // A request of its own: the mount is made, and giving up this one ends nothing.
-        let Some(request) = waiting else { return Ok(()) };
+        let Some(request) = waiting else { return Ok(report) };
         shown.next(completing);
-        inner.ask::<()>(&request, &shown)
+        inner.ask::<()>(&request, &shown).map(|()| report)
     });
     meter.clear();
-    outcome
+    let report = outcome?;
+    if !args.json {
+        return Ok(());
+    }
+    let mut output = Output::new();
+    output.json(&report)?;
+    output.finish()
 }
 
 fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {

@@ -60,6 +60,20 @@ impl Meter {
         }
     }
 
+    /// Shows bytes that pass through this program instead, `total` of them if that is known.
+    pub(super) fn expect(&self, total: Option<u64>) {
+        if let Some(total) = total {
+            self.0.set_style(style(STREAMING));
+            self.0.set_length(total);
+            self.0.reset_eta();
+        }
+    }
+
+    /// Counts bytes that have passed.
+    pub(super) fn advance(&self, count: u64) {
+        self.0.inc(count);
+    }
+
     /// Goes on with something else, whose length is not known yet.
     pub(super) fn next(&self, what: String) {
         self.0.unset_length();

@@ -11,7 +11,7 @@ use super::config_file::ConfigFile;
 use super::environment::Environment;
 use super::paths;
 use super::stop::usage;
-use crate::daemon::control::{Fill, Io};
+use crate::daemon::control::{Fill, Io, TrustIndex};
 use crate::daemon::{Code, Failure};
 use crate::oci::{Printable, Reference};
 
@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) io: Io,
     /// How long starts are recorded, in seconds; none until they are quiet.
     pub(super) profile_until: Option<u32>,
+    /// Whose indexes are believed.
+    pub(super) trust_index: TrustIndex,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
     /// Registries that speak plain HTTP, as `host[:port]`.
@@ -80,6 +82,7 @@ impl Settings {
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
             profile_until: file.profile_until,
+            trust_index: file.trust_index.unwrap_or_default(),
             idle: file.idle.unwrap_or(IDLE),
             plain_http: file.plain_http.unwrap_or_default(),
         })

@@ -23,8 +23,8 @@ Examples:
 
 /// Show what mounts hold, what they fetched, and why
 ///
-/// For each layer: how its index was made (from the cache, or by streaming the layer once), how much of it is here, and
-/// why it cannot be read lazily if it cannot. Never starts a daemon.
+/// For each layer: where its index came from (the cache, an index beside the image in its registry, or streaming the layer
+/// once) and why, how much of it is here, and why it cannot be read lazily if it cannot. Never starts a daemon.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct Args {
@@ -116,7 +116,7 @@ fn describe(mount: &MountReport) -> String {
     for (label, value) in lines {
         text += &format!("  {label:<11}{value}\n");
     }
-    text + "\n" + &layer_table(&mount.layers).indented("  ") + &reasons(&mount.layers)
+    text + "\n" + &layer_table(&mount.layers).indented("  ") + &provenance(&mount.layers) + &reasons(&mount.layers)
 }
 
 /// When the rest is fetched, and how far that is.
@@ -179,6 +179,28 @@ fn layer_table(layers: &[LayerReport]) -> Rows {
     rows
 }
 
+/// Where indexes came from and why they were believed or made: a line for each answer, with the layers it holds for. What
+/// was made here before needs none.
+fn provenance(layers: &[LayerReport]) -> String {
+    let mut lines: Vec<(String, Vec<String>)> = Vec::new();
+    for layer in layers.iter().filter(|layer| layer.indexed != "cache" && !layer.index_reason.is_empty()) {
+        let reason = Printable::of(&layer.index_reason);
+        let line = match &layer.index_artifact {
+            Some(artifact) => {
+                format!("index from {}, believed because {reason}", Printable::of(short_digest(artifact)))
+            }
+            None => format!("index made by streaming, because {reason}"),
+        };
+        let digest = Printable::of(short_digest(&layer.digest)).to_string();
+        match lines.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, digests)) if !digests.contains(&digest) => digests.push(digest),
+            Some(_) => {}
+            None => lines.push((line, vec![digest])),
+        }
+    }
+    lines.into_iter().map(|(line, digests)| format!("  {}: {line}\n", digests.join(" "))).collect()
+}
+
 /// Why layers are not lazy, one line each.
 fn reasons(layers: &[LayerReport]) -> String {
     let reason = |layer: &LayerReport| {
@@ -199,6 +221,8 @@ mod tests {
             media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
             compression: "zstd".to_owned(),
             indexed: "first-contact".to_owned(),
+            index_artifact: None,
+            index_reason: "the registry has no index of the image".to_owned(),
             size: 3 << 20,
             local: 1 << 20,
             fetched: 1 << 20,
@@ -264,6 +288,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
 
   LAYER         FORMAT  INDEX FROM        SIZE  LOCAL  FETCHED  REQUESTS  SPANS  LAZY
   abababababab  zstd    first-contact  3.0 MiB   33 %  1.0 MiB         2      1  no
+  abababababab: index made by streaming, because the registry has no index of the image
   abababababab is not lazy: one frame of 9 MiB
 ";
         assert_eq!(text(&report()), expected);

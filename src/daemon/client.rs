@@ -1,6 +1,7 @@
 //! The client's side: reaching the daemon, starting it, and reading its answers. Blocking, for command-line use.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -120,6 +121,19 @@ impl Connection {
             return Err(Failure::new(Code::Other, "the daemon ended before it answered"));
         }
         serde_json::from_slice(&line).map_err(|error| Failure::of(Code::Other, &error))
+    }
+
+    /// Sends raw bytes that belong to the request.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Says that nothing more is sent.
+    pub fn finish_sending(&mut self) {
+        if let Err(error) = self.stream.get_ref().shutdown(Shutdown::Write) {
+            // Its answer tells whether the daemon has heard enough.
+            tracing::debug!(%error, "the daemon has closed its side already");
+        }
     }
 
     /// Copies the raw bytes that a [`Event::Data`] announced.

@@ -3,6 +3,8 @@
 //! Both sides are the same program, and a daemon may be older than its client after an upgrade; unknown requests are
 //! answered with a failure that says so. A `data` event is followed by exactly that many raw bytes.
 
+mod indexes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
+pub use indexes::{IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
 
 /// Which image, and how its source may be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +27,22 @@ pub struct Image {
     pub plain_http: bool,
     /// Credential files in order.
     pub auth_files: Vec<PathBuf>,
+    /// Whose indexes are believed.
+    #[serde(default)]
+    pub trust_index: TrustIndex,
+}
+
+/// Whose indexes are believed beside those that were made here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrustIndex {
+    /// Those of the image's repository if the reference is a tag.
+    #[default]
+    ByReference,
+    /// Nobody's.
+    None,
+    /// Those of the image's repository.
+    Registry,
 }
 
 /// When the rest of an image is fetched.
@@ -139,12 +158,32 @@ pub enum Request {
     },
     /// Remove the profile of an image.
     RemoveProfile(Image),
+    /// Make the indexes of an image, and perhaps push them; progress events come before the end.
+    Index(IndexWork),
+    /// What indexes lie beside an image in its registry.
+    ListIndexes(Image),
+    /// Remove indexes that lie beside an image in its registry.
+    RemoveIndexes {
+        /// The image.
+        image: Image,
+        /// The artifact; all without it.
+        artifact: Option<String>,
+    },
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
     CacheDrop(Drop),
     /// Check every object of the cache.
     CacheVerify,
+    /// Send what the cache has of an image as data: a parcel. Progress events come in between.
+    CacheExport {
+        /// The image. One in a registry is looked for in the cache only.
+        image: Image,
+        /// Leave out what its profile does not name.
+        only_profile: bool,
+    },
+    /// Take a parcel into the cache. Its bytes follow the request; then the client closes its sending side.
+    CacheImport,
 }
 
 /// An event of the daemon.
@@ -153,6 +192,11 @@ pub enum Request {
 pub enum Event {
     /// How far opening an image has come, or completing it.
     Progress(Progress),
+    /// Something else begins; its progress comes next.
+    Phase {
+        /// What, for people.
+        text: String,
+    },
     /// Something the user should know.
     Warning {
         /// The text, one line, without control characters.
@@ -302,8 +346,15 @@ pub struct LayerReport {
     pub media_type: String,
     /// `tar`, `gzip` or `zstd`, by its content.
     pub compression: String,
-    /// Where the index came from: `cache`, `estargz` or `zstd:chunked` (the layer brings it along), or `first-contact`.
+    /// Where the index came from: `cache`, `estargz` or `zstd:chunked` (the layer brings it along), `imported`, `shared` or
+    /// `first-contact`.
     pub indexed: String,
+    /// The artifact that the index belongs to, if it is a shared one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_artifact: Option<String>,
+    /// Why the index was believed, or had to be made.
+    #[serde(default)]
+    pub index_reason: String,
     /// Length of the blob.
     pub size: u64,
     /// Bytes of it in the cache.
@@ -404,6 +455,19 @@ pub struct CacheReport {
     /// Profiles of starts.
     #[serde(default)]
     pub profiles: Usage,
+}
+
+/// What `cache import` brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// The reference that can be mounted offline now.
+    pub reference: Option<String>,
+    /// Layers, whole or in parts.
+    pub layers: u64,
+    /// Bytes of layers.
+    pub bytes: u64,
+    /// True if there was a profile.
+    pub profile: bool,
 }
 
 /// What `cache verify` found.

@@ -31,7 +31,8 @@ pub(super) async fn open_image(
     image
 }
 
-async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
+/// Tells how far opening an image is.
+pub(super) async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
     let now = progress.now();
     let (layers, finished, total) = (now.layers, now.finished, now.total);
     let (taken, received) = (now.taken, now.received);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::fuse::{MountError, UnmountError};
 use crate::oci::{ManifestError, Printable};
 use crate::source::ErrorKind;
-use crate::{fetch, image, source, store};
+use crate::{fetch, image, parcel, share, source, store};
 
 /// The class of a failure; its number is the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +152,16 @@ impl From<&image::Error> for Failure {
     }
 }
 
+impl From<&share::Error> for Failure {
+    fn from(error: &share::Error) -> Self {
+        match error {
+            share::Error::Source(error) => Self::from(error),
+            share::Error::Manifest { .. } | share::Error::Artifact { .. } => Self::of(Code::BadImage, error),
+            share::Error::Layout { .. } => Self::of(Code::Other, error),
+        }
+    }
+}
+
 impl From<&source::Error> for Failure {
     fn from(error: &source::Error) -> Self {
         let code = match error.kind() {
@@ -206,6 +216,32 @@ impl From<&store::Error> for Failure {
             }
             store::Error::Io { .. } => failure,
         }
+    }
+}
+
+impl From<&parcel::Error> for Failure {
+    fn from(error: &parcel::Error) -> Self {
+        use parcel::Error;
+        let code = match error {
+            Error::Store(error) => return Self::from(error),
+            Error::Write(_) | Error::Read(_) => Code::Other,
+            Error::Foreign => {
+                return Self::of(Code::Usage, error).hint("`ocifs cache export` writes what can be imported");
+            }
+            Error::Version { .. } => {
+                return Self::of(Code::Usage, error).hint("export it again with the same version of ocifs");
+            }
+            Error::Truncated | Error::Damaged(_) => {
+                return Self::of(Code::BadImage, error)
+                    .hint("what came before the fault was verified and is kept; transfer or export the parcel again");
+            }
+            Error::Malformed(_) | Error::Layer { .. } | Error::Rejected { .. } | Error::Index { .. } => Code::BadImage,
+            Error::Windows(_) => return Self::of(Code::Busy, error).hint("try again in a moment"),
+            Error::Rotten(_) => {
+                return Self::of(Code::Cache, error).hint("`ocifs cache verify` removes what is damaged");
+            }
+        };
+        Self::of(code, error)
     }
 }
 

@@ -11,14 +11,17 @@ pub mod control;
 mod events;
 mod failure;
 mod fill;
+mod indexing;
 mod memory;
 mod mount;
 mod mounts;
+mod parcels;
 mod profiles;
 mod query;
 mod report;
 mod served;
 mod server;
+mod ztocs;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;

@@ -58,10 +58,13 @@ impl Profiling {
         let (progress, stored) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
         let (inner, told, known) = (Arc::clone(&store), Arc::clone(&progress), Arc::clone(&stored));
         let offline = wanted.image.offline;
+        // Somebody else's is a hint like any other, but not kept: what is recorded here is.
+        let shared = image.profile.clone();
         let task = tokio::spawn(async move {
             let loaded = tokio::task::spawn_blocking(move || load(&inner, &digest)).await;
             let profile = loaded.unwrap_or_default();
             known.store(profile.is_some(), Ordering::Relaxed);
+            let profile = profile.or(shared);
             if !offline {
                 ahead::run(&files, &config, profile.as_ref(), &told).await;
             }

@@ -12,7 +12,7 @@ use super::mounts::Mounts;
 use super::report;
 use super::{Code, Failure};
 use crate::fs::{Ino, Read};
-use crate::image::{Image, Images, Request};
+use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
 use crate::oci::{Platform, Printable, Reference, Wanted};
 use crate::tree::{NodeId, NodeKind, Tree};
@@ -33,6 +33,11 @@ pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
         offline: image.offline,
         plain_http: image.plain_http,
         auth_files: image.auth_files.clone(),
+        trust: match image.trust_index {
+            control::TrustIndex::ByReference => Trust::ByReference,
+            control::TrustIndex::None => Trust::Nobody,
+            control::TrustIndex::Registry => Trust::Registry,
+        },
     })
 }
 

@@ -62,8 +62,15 @@ fn layer(layer: &ImageLayer, before: (u64, u64)) -> LayerReport {
             Origin::Cached => "cache",
             Origin::Toc(format) => format.name(),
             Origin::FirstContact => "first-contact",
+            Origin::Shared(_) => "shared",
+            Origin::Imported => "imported",
         }
         .to_owned(),
+        index_artifact: match layer.origin {
+            Origin::Shared(artifact) => Some(artifact.to_string()),
+            Origin::Cached | Origin::Toc(_) | Origin::FirstContact | Origin::Imported => None,
+        },
+        index_reason: layer.reason.clone(),
         size: layer.descriptor.size,
         local: inner.blob.present_bytes(),
         fetched: inner.traffic.bytes() - before.0 + streamed_bytes,

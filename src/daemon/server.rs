@@ -11,9 +11,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
-use super::{Code, Failure, Options, mount, profiles, query, report};
+use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
 use crate::fuse;
 use crate::image::Images;
+use crate::share::Known;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
@@ -35,6 +36,8 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Server {
     images: Images,
     mounts: Arc<Mounts>,
+    /// Where blobs of indexes were pushed.
+    known: Known,
     options: Options,
     /// Number of connected clients.
     clients: watch::Sender<usize>,
@@ -52,7 +55,14 @@ struct Answers {
 impl Server {
     pub(super) fn new(images: Images, options: Options) -> Self {
         let foreground = options.idle.is_none();
-        Self { images, mounts: Arc::default(), options, clients: watch::Sender::new(0), foreground }
+        Self {
+            images,
+            mounts: Arc::default(),
+            known: Known::default(),
+            options,
+            clients: watch::Sender::new(0),
+            foreground,
+        }
     }
 
     /// Makes the mount of `ocifs mount --foreground`.
@@ -174,6 +184,12 @@ impl Server {
             Err(_) => return tracing::debug!("a client said nothing"),
         };
         let answers = Answers { events, writer, queue };
+        if matches!(request, Request::CacheImport) {
+            // What the client sends belongs to its request; if it goes away, the parcel is cut short.
+            let imported = parcels::import(&self.images, reader).await;
+            self.mounts.grown().notify_one();
+            return answers.finish(imported.and_then(|report| value(&report))).await;
+        }
         tokio::select! {
             () = self.answer(request, answers) => {}
             () = gone(&mut reader) => tracing::debug!("the client went away, its request is cancelled"),
@@ -204,11 +220,24 @@ impl Server {
                 profiles::put(&self.images, &image, text).await.and_then(|()| value(&()))
             }
             Request::RemoveProfile(image) => profiles::remove(&self.images, &image).await.and_then(|()| value(&())),
+            Request::Index(work) => {
+                let events = answers.events.clone();
+                let made = indexing::make(&self.images, &self.known, &work, &events);
+                answers.while_running(made).await.and_then(|images| value(&images))
+            }
+            Request::ListIndexes(image) => indexing::list(&self.images, &image).await.and_then(|listed| value(&listed)),
+            Request::RemoveIndexes { image, artifact } => {
+                let events = answers.events.clone();
+                let removed = indexing::remove(&self.images, &image, artifact.as_deref(), &events);
+                answers.while_running(removed).await.and_then(|count| value(&count))
+            }
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
             Request::CacheDrop(what) => {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
             }
             Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
+            Request::CacheExport { image, only_profile } => self.export(&image, only_profile, &mut answers).await,
+            Request::CacheImport => Err(Failure::new(Code::Other, "an import is not answered here")),
         };
         answers.finish(result).await;
     }
@@ -295,6 +324,26 @@ impl Server {
         while let Some(bytes) = reader.next().await? {
             answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
             answers.writer.write_all(&bytes).await.map_err(|error| lost(&error))?;
+        }
+        Ok(serde_json::Value::Null)
+    }
+
+    async fn export(
+        &self,
+        image: &control::Image,
+        only_profile: bool,
+        answers: &mut Answers,
+    ) -> Result<serde_json::Value, Failure> {
+        let events = answers.events.clone();
+        let opening = parcels::open(&self.images, image, only_profile, &events);
+        let mut parcel = answers.while_running(opening).await?;
+        while let Some(bytes) = parcel.next().await {
+            answers.write(&Event::Data { length: bytes.len() as u64 }).await?;
+            answers.writer.write_all(&bytes).await.map_err(|error| lost(&error))?;
+            answers.write(&Event::Progress(parcel.progress())).await?;
+        }
+        for text in parcel.finish().await? {
+            answers.write(&Event::Warning { text }).await?;
         }
         Ok(serde_json::Value::Null)
     }

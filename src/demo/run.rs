@@ -181,6 +181,7 @@ impl Stage<'_> {
             offline: false,
             plain_http: true,
             auth_files: Vec::new(),
+            trust_index: control::TrustIndex::default(),
         };
         let (dir, fill, io) = (self.dir.clone(), Fill::Off, control::Io::Auto);
         self.ask(Request::Mount(control::Mount { image, dir, fill, io, profile_until: Some(0), cache_size: None }))

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::shared::Search;
 use super::{Error, Images, Request, Resolved};
 use crate::limits;
 use crate::oci::{self, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Manifest, Reference};
@@ -13,8 +14,14 @@ use crate::source::{self, Document, ErrorKind, Source};
 impl Images {
     /// Follows the reference through image indexes to the manifest of the wanted platform, and reads its configuration.
     ///
-    /// Entries that state no platform come last, and only their configuration tells whether they fit (B-049).
-    pub(super) async fn documents(&self, request: &Request, source: Option<&dyn Source>) -> Result<Resolved, Error> {
+    /// Entries that state no platform come last, and only their configuration tells whether they fit (B-049). `search`
+    /// begins as soon as there is a manifest, beside the configuration.
+    pub(super) async fn documents(
+        &self,
+        request: &Request,
+        source: Option<&dyn Source>,
+        search: &Search,
+    ) -> Result<Resolved, Error> {
         let mut warnings = Vec::new();
         let top = self.top(request, source, &mut warnings).await?;
         let mut documents = vec![top.digest];
@@ -46,6 +53,7 @@ impl Images {
                 }
             };
             manifest.check_runnable().map_err(|source| Error::Manifest { digest, source: Box::new(source) })?;
+            search.begin(digest, &manifest);
             let (config, config_bytes) = self.config(&manifest, source).await?;
             if !is_certain && !request.wanted.accepts(&config.platform) {
                 continue;
@@ -54,10 +62,36 @@ impl Images {
             manifest.check(&config).map_err(|source| Error::Manifest { digest, source: Box::new(source) })?;
             note_platform(request, &config, index.is_some(), &mut warnings);
             let manifest_size = document.bytes.len() as u64;
-            return Ok(Resolved { index, digest, manifest_size, manifest, config, config_bytes, warnings, documents });
+            let media_type = stated_type(&document);
+            return Ok(Resolved {
+                index,
+                digest,
+                media_type,
+                manifest_size,
+                manifest,
+                config,
+                config_bytes,
+                warnings,
+                documents,
+            });
         }
         let entries = index.map_or_else(Vec::new, |index| index.entries);
         Err(Error::Platform(oci::no_match(&entries, &request.wanted)))
+    }
+
+    /// The image index that the reference names, if it names one.
+    pub(super) async fn index_of(
+        &self,
+        request: &Request,
+        source: Option<&dyn Source>,
+    ) -> Result<Option<ImageIndex>, Error> {
+        let top = self.top(request, source, &mut Vec::new()).await?;
+        let digest = top.digest;
+        match Manifest::parse(&top.bytes, &top.media_type) {
+            Ok(Manifest::Index(index)) => Ok(Some(index)),
+            Ok(Manifest::Image(_)) => Ok(None),
+            Err(source) => Err(Error::Manifest { digest, source: Box::new(source) }),
+        }
     }
 
     /// The document that the reference itself names.
@@ -163,6 +197,17 @@ struct Candidate {
 enum Found {
     Here(Document),
     Listed(Descriptor),
+}
+
+/// The media type of a manifest: what it says of itself, which is the same wherever it lies, or else what its source says.
+fn stated_type(document: &Document) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Stated {
+        #[serde(rename = "mediaType")]
+        media_type: Option<String>,
+    }
+    let itself = serde_json::from_slice(&document.bytes).ok().and_then(|stated: Stated| stated.media_type);
+    itself.or_else(|| (!document.media_type.is_empty()).then(|| document.media_type.clone()))
 }
 
 /// Tells the user when an image that offered no choice is for another platform (B-048).

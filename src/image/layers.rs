@@ -1,4 +1,5 @@
-//! An index for every layer: from the cache, from the layer itself, or by first contact, all layers at once.
+//! An index for every layer: from the cache, from the layer itself, from beside the image, or by first contact, all layers
+//! at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -7,33 +8,54 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::inline::InlineBlob;
+use super::shared::{Found, Search};
 use super::toc::Tocs;
 use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
-use crate::fetch;
+use crate::fetch::{self, WindowSource};
 use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, Source};
+use crate::store::IMPORTED;
 
 /// The index of a layer, where it came from, and what it cost if that happened now.
 #[derive(Clone)]
 struct Indexed {
     index: LayerIndex,
     origin: Origin,
-    /// The name under which the store has it, if it is a claim.
-    claim: Option<Digest>,
+    reason: String,
+    /// What is known of the index if somebody else made it.
+    claim: Option<Claim>,
     streamed: Option<Arc<fetch::Progress>>,
+}
+
+/// An index that somebody else made.
+#[derive(Clone)]
+struct Claim {
+    /// By what the store keeps it.
+    name: Digest,
+    /// What brings its windows, if they are not here.
+    windows: Option<WindowSource>,
+}
+
+/// Where indexes that others made are looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Others<'a> {
+    pub(super) tocs: &'a Tocs<'a>,
+    pub(super) search: &'a Search,
 }
 
 impl Images {
     /// Opens all layers of an image, from the bottom. A layer that is listed twice is opened once.
+    ///
+    /// Without `others`, only indexes that were made here count.
     pub(super) async fn layers(
         &self,
         resolved: &Resolved,
         source: Option<&Arc<dyn Source>>,
-        tocs: &Tocs<'_>,
         progress: &Arc<Progress>,
+        others: Option<Others<'_>>,
     ) -> Result<Vec<ImageLayer>, Error> {
         let listed = resolved.manifest.layers.iter().zip(&resolved.config.diff_ids);
         let mut distinct: HashMap<Digest, Expected> = HashMap::new();
@@ -51,12 +73,11 @@ impl Images {
             let descriptor = first[&expected.layer];
             let reader = reader(descriptor, source);
             opening.push(Box::pin(async move {
-                let known = self.known_index(expected, descriptor, reader.as_ref(), tocs).await?;
-                let indexed = match known {
-                    Some(indexed) => indexed,
-                    None => {
+                let indexed = match self.known_index(expected, descriptor, reader.as_ref(), others).await? {
+                    Ok(indexed) => indexed,
+                    Err(reason) => {
                         let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
-                        self.first_contact(expected, reader, progress).await?
+                        self.first_contact(expected, reader, progress, reason).await?
                     }
                 };
                 Ok((expected.layer, indexed))
@@ -67,43 +88,56 @@ impl Images {
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
-            let indexed = opened[&descriptor.digest].clone();
-            let (origin, streamed) = (indexed.origin, indexed.streamed.clone());
-            let found = indexed.index.diff_id();
+            let Indexed { index, origin, reason, claim, streamed } = opened[&descriptor.digest].clone();
+            let found = index.diff_id();
             if found != *diff_id {
                 let mismatch = DiffIdMismatch { layer: descriptor.digest, found, expected: *diff_id };
                 return Err(Error::DiffId(Box::new(mismatch)));
             }
-            let layer = self.layer(indexed, descriptor, reader(descriptor, source), name.clone()).await?;
-            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, layer, streamed });
+            let layer = self.layer(index, claim, descriptor, (reader(descriptor, source), name.clone())).await?;
+            layers.push(ImageLayer { descriptor: descriptor.clone(), origin, reason, layer, streamed });
         }
         Ok(layers)
     }
 
-    /// The index of one layer that somebody made, and where it came from.
+    /// The index of one layer that somebody made, and where it came from; or why there is none to be believed.
     async fn known_index(
         &self,
         expected: Expected,
         descriptor: &Descriptor,
         reader: Option<&Arc<dyn BlobReader>>,
-        tocs: &Tocs<'_>,
-    ) -> Result<Option<Indexed>, Error> {
+        others: Option<Others<'_>>,
+    ) -> Result<Result<Indexed, String>, Error> {
         if let Some(index) = self.stored_index(expected).await? {
-            return Ok(Some(Indexed { index, origin: Origin::Cached, claim: None, streamed: None }));
+            let reason = "it was made here from the whole layer".to_owned();
+            return Ok(Ok(Indexed { index, origin: Origin::Cached, reason, claim: None, streamed: None }));
         }
-        let toc = tocs.index(expected, descriptor, reader).await?;
-        Ok(toc.map(|toc| {
+        // Whoever wants proof believes nobody.
+        let Some(Others { tocs, search }) = others else { return Ok(Err("it is to be proven".to_owned())) };
+        if let Some(index) = self.imported_index(expected).await? {
+            let reason = "a user of this cache imported it".to_owned();
+            let claim = Some(Claim { name: IMPORTED, windows: None });
+            return Ok(Ok(Indexed { index, origin: Origin::Imported, reason, claim, streamed: None }));
+        }
+        if let Some(toc) = tocs.index(expected, descriptor, reader).await? {
             let origin = Origin::Toc(Format::of(toc.index.compression()));
-            Indexed { index: toc.index, origin, claim: Some(toc.claim), streamed: toc.moved }
+            let reason = "the manifest pins it".to_owned();
+            let claim = Some(Claim { name: toc.claim, windows: None });
+            return Ok(Ok(Indexed { index: toc.index, origin, reason, claim, streamed: toc.moved }));
+        }
+        Ok(search.index(&expected).await.map(|Found { index, claim, windows, artifact, why }| {
+            let claim = Some(Claim { name: claim, windows });
+            Indexed { index, origin: Origin::Shared(artifact), reason: why.to_owned(), claim, streamed: None }
         }))
     }
 
-    /// The index of a layer that nobody knows, made now.
+    /// The index of a layer that nobody made, for this `reason`; made now.
     async fn first_contact(
         &self,
         expected: Expected,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
+        reason: String,
     ) -> Result<Indexed, Error> {
         let store = Arc::clone(&self.store);
         let watched = self.watch(expected.layer);
@@ -113,7 +147,7 @@ impl Images {
             .contacts
             .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
         let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
-        Ok(Indexed { index, origin: Origin::FirstContact, claim: None, streamed })
+        Ok(Indexed { index, origin: Origin::FirstContact, reason, claim: None, streamed })
     }
 
     /// The progress of the first contact of `layer`, shared by everyone who waits for it.
@@ -148,22 +182,54 @@ impl Images {
         task.await.map_err(|_| Error::Interrupted)?
     }
 
+    /// What a user of this cache imported about the layer, which is a claim that is believed because of that. A damaged
+    /// one is removed.
+    async fn imported_index(&self, expected: Expected) -> Result<Option<LayerIndex>, Error> {
+        let store = Arc::clone(&self.store);
+        let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
+            let Some(mapped) = store.claim(&expected.layer, &IMPORTED)? else { return Ok(None) };
+            let opened = LayerIndex::open_claim(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
+            match opened.map(|index| (index.check_entries(), index)) {
+                Ok((Ok(()), index)) if index.is_of(&expected) => {
+                    mapped.release_pages();
+                    return Ok(Some(index));
+                }
+                Ok((Ok(()), _)) => tracing::warn!(layer = %expected.layer, "imported index speaks of another blob"),
+                Ok((Err(error), _)) => {
+                    tracing::warn!(layer = %expected.layer, %error, "the imported index is not used")
+                }
+                Err(error) => tracing::warn!(layer = %expected.layer, %error, "the imported index is not used"),
+            }
+            store.remove_claim(&expected.layer, &IMPORTED)?;
+            Ok(None)
+        });
+        task.await.map_err(|_| Error::Interrupted)?
+    }
+
     async fn layer(
         &self,
-        indexed: Indexed,
+        index: LayerIndex,
+        claim: Option<Claim>,
         descriptor: &Descriptor,
-        reader: Option<Arc<dyn BlobReader>>,
-        source_name: String,
+        (reader, source_name): (Option<Arc<dyn BlobReader>>, String),
     ) -> Result<Arc<fetch::Layer>, Error> {
         let store = Arc::clone(&self.store);
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        let layer = fetch::Layer::new(indexed.index, blob, reader, &source_name, self.store.dir().join("tmp"));
-        Ok(Arc::new(match indexed.claim {
-            Some(claim) => layer.with_claim(Arc::clone(&self.store), claim),
-            None => layer,
-        }))
+        let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        let Some(Claim { name, windows }) = claim else { return Ok(Arc::new(layer)) };
+        let layer = layer.with_claim(Arc::clone(&self.store), name);
+        let Some(source) = windows else { return Ok(Arc::new(layer)) };
+        let layer = Arc::new(layer.with_windows(source));
+        // Nobody waits for them yet, but the first read most likely will.
+        let arriving = Arc::clone(&layer);
+        tokio::spawn(async move {
+            if let Err(error) = arriving.windows().await {
+                tracing::warn!(layer = %arriving.index.layer(), %error, "the windows of a shared index did not arrive");
+            }
+        });
+        Ok(layer)
     }
 }
 

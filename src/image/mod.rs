@@ -8,6 +8,8 @@ mod documents;
 mod error;
 mod inline;
 mod layers;
+mod shared;
+mod soci;
 mod source;
 mod toc;
 
@@ -21,12 +23,18 @@ use bytes::Bytes;
 use crate::fetch::{self, Fetcher, OnceMap};
 use crate::index::LayerIndex;
 use crate::index::toc::{Format, is_own_file};
-use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, Wanted};
-use crate::source::Source;
+use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform, Reference, Wanted};
+use crate::profile::Profile;
+use crate::registry::Repository;
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error};
+pub use shared::{Trust, Verdict, verdict};
+
+use layers::Others;
+use shared::Search;
+use source::Opened;
 
 use toc::Tocs;
 
@@ -43,6 +51,8 @@ pub struct Request {
     pub plain_http: bool,
     /// Credential files, in the order in which they are asked.
     pub auth_files: Vec<PathBuf>,
+    /// Whose indexes are believed.
+    pub trust: Trust,
 }
 
 /// A reference followed to one image.
@@ -52,6 +62,8 @@ pub struct Resolved {
     pub index: Option<ImageIndex>,
     /// Digest of the manifest.
     pub digest: Digest,
+    /// What its source calls the manifest; none if it did not say.
+    pub media_type: Option<String>,
     /// Length of the manifest in bytes.
     pub manifest_size: u64,
     /// The manifest.
@@ -75,6 +87,10 @@ pub enum Origin {
     Toc(Format),
     /// It was made now, by streaming the layer.
     FirstContact,
+    /// Somebody put it beside the image: the artifact with this digest.
+    Shared(Digest),
+    /// A user of this cache imported it, in a parcel.
+    Imported,
 }
 
 /// One layer of an opened image.
@@ -84,6 +100,8 @@ pub struct ImageLayer {
     pub descriptor: Descriptor,
     /// How its index came to be.
     pub origin: Origin,
+    /// Why it was believed, or why it had to be made, as the end of a sentence.
+    pub reason: String,
     /// The layer itself.
     pub layer: Arc<fetch::Layer>,
     /// What was read to index it, if that happened now.
@@ -103,6 +121,8 @@ pub struct Image {
     pub tree_id: Digest,
     /// True if the tree was not in the store, or not as it had been left there, and was merged now.
     pub merged: bool,
+    /// What a start reads, as somebody put it beside the image; none if the cache has a recording of its own.
+    pub profile: Option<Profile>,
 }
 
 /// How far opening an image has come; filled in as it goes, read by whoever shows progress.
@@ -177,37 +197,74 @@ impl Images {
 
     /// Follows the reference to one image without touching its layers.
     pub async fn resolve(&self, request: &Request) -> Result<Resolved, Error> {
-        let source = self.source(request).await?;
-        self.documents(request, source.as_deref()).await
+        let opened = self.source(request).await?;
+        let nothing = Search::new(request, None, &self.store);
+        self.documents(request, opened.source(), &nothing).await
+    }
+
+    /// The platforms that the reference names, as its image index lists them; empty if it names one image.
+    pub async fn platforms(&self, request: &Request) -> Result<Vec<Platform>, Error> {
+        let opened = self.source(request).await?;
+        let Some(index) = self.index_of(request, opened.source()).await? else { return Ok(Vec::new()) };
+        let mut seen = std::collections::HashSet::new();
+        let stated = index.entries.into_iter().filter_map(|entry| entry.platform);
+        Ok(stated.filter(|platform| !platform.is_unknown() && seen.insert(platform.to_string())).collect())
+    }
+
+    /// The repository of an image in a registry; none for local images and offline.
+    pub async fn repository(&self, request: &Request) -> Result<Option<Repository>, Error> {
+        Ok(self.source(request).await?.repository)
+    }
+
+    /// Makes or finds the proven index of every distinct layer, without merging anything. What others say is not used.
+    pub async fn prove(
+        &self,
+        request: &Request,
+        progress: &Arc<Progress>,
+    ) -> Result<(Resolved, Vec<ImageLayer>), Error> {
+        let opened = self.source(request).await?;
+        let nothing = Search::new(request, None, &self.store);
+        let resolved = self.documents(request, opened.source(), &nothing).await?;
+        let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, None).await?;
+        let mut seen = std::collections::HashSet::new();
+        layers.retain(|layer| seen.insert(layer.descriptor.digest));
+        Ok((resolved, layers))
     }
 
     /// Opens the image: after this every read can be answered.
     ///
     /// Layers without an index are streamed now; the others are not touched.
     pub async fn open(&self, request: &Request, progress: &Arc<Progress>) -> Result<Image, Error> {
-        let source = self.source(request).await?;
-        let mut resolved = self.documents(request, source.as_deref()).await?;
+        let opened = self.source(request).await?;
+        let search = Search::new(request, opened.repository.clone(), &self.store);
+        let mut resolved = self.documents(request, opened.source(), &search).await?;
         let tocs = Tocs::new(self, request);
-        let mut layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+        let others = Some(Others { tocs: &tocs, search: &search });
+        let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, others).await?;
         let (tree, tree_id, merged) = match self.tree(&layers).await {
             // What does not merge may be what a TOC says, and not what the layer is.
             Err(Error::Tree(error)) if layers.iter().any(|layer| matches!(layer.origin, Origin::Toc(_))) => {
                 tocs.refuse(&error);
-                layers = self.layers(&resolved, source.as_ref(), &tocs, progress).await?;
+                layers = self.layers(&resolved, opened.source.as_ref(), progress, others).await?;
                 self.tree(&layers).await?
             }
             merged => merged?,
         };
+        let profile = search.profile().await;
         resolved.warnings.extend(tocs.warnings());
-        Ok(Image { resolved, layers, tree, tree_id, merged })
+        Ok(Image { resolved, layers, tree, tree_id, merged, profile })
     }
 
     /// The source of `request`; none when offline.
-    async fn source(&self, request: &Request) -> Result<Option<Arc<dyn Source>>, Error> {
-        if request.offline {
-            return Ok(None);
+    async fn source(&self, request: &Request) -> Result<Opened, Error> {
+        match (request.offline, &request.reference) {
+            // Knowing the registry's name asks nothing of it.
+            (true, Reference::Registry(_)) => {
+                Ok(Opened { source: None, ..source::open(request, self.store.dir()).await? })
+            }
+            (true, _) => Ok(Opened::default()),
+            (false, _) => source::open(request, self.store.dir()).await,
         }
-        Ok(Some(source::open(request, self.store.dir()).await?))
     }
 
     /// The stored tree of `layers`, or a new one; its name; and whether it is new.

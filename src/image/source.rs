@@ -5,11 +5,26 @@ use std::sync::Arc;
 
 use super::{Error, Request};
 use crate::oci::Reference;
-use crate::registry::{self, Selector};
+use crate::registry::{self, Repository, Selector};
 use crate::source::{self, DockerArchive, Layout, OciArchive, Source};
 
+/// Where an image comes from.
+#[derive(Debug, Default)]
+pub(super) struct Opened {
+    /// Nowhere when offline.
+    pub(super) source: Option<Arc<dyn Source>>,
+    /// The same if it is a registry.
+    pub(super) repository: Option<Repository>,
+}
+
+impl Opened {
+    pub(super) fn source(&self) -> Option<&dyn Source> {
+        self.source.as_deref()
+    }
+}
+
 /// Opens the source of `request`. Archives that must be decompressed first are unpacked below `cache`.
-pub(super) async fn open(request: &Request, cache: &Path) -> Result<Arc<dyn Source>, Error> {
+pub(super) async fn open(request: &Request, cache: &Path) -> Result<Opened, Error> {
     let local = match &request.reference {
         Reference::Registry(name) => {
             let options = registry::Options {
@@ -22,7 +37,8 @@ pub(super) async fn open(request: &Request, cache: &Path) -> Result<Arc<dyn Sour
                 (Some(digest), _) => Selector::Digest(*digest),
                 (None, tag) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
             };
-            return Ok(Arc::new(client.repository(name.api_host(), name.repository(), selector)));
+            let repository = client.repository(name.api_host(), name.repository(), selector);
+            return Ok(Opened { source: Some(Arc::new(repository.clone())), repository: Some(repository) });
         }
         local => local.clone(),
     };
@@ -35,5 +51,5 @@ pub(super) async fn open(request: &Request, cache: &Path) -> Result<Arc<dyn Sour
             Reference::Registry(_) => return Err(source::Error::new(source::ErrorKind::Invalid, "not a local source")),
         })
     });
-    Ok(task.await.map_err(|_| Error::Interrupted)??)
+    Ok(Opened { source: Some(task.await.map_err(|_| Error::Interrupted)??), repository: None })
 }

@@ -241,7 +241,7 @@ impl<'a> Tocs<'a> {
     async fn find_apart(&self) -> Option<Apart> {
         let reference = apart(&self.request.reference)?;
         match self.read_apart(reference).await {
-            Ok(apart) => Some(apart),
+            Ok(apart) => apart,
             Err(error) => {
                 tracing::debug!(%error, "there is no image with tables of contents");
                 None
@@ -249,8 +249,9 @@ impl<'a> Tocs<'a> {
         }
     }
 
-    async fn read_apart(&self, reference: Reference) -> Result<Apart, Error> {
-        let source = source::open(&Request { reference, ..self.request.clone() }, self.images.store.dir()).await?;
+    async fn read_apart(&self, reference: Reference) -> Result<Option<Apart>, Error> {
+        let opened = source::open(&Request { reference, ..self.request.clone() }, self.images.store.dir()).await?;
+        let Some(source) = opened.source else { return Ok(None) };
         let mut layers = HashMap::new();
         let mut documents = vec![source.resolve().await?];
         let mut left = limits::DOCUMENTS;
@@ -273,7 +274,7 @@ impl<'a> Tocs<'a> {
                 Err(source) => return Err(Error::Manifest { digest, source: Box::new(source) }),
             }
         }
-        Ok(Apart { source, layers })
+        Ok(Some(Apart { source, layers }))
     }
 }
 

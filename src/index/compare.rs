@@ -98,7 +98,7 @@ fn found<E: std::error::Error + 'static>(path: &[u8], what: impl Into<String>) -
 }
 
 /// The ranges in which the bytes of `range` are read.
-fn pieces<E>(
+pub(super) fn pieces<E>(
     range: Range<u64>,
     read: &impl Fn(Range<u64>) -> Result<Bytes, E>,
 ) -> impl Iterator<Item = Result<Bytes, E>> {

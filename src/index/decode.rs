@@ -194,17 +194,9 @@ impl LayerIndex {
     /// Puts `decoder` at the beginning of `span` and returns the bytes it is to go on with.
     fn enter<'a>(&self, decoder: &mut gzip::Decoder, span: &Span, compressed: &'a [u8]) -> Result<&'a [u8], Error> {
         let bits = (8 - span.bit) % 8;
-        let window = match span.window {
-            FRESH => {
-                decoder.restart();
-                return Ok(compressed);
-            }
-            ZEROS => Box::new([0; WINDOW]),
-            number => {
-                let section = self.windows.get().ok_or(Error::NoWindows(self.parts.layer))?;
-                let (group, digest, slot) = self.parts.group(&self.bytes, section, number);
-                windows::read(group, digest, slot).ok_or_else(|| self.damaged("a window is damaged"))?
-            }
+        let Some(window) = self.window(span)? else {
+            decoder.restart();
+            return Ok(compressed);
         };
         // A block that begins inside a byte shares it with the one before.
         let (byte, rest) = match compressed.split_first() {
@@ -213,6 +205,19 @@ impl LayerIndex {
         };
         decoder.resume(bits, byte, &window);
         Ok(rest)
+    }
+
+    /// The window that decoding `span` begins with; none if it begins with a member.
+    pub(super) fn window(&self, span: &Span) -> Result<Option<Box<[u8; WINDOW]>>, Error> {
+        Ok(Some(match span.window {
+            FRESH => return Ok(None),
+            ZEROS => Box::new([0; WINDOW]),
+            number => {
+                let section = self.windows.get().ok_or(Error::NoWindows(self.parts.layer))?;
+                let (group, digest, slot) = self.parts.group(&self.bytes, section, number);
+                windows::read(group, digest, slot).ok_or_else(|| self.damaged("a window is damaged"))?
+            }
+        }))
     }
 
     /// Decodes until `sink` has what it wants.

@@ -22,6 +22,7 @@ mod entries;
 mod format;
 mod rejected;
 mod rfc3339;
+pub mod soci;
 mod spans;
 #[cfg(test)]
 mod tests;
@@ -180,6 +181,15 @@ impl LayerIndex {
     /// equal bytes.
     pub fn as_bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// All of the encoded form, wherever its windows came from; none while they are not here.
+    pub fn encoded(&self) -> Option<Bytes> {
+        if self.bytes.len() as u64 == self.encoded_len() {
+            return Some(self.bytes.clone());
+        }
+        let windows = self.windows.get()?;
+        Some([&self.bytes[..], &windows[..]].concat().into())
     }
 
     /// True if this was made here, from the whole layer; false for what somebody else says of it.

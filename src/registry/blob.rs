@@ -291,7 +291,7 @@ impl Facts {
     fn call(&self, range: &Range<u64>) -> Call<'_> {
         // The whole blob needs no range, and is then cacheable for everyone in between.
         let whole = *range == (0..self.size);
-        Call { what: &self.what, accept: None, range: (!whole).then(|| range.clone()) }
+        Call { what: &self.what, accept: None, range: (!whole).then(|| range.clone()), message: None }
     }
 
     async fn judge(&self, response: Response, range: &Range<u64>, ranged: bool) -> Result<Arriving, Fault> {

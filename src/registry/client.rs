@@ -10,9 +10,10 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use lru::LruCache;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Response, StatusCode};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE};
+use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
@@ -60,13 +61,35 @@ pub(super) struct BlobKey {
 pub(super) struct Target {
     pub(super) host: Arc<Host>,
     pub(super) repository: String,
+    /// What is done there, as scopes name it.
+    access: Access,
     /// The scopes that this repository's registry asked for; empty until it did. Held only to copy them.
     scopes: Mutex<Vec<String>>,
 }
 
+/// What is done with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// It is read.
+    Pull,
+    /// It is read and written.
+    Push,
+}
+
+impl Access {
+    /// The scope of this access to `repository`.
+    fn scope(self, repository: &str) -> String {
+        let actions = match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        };
+        format!("repository:{repository}:{actions}")
+    }
+}
+
 impl Target {
-    pub(super) fn new(host: Arc<Host>, repository: String) -> Self {
-        Self { host, repository, scopes: Mutex::new(Vec::new()) }
+    pub(super) fn new(host: Arc<Host>, repository: String, access: Access) -> Self {
+        Self { host, repository, access, scopes: Mutex::new(Vec::new()) }
     }
 
     /// `registry.example.com/library/debian`.
@@ -77,14 +100,14 @@ impl Target {
     /// The scopes to ask for: what the registry demanded, or else what every registry understands (B-112).
     fn scopes(&self) -> Vec<String> {
         let learned = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if learned.is_empty() { vec![format!("repository:{}:pull", self.repository)] } else { learned }
+        if learned.is_empty() { vec![self.access.scope(&self.repository)] } else { learned }
     }
 
     /// Notes the scopes of a challenge, new ones first (B-119); true if there were new ones.
     fn demand(&self, wanted: &[String], asked_before: bool) -> bool {
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         if asked_before && scopes.is_empty() {
-            scopes.push(format!("repository:{}:pull", self.repository));
+            scopes.push(self.access.scope(&self.repository));
         }
         let mut merged: Vec<String> = wanted.iter().filter(|scope| !scopes.contains(*scope)).cloned().collect();
         if merged.is_empty() {
@@ -94,6 +117,11 @@ impl Target {
         merged.truncate(TOKEN_SCOPES);
         *scopes = merged;
         true
+    }
+
+    /// Adds the right to read `repository` as well, which mounting its blobs needs.
+    pub(super) fn also_reads(&self, repository: &str) {
+        self.demand(&[Access::Pull.scope(repository)], true);
     }
 }
 
@@ -105,12 +133,52 @@ pub(super) struct Call<'a> {
     pub(super) accept: Option<&'static str>,
     /// The bytes wanted; all if absent.
     pub(super) range: Option<Range<u64>>,
+    /// What is sent; nothing for a plain GET.
+    pub(super) message: Option<&'a Message>,
 }
 
-impl Call<'_> {
+/// What a request sends beside its URL.
+#[derive(Debug, Clone)]
+pub(super) struct Message {
+    pub(super) method: Method,
+    /// Added to the URL at which a request begins.
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Message {
+    /// A request without a body.
+    pub(super) fn bare(method: Method) -> Self {
+        Self { method, query: Vec::new(), headers: HeaderMap::new(), body: Bytes::new() }
+    }
+
+    /// Adds a header. A value that HTTP cannot carry is left out; all values come from numbers, digests and constants.
+    pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+}
+
+impl<'a> Call<'a> {
+    /// A request that sends `message`.
+    pub(super) fn sending(what: &'a str, message: &'a Message) -> Self {
+        Self { what, accept: None, range: None, message: Some(message) }
+    }
+
+    /// Whether a redirect with `status` is followed: one that would turn the request into a GET is not.
+    fn follows(&self, status: StatusCode) -> bool {
+        let changes_nothing = |message: &Message| {
+            matches!(message.method, Method::GET | Method::HEAD) || matches!(status.as_u16(), 307 | 308)
+        };
+        redirect::is_redirect(status) && self.message.is_none_or(changes_nothing)
+    }
+
     /// The headers of the request. Compression is always declined: ranges and digests are those of the bytes stored.
     pub(super) fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.message.map_or_else(HeaderMap::new, |message| message.headers.clone());
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(accept) = self.accept {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
@@ -151,7 +219,7 @@ impl Client {
     ///
     /// Does no I/O; names that cannot be part of a URL show at the first request.
     pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
-        let target = Target::new(self.host(host), repository.to_owned());
+        let target = Target::new(self.host(host), repository.to_owned(), Access::Pull);
         Repository::new(self.clone(), Arc::new(target), selector)
     }
 
@@ -212,7 +280,10 @@ impl Client {
         let schemes = target.host.schemes();
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
-            let start = target.host.locate(scheme, &target.repository, rest).map_err(Fault::lasting)?;
+            let mut start = target.host.locate(scheme, &target.repository, rest).map_err(Fault::lasting)?;
+            if let Some(message) = call.message.filter(|message| !message.query.is_empty()) {
+                start.url.query_pairs_mut().extend_pairs(&message.query);
+            }
             let result = match self.follow(target, call, start.clone()).await {
                 // A TLS port answers plain requests with a 400 that says so.
                 Ok((response, at)) if !last && response.status() == StatusCode::BAD_REQUEST && at.url == start.url => {
@@ -249,9 +320,9 @@ impl Client {
             let response = if at.trusted {
                 self.authorized(target, call, &at).await?
             } else {
-                self.transport().get(call.what, &at, call.headers()).await?
+                self.transport().send(call, &at, call.headers()).await?
             };
-            if !redirect::is_redirect(response.status()) {
+            if !call.follows(response.status()) {
                 return Ok((response, at));
             }
             at = redirect::next(call.what, &at, response.headers()).map_err(Fault::lasting)?;
@@ -273,7 +344,7 @@ impl Client {
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
-            let response = self.transport().get(call.what, at, headers).await?;
+            let response = self.transport().send(call, at, headers).await?;
             let status = response.status();
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);

@@ -91,7 +91,8 @@ impl Host {
 
     /// The place of `/v2/` followed by the repository's and the other parts of a path.
     ///
-    /// The parts come from references and documents, so they are put in as parts: none can leave its place (D-006).
+    /// The parts come from references and documents, so they are put in as parts: none can leave its place (D-006). The
+    /// last may be empty, for a path that ends in a slash.
     pub(super) fn locate(&self, scheme: Scheme, repository: &str, rest: &[&str]) -> Result<Location, Error> {
         let invalid = |what: &str, text: &str| {
             Error::new(ErrorKind::Invalid, format!("invalid {what} {:?}", escape(text, SHOWN_CHARACTERS)))
@@ -104,7 +105,8 @@ impl Host {
             return Err(invalid("registry host", &self.contact));
         }
         let names = repository.split('/').chain(rest.iter().copied());
-        for name in names.clone() {
+        let to_check = rest.strip_suffix(&[""]).unwrap_or(rest);
+        for name in repository.split('/').chain(to_check.iter().copied()) {
             // The URL parser drops tabs and line breaks, so these could hide dots.
             if matches!(name, "" | "." | "..") || name.contains(char::is_control) {
                 return Err(invalid("repository name", repository));

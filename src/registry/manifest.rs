@@ -125,7 +125,7 @@ impl Asking<'_> {
     }
 
     async fn get(&self, collection: &str) -> Result<Response, Fault> {
-        let call = Call { what: self.what, accept: Some(ACCEPT), range: None };
+        let call = Call { what: self.what, accept: Some(ACCEPT), range: None, message: None };
         let reference = self.wanted.reference();
         let (response, _) = self.client.request(self.target, &[collection, &reference], &call).await?;
         Ok(response)

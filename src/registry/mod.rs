@@ -1,4 +1,4 @@
-//! Registries: the distribution specification's pull side as a [`crate::source::Source`].
+//! Registries: the distribution specification's pull side as a [`crate::source::Source`], and its push side.
 //!
 //! A mounted image talks to its registry for days, in small ranges, while tokens expire, presigned URLs run out and
 //! connections break. Three things follow. Everything learned once is kept: connections, tokens, how a host speaks,
@@ -10,6 +10,8 @@
 //! |---|---|
 //! | `client` | one request until it is answered: protocol, challenges, redirects |
 //! | `repository`, `manifest`, `tags` | [`Repository`], documents by tag and digest, tags to suggest |
+//! | `upload`, `push` | blobs in chunks that resume, manifests by tag and digest |
+//! | `referrers`, `tag_schema` | what refers to a manifest: the API, and the tag that stands in for it |
 //! | `blob`, `range` | ranged reads that resume, and what answers to a range are acceptable |
 //! | `host` | how one host is named, contacted and spoken to |
 //! | `challenge`, `grant`, `token` | what a registry demands, what lets a request pass, asking a token server |
@@ -34,14 +36,18 @@ mod grant;
 mod helper;
 mod host;
 mod manifest;
+mod push;
 mod range;
 mod redirect;
+mod referrers;
 mod repository;
 mod retry;
 mod secret;
+mod tag_schema;
 mod tags;
 mod token;
 mod transport;
+mod upload;
 mod warning;
 
 use std::path::PathBuf;
@@ -49,6 +55,7 @@ use std::time::Duration;
 
 pub use client::Client;
 pub use repository::{Repository, Selector};
+pub use upload::Pushed;
 
 /// How a [`Client`] behaves.
 #[derive(Debug, Clone)]

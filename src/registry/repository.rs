@@ -2,11 +2,16 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
 
 use super::blob::Blob;
-use super::client::{Client, Target};
+use super::client::{Access, Client, Target};
 use super::manifest::{self, Wanted};
-use crate::oci::{Descriptor, Digest};
+use super::upload::{self, Pushed, Upload};
+use super::{push, referrers, tag_schema};
+use crate::oci::{Descriptor, Digest, IndexEntry};
 use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
 
 /// What a reference names in its repository.
@@ -34,6 +39,97 @@ impl Repository {
     /// False once the registry answered a request for a range with the whole blob; ranges then cost whole transfers.
     pub fn serves_ranges(&self) -> bool {
         self.target.host.serves_ranges()
+    }
+
+    /// The host as people name it.
+    pub fn host(&self) -> &str {
+        self.target.host.name()
+    }
+
+    /// The name of the repository without its host.
+    pub fn path(&self) -> &str {
+        &self.target.repository
+    }
+
+    /// The same repository for who writes to it: asks for the right to push at once, not only when it is refused.
+    #[must_use]
+    pub fn for_pushing(&self) -> Self {
+        let target = Target::new(Arc::clone(&self.target.host), self.target.repository.clone(), Access::Push);
+        Self { target: Arc::new(target), ..self.clone() }
+    }
+
+    /// True if the repository has the blob. One round trip.
+    pub fn has_blob<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(upload::exists(&self.client, &self.target, digest))
+    }
+
+    /// Brings a blob there, from the repository `from` of the same registry if that has it, else by sending `bytes`.
+    ///
+    /// Goes on where a broken connection left it. `sent` counts the bytes that the registry has. Whether the blob exists
+    /// already is not asked.
+    pub fn push_blob<'a>(
+        &'a self,
+        digest: Digest,
+        bytes: Bytes,
+        from: Option<&'a str>,
+        sent: &'a AtomicU64,
+    ) -> BoxFuture<'a, Result<Pushed, Error>> {
+        Box::pin(async move { Upload::new(&self.client, &self.target, digest, bytes, from, sent).run().await })
+    }
+
+    /// Puts a manifest there, under its digest or a tag.
+    ///
+    /// True if the registry said that it has noted the manifest's subject, so that its referrers API will list it.
+    pub fn push_manifest<'a>(
+        &'a self,
+        name: &'a Selector,
+        media_type: &'a str,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(push::manifest(&self.client, &self.target, name, media_type, bytes))
+    }
+
+    /// Removes the manifest with this digest. Registries may forbid that; one that is gone already is no error.
+    pub fn remove_manifest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(push::remove(&self.client, &self.target, digest))
+    }
+
+    /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
+    pub fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<IndexEntry>>, Error>> {
+        Box::pin(referrers::list(&self.client, &self.target, subject, artifact_type))
+    }
+
+    /// The same by the tag that stands in for the API; empty if there is none.
+    pub fn tagged_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<IndexEntry>, Error>> {
+        Box::pin(tag_schema::list(&self.client, &self.target, subject, artifact_type))
+    }
+
+    /// Adds `entry`, a descriptor as JSON, to the tag that stands in for the API.
+    ///
+    /// Others may do the same at the same time; see `tag_schema` for what is done about that.
+    pub fn add_tagged_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        entry: &'a serde_json::Value,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(tag_schema::add(&self.client, &self.target, subject, entry))
+    }
+
+    /// Takes the entry of a manifest out of that tag; true if it was there.
+    pub fn remove_tagged_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<bool, Error>> {
+        Box::pin(tag_schema::remove(&self.client, &self.target, subject, digest))
     }
 }
 

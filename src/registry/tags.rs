@@ -36,7 +36,7 @@ struct Wire {
 /// Asks for the first page of tags, once; one page is plenty for a hint.
 pub(super) async fn list(client: &Client, target: &Target) -> Listing {
     let what = format!("tags of {}", target.name());
-    let call = Call { what: &what, accept: None, range: None };
+    let call = Call { what: &what, accept: None, range: None, message: None };
     let asking = async {
         let (response, _) = client.request(target, &["tags", "list"], &call).await?;
         let stall = client.transport().stall();

@@ -5,15 +5,19 @@
 //! used, so that nothing but TLS fails where there are none. Redirects are never followed here. [`Body`] reads an
 //! answer with low-speed detection in place of a total time-out, so that large transfers may take as long as they move.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::HeaderMap;
-use reqwest::{Client, ClientBuilder, RequestBuilder, Response, Url, redirect};
+use futures_util::stream;
+use reqwest::header::{CONTENT_LENGTH, HeaderMap};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, Url, redirect};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Reach;
+use super::client::{Call, Message};
 use super::error::{Fault, origin, unanswered};
 use super::redirect::Location;
 use super::warning::Warnings;
@@ -22,6 +26,9 @@ use crate::source::{Error, ErrorKind};
 
 /// Idle connections kept per host: as many as the widest window of parallel ranges.
 const IDLE_CONNECTIONS: usize = 32;
+
+/// Bytes of a request body that are handed to the connection at once; a peer that takes none of them is stalling.
+const SENT_PIECE: usize = 64 << 10;
 
 /// What the pools need to know.
 #[derive(Debug, Clone)]
@@ -66,25 +73,47 @@ impl Transport {
     /// Sends a GET, and returns the head of the answer whatever its status.
     pub(super) async fn get(&self, what: &str, to: &Location, headers: HeaderMap) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.get(to.url.clone()).headers(headers);
-        self.send(what, &to.url, request).await
+        self.answer(what, &to.url, request, &AtomicUsize::new(0)).await
+    }
+
+    /// Sends the request of `call`, and returns the head of the answer whatever its status.
+    pub(super) async fn send(&self, call: &Call<'_>, to: &Location, headers: HeaderMap) -> Result<Response, Fault> {
+        let Some(message) = call.message else { return self.get(call.what, to, headers).await };
+        let request = self.pool(call.what, to).await?.request(message.method.clone(), to.url.clone()).headers(headers);
+        let taken = Arc::new(AtomicUsize::new(0));
+        self.answer(call.what, &to.url, with_body(request, message, &taken), &taken).await
     }
 
     /// Posts a form, and returns the head of the answer whatever its status.
     pub(super) async fn post(&self, what: &str, to: &Location, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.post(to.url.clone()).form(form);
-        self.send(what, &to.url, request).await
+        self.answer(what, &to.url, request, &AtomicUsize::new(0)).await
     }
 
-    async fn send(&self, what: &str, url: &Url, request: RequestBuilder) -> Result<Response, Fault> {
+    /// Waits for the answer to `request` as long as the peer takes its body, which counts in `taken`.
+    async fn answer(
+        &self,
+        what: &str,
+        url: &Url,
+        request: RequestBuilder,
+        taken: &AtomicUsize,
+    ) -> Result<Response, Fault> {
         // Connecting has a time-out of its own; a proxy and a TLS handshake come on top of it.
         let patience = self.settings.stall.saturating_add(self.settings.connect);
-        match timeout(patience, request.send()).await {
-            Ok(Ok(response)) => {
-                self.warnings.note(url, response.headers());
-                Ok(response)
+        let mut sending = std::pin::pin!(request.send());
+        let mut before = 0;
+        loop {
+            match timeout(patience, sending.as_mut()).await {
+                Ok(Ok(response)) => {
+                    self.warnings.note(url, response.headers());
+                    return Ok(response);
+                }
+                Ok(Err(error)) => return Err(unanswered(what, url, error)),
+                Err(_) => match taken.load(Ordering::Relaxed) {
+                    now if now > before => before = now,
+                    _ => return Err(silent(what, url, patience)),
+                },
             }
-            Ok(Err(error)) => Err(unanswered(what, url, error)),
-            Err(_) => Err(silent(what, url, patience)),
         }
     }
 
@@ -112,6 +141,27 @@ impl Transport {
             Err(_) => builder(&self.settings).build(),
         }
     }
+}
+
+/// Adds the body of `message`, a long one in pieces that are counted in `taken` when the connection takes them.
+///
+/// The length is always stated: servers refuse uploads without it, and some answer 411 to an empty POST that has none.
+fn with_body(request: RequestBuilder, message: &Message, taken: &Arc<AtomicUsize>) -> RequestBuilder {
+    let body = message.body.clone();
+    if body.is_empty() && matches!(message.method, Method::GET | Method::HEAD | Method::DELETE) {
+        return request;
+    }
+    let request = request.header(CONTENT_LENGTH, body.len());
+    if body.len() <= SENT_PIECE {
+        return request.body(body);
+    }
+    let taken = Arc::clone(taken);
+    let pieces = (0..body.len()).step_by(SENT_PIECE).map(move |start| {
+        let end = (start + SENT_PIECE).min(body.len());
+        taken.store(end, Ordering::Relaxed);
+        Ok::<_, std::convert::Infallible>(body.slice(start..end))
+    });
+    request.body(reqwest::Body::wrap_stream(stream::iter(pieces)))
 }
 
 fn builder(settings: &Settings) -> ClientBuilder {

@@ -18,6 +18,10 @@ use super::object::Mapped;
 use super::{Context as _, Error, Store, Usage, object};
 use crate::oci::Digest;
 
+/// The claim about a layer that a user of this cache brought here, believed because of that. No bytes have this digest,
+/// so nothing that is found elsewhere has this name.
+pub const IMPORTED: Digest = Digest::Sha256(*b"imported by a user of this cache");
+
 impl Store {
     /// Keeps an encoded layer index and returns it memory-mapped.
     pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {

@@ -50,6 +50,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use blob::Blob;
 pub use evict::Limits;
 pub use files::NewFile;
+pub use mapped::IMPORTED;
 pub use object::Mapped;
 
 use crate::oci::Digest;

@@ -170,20 +170,29 @@ fn entry(
     identity: &Identity,
     size: u64,
 ) -> Result<Entry, Fault> {
+    describe(header, overrides, identity, size)?.at(path, overrides.records.xattrs())
+}
+
+/// The fields of a member whose payload, or file, has `size` bytes.
+pub(super) fn describe<'a>(
+    header: &Header<'a>,
+    overrides: &'a Overrides,
+    identity: &Identity,
+    size: u64,
+) -> Result<Described<'a>, Fault> {
     let records = &overrides.records;
     let id = |key, field| records.number(key).map(|id| id.unwrap_or(field));
     // Go refuses malformed times even where it makes no use of them.
     records.time(Key::Atime)?;
     records.time(Key::Ctime)?;
     let mtime = records.time(Key::Mtime)?.unwrap_or_else(|| Timestamp::bounded(header.mtime, 0));
-    let described = Described {
+    Ok(Described {
         kind: kind(header, overrides, identity.typeflag, size)?,
         mode: header.mode,
         uid: id(Key::Uid, header.uid)?,
         gid: id(Key::Gid, header.gid)?,
         mtime: (mtime.seconds, mtime.nanos),
-    };
-    described.at(path, records.xattrs())
+    })
 }
 
 fn kind<'a>(

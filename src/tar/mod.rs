@@ -131,8 +131,32 @@ pub struct Entry {
     pub xattrs: Vec<Xattr>,
 }
 
+/// A member as its headers describe it, for those who describe it to others.
+#[derive(Debug, Clone)]
+pub struct Member<'a> {
+    /// Its name, as it is.
+    pub name: &'a [u8],
+    /// Its other fields.
+    pub described: Described<'a>,
+    /// Its extended attributes, all of them, in the order of the records.
+    pub xattrs: Vec<(&'a [u8], &'a [u8])>,
+    /// Where in the stream its payload begins, or would begin.
+    pub offset: u64,
+    /// True if the payload is not the file, but holds parts of it.
+    pub is_sparse: bool,
+}
+
 /// Receives what a [`Parser`] finds, in stream order.
 pub trait Sink {
+    /// True if [`Sink::member`] and [`Sink::global`] are to be told.
+    const MEMBERS: bool = false;
+
+    /// What the headers say of the member that begins, before [`Sink::entry`], also if it makes no entry.
+    fn member(&mut self, _: Member<'_>) {}
+
+    /// A header with records for all that follows is passed over.
+    fn global(&mut self) {}
+
     /// A member begins. If it is a regular file with segments, their bytes follow as [`Sink::data`], in the order of
     /// the segments, before the next entry.
     fn entry(&mut self, entry: Entry);

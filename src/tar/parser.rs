@@ -5,7 +5,7 @@
 //! header, the overrides for the next member, one sparse map (`limits`).
 
 use super::header::{BLOCK, Block, Header, until_nul};
-use super::member::{Identity, Layout, Member, Overrides};
+use super::member::{self, Identity, Layout, Member, Overrides};
 use super::pax::Records;
 use super::{Error, Fault, Kind, Segment, Sink};
 use crate::limits;
@@ -215,15 +215,29 @@ impl Parser {
     }
 
     /// Handles a header.
-    fn begin(&mut self, block: &Block, sink: &mut impl Sink) -> Result<(), Error> {
+    fn begin<S: Sink>(&mut self, block: &Block, sink: &mut S) -> Result<(), Error> {
         self.header = self.offset - BLOCK as u64;
         let header = Header::parse(block).map_err(|fault| Error::Header { offset: self.header, fault })?;
         if let Some(kind) = Special::of(header.typeflag) {
+            if matches!(kind, Special::Global) {
+                sink.global();
+            }
             return self.begin_special(kind, header.size);
         }
         let overrides = std::mem::take(&mut self.overrides);
         let identity = Identity::new(&header, &overrides);
-        let member = Member::new(&header, block, &overrides, &identity);
+        let member = Member::new(&header, block, &overrides, &identity).and_then(|member| {
+            if S::MEMBERS {
+                sink.member(super::Member {
+                    name: &identity.path,
+                    described: member::describe(&header, &overrides, &identity, member.payload)?,
+                    xattrs: overrides.records.xattrs().collect(),
+                    offset: self.offset,
+                    is_sparse: !matches!(member.layout, Layout::Whole),
+                });
+            }
+            Ok(member)
+        });
         self.name = identity.path;
         let member = member.map_err(|fault| self.reject(fault))?;
         match member.layout {

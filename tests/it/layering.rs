@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// design.md, "Levels". A module that is not here yet needs a level before it can be added.
-const LEVELS: [(&str, u32); 21] = [
+const LEVELS: [(&str, u32); 22] = [
     ("limits", 0),
     ("oci", 1),
     ("codec", 1),
@@ -25,6 +25,7 @@ const LEVELS: [(&str, u32); 21] = [
     ("fetch", 4),
     ("image", 5),
     ("ahead", 5),
+    ("parcel", 5),
     ("fs", 6),
     ("fuse", 7),
     ("daemon", 8),

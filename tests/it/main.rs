@@ -14,9 +14,11 @@ mod layering;
 mod limits;
 mod merge_model;
 mod mount;
+mod parcel;
 mod profile;
 mod registry;
 mod runtime;
+mod share;
 mod source;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
 mod support;

@@ -4,8 +4,10 @@ mod access;
 mod documents;
 mod environment;
 mod faults;
+mod push;
 mod real;
 mod redirects;
+mod referrers;
 mod scripted;
 
 use std::sync::Arc;

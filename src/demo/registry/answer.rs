@@ -5,12 +5,14 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LINK,
+    LOCATION,
 };
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
@@ -20,9 +22,9 @@ use super::content::{Blob, Content, Manifest, tag_order};
 use super::fault::{self, Fault, Pace};
 use super::range::{self, Asked};
 use super::request::{self, Endpoint, Request};
-use super::{Shared, token};
-use crate::limits::DEMO_REQUEST_BODY;
-use crate::oci::Digest;
+use super::{Shared, referrers, token, upload};
+use crate::limits::{DEMO_REQUEST_BODY, DEMO_UPLOAD_BODY, MANIFEST_BYTES};
+use crate::oci::{Algorithm, Digest};
 
 /// Says what the content of an answer hashes to.
 const DIGEST_HEADER: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -71,13 +73,23 @@ pub(super) async fn answer(
     socket: Arc<OwnedFd>,
     incoming: hyper::Request<Incoming>,
 ) -> Response<Body> {
-    let mut request = receive(incoming).await;
+    let (parts, body) = incoming.into_parts();
+    let mut request = take_apart(parts);
     shared.log.begin(&mut request);
     let faults = shared.faults.decide(&request);
+    let hangs_up = fault::hangs_up(&faults);
+    let received = receive(&request, body, hangs_up).await;
+    request.body = received.bytes;
     let mut reply = match token::refusal(&shared.tokens, shared.addr, &faults, &request) {
         Some(refusal) => refusal,
+        None if !received.is_whole => upload::broken_off(shared, &request),
         None => route(shared, &request, &faults),
     };
+    if hangs_up.is_some()
+        && let Err(error) = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both)
+    {
+        tracing::debug!(%error, "the client went away first");
+    }
     for fault in &faults {
         fault.change(&mut reply);
     }
@@ -108,16 +120,42 @@ pub(super) async fn answer(
     response
 }
 
-/// Takes a request apart. A body that is too long or breaks off counts as none: no endpoint needs one but the tokens'.
-async fn receive(incoming: hyper::Request<Incoming>) -> Request {
-    let (parts, body) = incoming.into_parts();
-    let body = match Limited::new(body, DEMO_REQUEST_BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => {
-            tracing::debug!(%error, "the embedded registry ignores a request body");
-            Bytes::new()
-        }
+/// What came of a request's body.
+struct Received {
+    bytes: Bytes,
+    /// False if it broke off, or was too long.
+    is_whole: bool,
+}
+
+/// Reads the body of a request, up to what its endpoint needs or a fault allows.
+async fn receive(request: &Request, mut body: Incoming, hangs_up: Option<u64>) -> Received {
+    let limit = match &request.endpoint {
+        Endpoint::Upload { .. } => DEMO_UPLOAD_BODY,
+        Endpoint::Manifest { .. } => usize::try_from(MANIFEST_BYTES).unwrap_or(usize::MAX),
+        _ => DEMO_REQUEST_BODY,
     };
+    let limit = hangs_up.map_or(limit, |after| limit.min(usize::try_from(after).unwrap_or(limit)));
+    let mut bytes = Vec::new();
+    loop {
+        match body.frame().await {
+            None => return Received { bytes: bytes.into(), is_whole: true },
+            Some(Ok(frame)) => {
+                let piece = frame.into_data().unwrap_or_default();
+                let fits = piece.len().min(limit - bytes.len());
+                bytes.extend_from_slice(&piece[..fits]);
+                if fits < piece.len() {
+                    return Received { bytes: bytes.into(), is_whole: false };
+                }
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a request's body broke off");
+                return Received { bytes: bytes.into(), is_whole: false };
+            }
+        }
+    }
+}
+
+fn take_apart(parts: hyper::http::request::Parts) -> Request {
     let path = request::decode(parts.uri.path());
     Request {
         number: 0,
@@ -127,7 +165,7 @@ async fn receive(incoming: hyper::Request<Incoming>) -> Request {
         path,
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
-        body,
+        body: Bytes::new(),
     }
 }
 
@@ -135,10 +173,15 @@ fn route(shared: &Shared, request: &Request, faults: &[Fault]) -> Reply {
     if request.endpoint == Endpoint::Token {
         return token::issue(&shared.tokens, faults, request);
     }
-    if request.method != Method::GET && request.method != Method::HEAD {
-        let mut reply = Reply::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry can only be read");
-        reply.set(ALLOW, "GET, HEAD");
-        return reply;
+    if let Endpoint::Upload { repository, session } = &request.endpoint {
+        return if is_repository_name(repository) {
+            upload::answer(shared, request, repository, session.as_deref())
+        } else {
+            Reply::error(StatusCode::BAD_REQUEST, "NAME_INVALID", "invalid repository name")
+        };
+    }
+    if request.is_write() {
+        return change(&shared.content, request, shared.referrers.load(Ordering::Relaxed) > 0);
     }
     if let Some(repository) = request.endpoint.repository()
         && let Some(refusal) = check_repository(&shared.content, repository)
@@ -153,8 +196,69 @@ fn route(shared: &Shared, request: &Request, faults: &[Fault]) -> Reply {
             blob(&shared.content, digest, fault::asked_range(faults, ranged).as_deref())
         }
         Endpoint::Tags { repository } => tags(&shared.content, repository, request),
-        Endpoint::Token | Endpoint::Other => Reply::error(StatusCode::NOT_FOUND, "NOT_FOUND", "no such endpoint"),
+        Endpoint::Referrers { repository, digest } => match shared.referrers.load(Ordering::Relaxed) {
+            0 => Reply::error(StatusCode::NOT_FOUND, "NOT_FOUND", "no such endpoint"),
+            page => referrers::list(&shared.content, repository, digest, request, page),
+        },
+        Endpoint::Token | Endpoint::Upload { .. } | Endpoint::Other => {
+            Reply::error(StatusCode::NOT_FOUND, "NOT_FOUND", "no such endpoint")
+        }
     }
+}
+
+/// Puts or removes a manifest, the only things that can be changed but by an upload.
+fn change(content: &Content, request: &Request, notes_subjects: bool) -> Reply {
+    match (&request.endpoint, &request.method) {
+        (Endpoint::Manifest { repository, .. }, _) if !is_repository_name(repository) => {
+            Reply::error(StatusCode::BAD_REQUEST, "NAME_INVALID", "invalid repository name")
+        }
+        (Endpoint::Manifest { repository, reference }, &Method::PUT) => {
+            put_manifest(content, request, repository, reference, notes_subjects)
+        }
+        (Endpoint::Manifest { repository, reference }, &Method::DELETE) => match reference.parse() {
+            Ok(digest) if content.remove_manifest(repository, &digest) => {
+                Reply::new(StatusCode::ACCEPTED, HeaderMap::new(), Bytes::new())
+            }
+            _ => Reply::error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown to registry"),
+        },
+        _ => {
+            let mut reply = Reply::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this can only be read");
+            reply.set(ALLOW, "GET, HEAD");
+            reply
+        }
+    }
+}
+
+/// Takes a manifest, whatever is in it. `If-Match` is heeded, so that two writers of one tag can see each other.
+fn put_manifest(
+    content: &Content,
+    request: &Request,
+    repository: &str,
+    reference: &str,
+    notes_subjects: bool,
+) -> Reply {
+    let digest = reference.parse::<Digest>().ok();
+    if digest.is_some_and(|digest| !digest.matches(&request.body)) {
+        return Reply::error(StatusCode::BAD_REQUEST, "DIGEST_INVALID", "the manifest has another digest");
+    }
+    let tag = digest.is_none().then_some(reference);
+    if let (Some(wanted), Some(tag)) = (request.header("if-match"), tag) {
+        let now = content.tagged(repository, tag).map(|manifest| format!("\"{}\"", manifest.digest));
+        if now.as_deref() != Some(wanted) {
+            let message = "the tag was moved meanwhile";
+            return Reply::error(StatusCode::PRECONDITION_FAILED, "MANIFEST_INVALID", message);
+        }
+    }
+    let media_type = request.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+    let algorithm = digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    let added = content.add_manifest_as(algorithm, repository, tag, media_type, request.body.clone());
+    let mut reply = Reply::new(StatusCode::CREATED, HeaderMap::new(), Bytes::new());
+    reply.set(LOCATION, &format!("/v2/{repository}/manifests/{}", added.digest));
+    reply.set(DIGEST_HEADER, &added.digest.to_string());
+    if notes_subjects && let Some(subject) = referrers::subject_of(&request.body, media_type) {
+        reply.set(HeaderName::from_static("oci-subject"), &subject.to_string());
+    }
+    reply
 }
 
 fn base() -> Reply {

@@ -125,6 +125,30 @@ impl Content {
         descriptor
     }
 
+    /// Keeps an uploaded blob if it has this digest.
+    pub(super) fn put_blob(&self, digest: Digest, bytes: Bytes) -> bool {
+        let matches = digest.matches(&bytes);
+        if matches {
+            self.write().blobs.insert(digest, Blob::Memory(bytes));
+        }
+        matches
+    }
+
+    /// Takes a manifest away, and the tags that name it; false if it was not there.
+    pub(super) fn remove_manifest(&self, repository: &str, digest: &Digest) -> bool {
+        let mut state = self.write();
+        let Some(repository) = state.repositories.get_mut(repository) else { return false };
+        repository.tags.retain(|_, named| named != digest);
+        repository.manifests.remove(digest).is_some()
+    }
+
+    /// All manifests of a repository, by digest.
+    pub(super) fn manifests(&self, repository: &str) -> BTreeMap<String, Manifest> {
+        let state = self.read();
+        let manifests = state.repositories.get(repository).into_iter().flat_map(|found| found.manifests.values());
+        manifests.map(|manifest| (manifest.digest.to_string(), manifest.clone())).collect()
+    }
+
     pub(super) fn has_repository(&self, repository: &str) -> bool {
         self.read().repositories.contains_key(repository)
     }

@@ -61,6 +61,12 @@ pub enum Fault {
     Header(HeaderName, HeaderValue),
     /// Adds a header beside any that is there already: the same twice, as broken proxies do.
     SecondHeader(HeaderName, HeaderValue),
+    /// Takes at most this many bytes of the request's body, does what they ask for if they are all of it, and closes the
+    /// connection without an answer. What was taken of an upload stays there.
+    HangUp {
+        /// Bytes of the request's body that are taken.
+        after: u64,
+    },
     /// Leaves out the length, so that the body is sent in chunks.
     NoLength,
     /// Sends the client elsewhere.
@@ -206,6 +212,14 @@ impl Pace {
         }
         pace
     }
+}
+
+/// Bytes of the request's body that are taken before the connection is closed without an answer, if it is.
+pub(super) fn hangs_up(faults: &[Fault]) -> Option<u64> {
+    faults.iter().find_map(|fault| match fault {
+        Fault::HangUp { after } => Some(*after),
+        _ => None,
+    })
 }
 
 /// The range header to answer, given the one that was sent.

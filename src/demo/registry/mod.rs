@@ -1,13 +1,13 @@
-//! A registry inside this process: the pull half of the distribution specification, on the loopback interface only.
+//! A registry inside this process: the distribution specification, on the loopback interface only.
 //!
 //! The demo needs a registry without a network, and the tests need one that misbehaves on demand and remembers what it
 //! was asked. [`Content`] is what it holds, [`Registry`] serves it, a [`Record`] says what one request asked and got, and
 //! a [`Fault`] is how an answer may go wrong. Everything else is as the specification has it, so that other clients
 //! (curl, skopeo) pull from it too: what they accept is what keeps this registry honest.
 //!
-//! Served: `GET /v2/`, manifests by tag and digest, blobs with single ranges, and tag lists with pagination. Uploads,
-//! deletions, catalogues and referrers are not, which a client sees as `405` and `404`. Besides these there is a token
-//! endpoint at [`TOKEN_PATH`] for [`Fault::Bearer`].
+//! Served: `GET /v2/`, manifests by tag and digest, blobs with single ranges, tag lists and referrers with pagination
+//! (the latter can be switched off), uploads and mounts, and removing manifests. Catalogues are not, which a client sees
+//! as `404`. Besides these there is a token endpoint at [`TOKEN_PATH`] for [`Fault::Bearer`].
 
 mod answer;
 mod body;
@@ -15,13 +15,16 @@ mod content;
 mod fault;
 mod log;
 mod range;
+mod referrers;
 mod request;
 mod token;
+mod upload;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -50,7 +53,13 @@ struct Shared {
     log: log::Log,
     faults: fault::Script,
     tokens: token::Tokens,
+    uploads: upload::Uploads,
+    /// Entries on one page of referrers; 0 for a registry without such an API.
+    referrers: AtomicUsize,
 }
+
+/// Entries on one page of referrers unless a test wants fewer.
+const REFERRERS: usize = 100;
 
 /// A running registry; dropping it stops it.
 ///
@@ -86,6 +95,8 @@ impl Registry {
             log: log::Log::default(),
             faults: fault::Script::default(),
             tokens: token::Tokens::default(),
+            uploads: upload::Uploads::default(),
+            referrers: AtomicUsize::new(REFERRERS),
         });
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(accept(listener, Arc::clone(&shared), stopped));
@@ -124,6 +135,11 @@ impl Registry {
     /// Answers every request from now on as it should be answered.
     pub fn clear_faults(&self) {
         self.shared.faults.set(None);
+    }
+
+    /// Serves referrers in pages of this many entries from now on; with 0 like a registry that has no such API.
+    pub fn set_referrers(&self, page: usize) {
+        self.shared.referrers.store(page, Ordering::Relaxed);
     }
 
     /// Makes all tokens issued so far invalid, as a registry does that was restarted with a new key.

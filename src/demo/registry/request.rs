@@ -49,6 +49,20 @@ pub enum Endpoint {
         /// The repository.
         repository: String,
     },
+    /// Where uploads begin, or one of them.
+    Upload {
+        /// The repository.
+        repository: String,
+        /// The upload; none where they begin.
+        session: Option<String>,
+    },
+    /// What refers to a manifest.
+    Referrers {
+        /// The repository.
+        repository: String,
+        /// The digest of the manifest, as written.
+        digest: String,
+    },
     /// The token endpoint.
     Token,
     /// Anything else: `404`.
@@ -68,6 +82,12 @@ impl Endpoint {
         if rest.is_empty() {
             return Self::Base;
         }
+        if let Some((head, session)) = rest.rsplit_once('/')
+            && let Some(repository) = head.strip_suffix("/blobs/uploads")
+        {
+            let session = (!session.is_empty()).then(|| session.to_owned());
+            return Self::Upload { repository: repository.to_owned(), session };
+        }
         let mut parts = rest.rsplitn(3, '/');
         match (parts.next(), parts.next(), parts.next()) {
             (Some("list"), Some("tags"), Some(repository)) => Self::Tags { repository: repository.to_owned() },
@@ -77,6 +97,9 @@ impl Endpoint {
             (Some(digest), Some("blobs"), Some(repository)) => {
                 Self::Blob { repository: repository.to_owned(), digest: digest.to_owned() }
             }
+            (Some(digest), Some("referrers"), Some(repository)) => {
+                Self::Referrers { repository: repository.to_owned(), digest: digest.to_owned() }
+            }
             _ => Self::Other,
         }
     }
@@ -84,9 +107,11 @@ impl Endpoint {
     /// The repository, if the request is about one.
     pub fn repository(&self) -> Option<&str> {
         match self {
-            Self::Manifest { repository, .. } | Self::Blob { repository, .. } | Self::Tags { repository } => {
-                Some(repository)
-            }
+            Self::Manifest { repository, .. }
+            | Self::Blob { repository, .. }
+            | Self::Tags { repository }
+            | Self::Upload { repository, .. }
+            | Self::Referrers { repository, .. } => Some(repository),
             Self::Base | Self::Token | Self::Other => None,
         }
     }
@@ -106,6 +131,11 @@ impl Request {
     /// True for a request for a manifest.
     pub fn is_manifest(&self) -> bool {
         matches!(self.endpoint, Endpoint::Manifest { .. })
+    }
+
+    /// True for a request that changes what the registry holds.
+    pub fn is_write(&self) -> bool {
+        self.endpoint != Endpoint::Token && !matches!(self.method, Method::GET | Method::HEAD)
     }
 
     /// True for a request for a blob.
@@ -168,6 +198,16 @@ mod tests {
             Endpoint::Manifest { repository, reference }
         );
         assert_eq!(Endpoint::of("/v2/a/tags/list").repository(), Some("a"));
+        let repository = "a/b".to_owned();
+        let begin = Endpoint::Upload { repository: repository.clone(), session: None };
+        assert_eq!(Endpoint::of("/v2/a/b/blobs/uploads/"), begin);
+        let session = Some("7".to_owned());
+        assert_eq!(
+            Endpoint::of("/v2/a/b/blobs/uploads/7"),
+            Endpoint::Upload { repository: repository.clone(), session }
+        );
+        let digest = "sha256:x".to_owned();
+        assert_eq!(Endpoint::of("/v2/a/b/referrers/sha256:x"), Endpoint::Referrers { repository, digest });
     }
 
     #[test]

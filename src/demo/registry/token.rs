@@ -118,7 +118,7 @@ impl Tokens {
             return Err(Lack::Invalid);
         }
         match scope_of(request) {
-            Some(needed) if !scopes.contains(&needed) => Err(Lack::Scope),
+            Some(needed) if !scopes.iter().any(|scope| covers(scope, &needed)) => Err(Lack::Scope),
             _ => Ok(()),
         }
     }
@@ -189,7 +189,16 @@ fn unauthorized(challenge: &str) -> Reply {
 }
 
 fn scope_of(request: &Request) -> Option<String> {
-    request.endpoint.repository().map(|repository| format!("repository:{repository}:pull"))
+    let actions = if request.is_write() { "pull,push" } else { "pull" };
+    request.endpoint.repository().map(|repository| format!("repository:{repository}:{actions}"))
+}
+
+/// True if a token for `granted` may do what `needed` says.
+fn covers(granted: &str, needed: &str) -> bool {
+    let (Some((granted, may)), Some((needed, must))) = (granted.rsplit_once(':'), needed.rsplit_once(':')) else {
+        return false;
+    };
+    granted == needed && must.split(',').all(|action| may.split(',').any(|known| known == action))
 }
 
 /// Scheme and credentials of the `Authorization` header.

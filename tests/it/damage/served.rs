@@ -100,6 +100,7 @@ impl Served {
             offline,
             plain_http: false,
             auth_files: Vec::new(),
+            trust: ocifs::image::Trust::default(),
         };
         let image = images.open(&request, &Arc::new(Progress::default())).await;
         let image = image.map_err(|error| Chain(&error).to_string())?;

@@ -1,0 +1,318 @@
+//! Making the indexes of an image for others: `ocifs index`.
+//!
+//! What is pushed was made here from the whole layers, never what somebody else said of them. Nothing is mounted; a layer
+//! that was indexed before is not touched.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::control::{self, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+use super::events::{TELL, send, tell};
+use super::query::request_of;
+use super::{Code, Failure, ztocs};
+use crate::image::{ImageLayer, Images, Progress, Request, Resolved, verdict};
+use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
+use crate::profile::Profile;
+use crate::registry::Repository;
+use crate::share::{self, Bundle, Format, Known, Listed};
+
+/// The type of an image's manifest where its source did not say: local ones need not.
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Makes the indexes, and pushes and writes them if that is wanted.
+pub(super) async fn make(
+    images: &Images,
+    known: &Known,
+    work: &control::IndexWork,
+    events: &mpsc::Sender<Event>,
+) -> Result<Vec<IndexedImage>, Failure> {
+    if format_of(&work.format)? != Format::Ocifs && work.replace {
+        let failure = Failure::new(Code::Usage, "indexes for other programs cannot replace those that are there");
+        return Err(failure.hint("leave out --replace"));
+    }
+    let first = request_of(&work.image)?;
+    let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
+    let repository = match work.push {
+        true => Some(repository(images, &first).await.map_err(about)?.for_pushing()),
+        false => None,
+    };
+    let mut made = Vec::new();
+    for request in requests(images, first, work.all_platforms).await.map_err(about)? {
+        let image = one(images, known, work, &request, repository.as_ref(), events).await;
+        made.push(image.map_err(about)?);
+    }
+    Ok(made)
+}
+
+/// What the artifact is written for.
+fn format_of(name: &str) -> Result<Format, Failure> {
+    match name {
+        "" | "ocifs" => Ok(Format::Ocifs),
+        "soci" => Ok(Format::Soci),
+        other => Err(Failure::new(Code::Usage, format!("there is no index format \"{other:.40}\""))),
+    }
+}
+
+/// A request for each platform, or the one as it is.
+async fn requests(images: &Images, first: Request, all: bool) -> Result<Vec<Request>, Failure> {
+    if !all {
+        return Ok(vec![first]);
+    }
+    let platforms = images.platforms(&first).await.map_err(|error| Failure::from(&error))?;
+    let exactly = |platform: Platform| Request { wanted: Wanted::Exactly(platform), ..first.clone() };
+    Ok(match platforms.is_empty() {
+        true => vec![first],
+        false => platforms.into_iter().map(exactly).collect(),
+    })
+}
+
+async fn one(
+    images: &Images,
+    known: &Known,
+    work: &control::IndexWork,
+    request: &Request,
+    repository: Option<&Repository>,
+    events: &mpsc::Sender<Event>,
+) -> Result<IndexedImage, Failure> {
+    let (resolved, layers) = prove(images, request, events).await?;
+    let profile = profile(images, &work.profile, resolved.digest).await?;
+    let subject = Descriptor::new(
+        resolved.media_type.clone().unwrap_or_else(|| MANIFEST_TYPE.to_owned()),
+        resolved.digest,
+        resolved.manifest_size,
+    );
+    let format = format_of(&work.format)?;
+    let ztocs = if format == Format::Soci { ztocs::write(&layers, events).await? } else { Vec::new() };
+    let indexes: Vec<_> = layers.iter().map(encoded).collect();
+    let described = layers.iter().map(describe).collect();
+    // Hashing some hundred megabytes of indexes takes a second.
+    let bundled = tokio::task::spawn_blocking(move || match format {
+        Format::Ocifs => Bundle::new(&subject, &indexes, profile.as_ref()),
+        Format::Soci => Bundle::soci(&subject, &ztocs),
+    });
+    let bundled = bundled.await;
+    let bundle = bundled.map_err(|_| interrupted())?;
+    let pushed = match repository {
+        Some(repository) => {
+            let mut pushed = push(repository, &bundle, known, events).await?;
+            if work.replace {
+                pushed.replaced = replace(repository, &bundle, events).await?;
+            }
+            Some(pushed)
+        }
+        None => None,
+    };
+    let mut image = report(&resolved, &bundle, described, pushed);
+    if let Some(dir) = work.output.clone() {
+        image.output = Some(dir.clone());
+        let written = tokio::task::spawn_blocking(move || share::write_layout(&dir, &bundle)).await;
+        written.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?;
+    }
+    Ok(image)
+}
+
+/// The proven indexes of an image, telling how far their first contacts are.
+async fn prove(
+    images: &Images,
+    request: &Request,
+    events: &mpsc::Sender<Event>,
+) -> Result<(Resolved, Vec<ImageLayer>), Failure> {
+    let progress = Arc::new(Progress::default());
+    let mut proving = std::pin::pin!(images.prove(request, &progress));
+    let mut tick = tokio::time::interval(TELL);
+    loop {
+        tokio::select! {
+            proven = &mut proving => return proven.map_err(|error| Failure::from(&error)),
+            _ = tick.tick() => tell(events, &progress).await,
+        }
+    }
+}
+
+async fn push(
+    repository: &Repository,
+    bundle: &Bundle,
+    known: &Known,
+    events: &mpsc::Sender<Event>,
+) -> Result<PushReport, Failure> {
+    send(events, Event::Phase { text: format!("pushing the index to {}", repository.path()) }).await;
+    let progress = share::Progress::default();
+    let mut pushing = std::pin::pin!(share::push(repository, bundle, known, &progress));
+    let mut tick = tokio::time::interval(TELL);
+    let sent = loop {
+        tokio::select! {
+            sent = &mut pushing => break sent.map_err(|error| Failure::from(&error))?,
+            _ = tick.tick() => {
+                let share::Pushing { blobs, finished, there, total } = progress.now();
+                let now = control::Progress { layers: blobs, finished, total, taken: there, received: 0 };
+                send(events, Event::Progress(now)).await;
+            }
+        }
+    };
+    Ok(PushReport {
+        repository: crate::source::Source::name(repository),
+        listed: match sent.listed {
+            Listed::Api => "api",
+            Listed::Tag => "tag",
+        }
+        .to_owned(),
+        existed: sent.existed,
+        mounted: sent.mounted,
+        sent: sent.sent,
+        bytes: sent.bytes,
+        replaced: 0,
+    })
+}
+
+/// Removes the other artifacts of the image.
+async fn replace(repository: &Repository, bundle: &Bundle, events: &mpsc::Sender<Event>) -> Result<usize, Failure> {
+    let subject = bundle.artifact.subject.digest;
+    let found = share::discover(repository, &subject).await.map_err(|error| Failure::from(&error))?;
+    let mut removed = 0;
+    for shared in found.iter().filter(|shared| shared.manifest.digest != bundle.digest()) {
+        take_away(repository, &subject, &shared.manifest.digest, events).await?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Removes one artifact, and says so if it only cannot be found any more.
+async fn take_away(
+    repository: &Repository,
+    subject: &Digest,
+    artifact: &Digest,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Failure> {
+    let gone = share::remove(repository, subject, artifact).await.map_err(|error| Failure::from(&error))?;
+    if !gone {
+        let text = format!("the registry does not delete {artifact}; it is in no list any more and nobody finds it");
+        send(events, Event::Warning { text }).await;
+    }
+    Ok(())
+}
+
+/// The profile to put into the artifact.
+async fn profile(images: &Images, wanted: &IndexProfile, image: Digest) -> Result<Option<Profile>, Failure> {
+    let text = match wanted {
+        IndexProfile::None => return Ok(None),
+        IndexProfile::Text(text) => Bytes::from(text.clone()),
+        IndexProfile::Auto => {
+            let store = Arc::clone(images.store());
+            let stored = tokio::task::spawn_blocking(move || store.profile(&image)).await;
+            match stored.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))? {
+                Some(text) => text,
+                None => return Ok(None),
+            }
+        }
+    };
+    let profile = Profile::parse(&text);
+    profile.map(Some).map_err(|error| Failure::of(Code::Usage, &error).about("this is not a profile".to_owned()))
+}
+
+fn encoded(layer: &ImageLayer) -> (Digest, Bytes, u64) {
+    let index = &layer.layer.index;
+    (index.layer(), index.as_bytes().clone(), index.metadata_len())
+}
+
+fn describe(layer: &ImageLayer) -> IndexedLayer {
+    let index = &layer.layer.index;
+    IndexedLayer {
+        digest: layer.descriptor.digest.to_string(),
+        size: layer.descriptor.size,
+        index_size: index.encoded_len(),
+        metadata_size: index.metadata_len(),
+        spans: index.span_count(),
+        was_streamed: layer.streamed.is_some(),
+        not_lazy: index.not_lazy().map(str::to_owned),
+    }
+}
+
+fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushed: Option<PushReport>) -> IndexedImage {
+    IndexedImage {
+        digest: resolved.digest.to_string(),
+        platform: resolved.config.platform.to_string(),
+        artifact: bundle.digest().to_string(),
+        layers,
+        profile_size: bundle.artifact.profile.as_ref().map(|blob| blob.size),
+        pushed,
+        output: None,
+    }
+}
+
+/// The artifacts beside an image, the one that a mount would use first.
+pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
+    let request = request_of(wanted)?;
+    let about = |failure: Failure| failure.about(format!("cannot list the indexes of {}", wanted.reference));
+    let repository = repository(images, &request).await.map_err(about)?;
+    let resolved = images.resolve(&request).await.map_err(|error| about(Failure::from(&error)))?;
+    let found = share::discover(&repository, &resolved.digest).await;
+    let found = found.map_err(|error| about(Failure::from(&error)))?;
+    let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
+    let verdict = verdict(request.trust, is_pinned);
+    let sizes: std::collections::HashMap<_, _> =
+        resolved.manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
+    let describe = |shared: share::Shared| SharedIndex {
+        digest: shared.manifest.digest.to_string(),
+        image: resolved.digest.to_string(),
+        platform: resolved.config.platform.to_string(),
+        profile_size: shared.artifact.profile.as_ref().map(|blob| blob.size),
+        image_layers: sizes.len(),
+        layers: shared
+            .artifact
+            .layers
+            .iter()
+            .map(|blob| SharedLayer {
+                digest: blob.layer.to_string(),
+                size: sizes.get(&blob.layer).copied(),
+                index: blob.blob.digest.to_string(),
+                index_size: blob.blob.size,
+                metadata_size: blob.metadata.size,
+            })
+            .collect(),
+        believed: verdict.is_believed,
+        reason: verdict.why.to_owned(),
+    };
+    Ok(found.into_iter().map(describe).collect())
+}
+
+/// Takes the artifacts of an image out of its registry, or the one with this digest; answers how many.
+pub(super) async fn remove(
+    images: &Images,
+    wanted: &control::Image,
+    artifact: Option<&str>,
+    events: &mpsc::Sender<Event>,
+) -> Result<usize, Failure> {
+    let listed = list(images, wanted).await?;
+    let repository = repository(images, &request_of(wanted)?).await?.for_pushing();
+    let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
+    let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));
+    let chosen: Vec<_> = listed.iter().filter(|shared| artifact.is_none_or(|wanted| shared.digest == wanted)).collect();
+    if chosen.is_empty() {
+        let failure = Failure::new(Code::NotFound, format!("there is no such index of {}", wanted.reference));
+        return Err(failure.hint("`ocifs index list REF` shows what there is"));
+    }
+    for shared in &chosen {
+        let (subject, artifact) = (digest(&shared.image)?, digest(&shared.digest)?);
+        take_away(&repository, &subject, &artifact, events).await.map_err(about)?;
+    }
+    Ok(chosen.len())
+}
+
+/// The repository of an image, which a local one does not have.
+async fn repository(images: &Images, request: &Request) -> Result<Repository, Failure> {
+    if request.offline {
+        return Err(
+            Failure::new(Code::Usage, "indexes in a registry cannot be reached offline").hint("leave out --offline")
+        );
+    }
+    let repository = images.repository(request).await.map_err(|error| Failure::from(&error))?;
+    repository.ok_or_else(|| {
+        Failure::new(Code::Usage, format!("{} is not in a registry", request.reference))
+            .hint("write the index to a layout with --output oci:DIR, or name the image in its registry")
+    })
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Code::Other, "the daemon is stopping")
+}

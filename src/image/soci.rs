@@ -1,0 +1,129 @@
+//! SOCI's indexes as shared indexes: looked for where there is none of ours, and believed by the same rule.
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+
+use super::shared::{Job, Outcome};
+use crate::index::{Expected, LayerIndex, soci};
+use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER};
+use crate::oci::{Descriptor, Digest};
+use crate::share::{self, SociIndex, SociLayer};
+use crate::source::{BoxFuture, Source};
+use crate::store::Store;
+
+/// A zTOC that somebody put beside the image.
+#[derive(Debug, Clone)]
+pub(super) struct Ztoc {
+    /// The index that lists it.
+    pub(super) artifact: Digest,
+    /// Its digest, by which the store keeps what it says.
+    pub(super) digest: Digest,
+    /// Its bytes; none if what it says is in the cache already.
+    bytes: Option<Bytes>,
+}
+
+impl Job {
+    /// The zTOCs of these layers.
+    pub(super) async fn soci(&self, lacking: &[Descriptor]) -> Outcome {
+        let index = match self.remembered_soci(lacking).await {
+            Some(index) => Some(index),
+            None if self.offline => None,
+            None => self.discover_soci().await,
+        };
+        let Some((artifact, index)) = index else { return Outcome::default() };
+        let mut reading: Vec<BoxFuture<'_, Option<(Digest, Ztoc)>>> = Vec::new();
+        for layer in lacking {
+            let Some(listed) = index.layer(&layer.digest) else { continue };
+            reading.push(Box::pin(async move {
+                let bytes = self.ztoc(layer, listed).await;
+                let refused =
+                    |why: &String| tracing::warn!(layer = %layer.digest, %artifact, why, "a zTOC is not used");
+                let bytes = bytes.inspect_err(refused).ok()?;
+                Some((layer.digest, Ztoc { artifact, digest: listed.ztoc.digest, bytes }))
+            }));
+        }
+        let ztocs = stream::iter(reading).buffer_unordered(PARALLEL_INDEXES).collect::<Vec<_>>().await;
+        Outcome::of(ztocs.into_iter().flatten().collect())
+    }
+
+    /// The index that was used last, if all that it says of these layers is still here.
+    async fn remembered_soci(&self, lacking: &[Descriptor]) -> Option<(Digest, SociIndex)> {
+        let (key, subject, lacking) = (self.soci_key(), self.subject, lacking.to_vec());
+        let recall = move |store: &Store| {
+            let (digest, _) = store.reference(&key).ok()??;
+            let index = SociIndex::parse(&store.document(&digest).ok()??, &subject).ok()?;
+            let is_here = |layer: &Descriptor| match index.layer(&layer.digest) {
+                Some(listed) => store.claim(&layer.digest, &listed.ztoc.digest).is_ok_and(|claim| claim.is_some()),
+                // Too small to be listed, and streamed by the first mount.
+                None => true,
+            };
+            lacking.iter().all(is_here).then_some((digest, index))
+        };
+        self.blocking(recall).await.flatten()
+    }
+
+    async fn discover_soci(&self) -> Option<(Digest, SociIndex)> {
+        let found = share::discover_soci(&self.repository, &self.subject).await;
+        let found = found.inspect_err(|error| tracing::debug!(%error, "no SOCI index")).ok()?;
+        let (manifest, index, document) = found.into_iter().next()?;
+        let (key, digest) = (self.soci_key(), manifest.digest);
+        let keep = move |store: &Store| {
+            store
+                .put_document(&digest, &document)
+                .and_then(|()| store.put_reference(&key, &digest, &manifest.media_type))
+        };
+        if let Some(Err(error)) = self.blocking(keep).await {
+            tracing::debug!(%error, "the SOCI index is not remembered");
+        }
+        Some((digest, index))
+    }
+
+    fn soci_key(&self) -> String {
+        format!("zTOCs of {}@{}", Source::name(&self.repository), self.subject)
+    }
+
+    /// The bytes of a zTOC; none if what it says is here.
+    async fn ztoc(&self, layer: &Descriptor, listed: &SociLayer) -> Result<Option<Bytes>, String> {
+        let ztoc = &listed.ztoc;
+        if ztoc.size > layer.size.max(SMALL_LAYER) {
+            return Err(format!("it has {} bytes for a layer of {}", ztoc.size, layer.size));
+        }
+        let (layer, claim) = (layer.digest, ztoc.digest);
+        let is_here = self.blocking(move |store| store.claim(&layer, &claim).is_ok_and(|claim| claim.is_some())).await;
+        if is_here.unwrap_or(false) {
+            return Ok(None);
+        }
+        if self.offline {
+            return Err("it is not in the cache".to_owned());
+        }
+        share::read_blob(&self.repository, ztoc).await.map(Some).map_err(|error| error.to_string())
+    }
+}
+
+/// What a zTOC says of the layer, kept in `store` for the next time. Blocks.
+pub(super) fn index(store: &Store, expected: &Expected, ztoc: &Ztoc) -> Result<LayerIndex, String> {
+    let layer = expected.layer;
+    let Some(bytes) = &ztoc.bytes else {
+        let stored = store.claim(&layer, &ztoc.digest).map_err(|error| error.to_string())?;
+        let stored = stored.ok_or("it is not in the cache any more")?;
+        let opened = LayerIndex::open_claim(stored.bytes().clone()).and_then(|index| index.check().map(|()| index));
+        if opened.is_err() {
+            store.remove_claim(&layer, &ztoc.digest).map_err(|error| error.to_string())?;
+        }
+        let index = opened.map_err(|error| error.to_string())?;
+        let is_of = (index.layer(), index.compressed_size(), index.diff_id());
+        return match is_of == (layer, expected.size, expected.diff_id) {
+            true => Ok(index),
+            false => Err("it is of another content".to_owned()),
+        };
+    };
+    let claim = soci::claim(expected, bytes).map_err(|refused| refused.to_string())?;
+    let index = LayerIndex::claimed(expected, claim).map_err(|malformed| malformed.to_string())?;
+    match store.put_claim(&layer, &ztoc.digest, index.as_bytes()) {
+        Ok(mapped) => LayerIndex::open_claim(mapped.bytes().clone()).map_err(|error| error.to_string()),
+        Err(error) => {
+            tracing::debug!(%error, "what a zTOC says is not kept");
+            Ok(index)
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Putting manifests into a repository and taking them out (distribution-spec, "Pushing Manifests", "Deleting").
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, HeaderName};
+use reqwest::{Method, Response, StatusCode};
+
+use super::Selector;
+use super::client::{Call, Client, Message, Target, complain};
+use super::error::{Complaint, Fault, Retry, escape, refused};
+use crate::limits::SHOWN_CHARACTERS;
+use crate::oci::Digest;
+use crate::source::{Error, ErrorKind};
+
+/// By which a registry says that it has noted the subject of a manifest.
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+
+/// Puts a manifest under its digest or a tag; true if the registry has noted its subject.
+///
+/// Repeating it does no harm, so a lost answer is no reason to give up.
+pub(super) async fn manifest(
+    client: &Client,
+    target: &Target,
+    name: &Selector,
+    media_type: &str,
+    bytes: Bytes,
+) -> Result<bool, Error> {
+    let (reference, what) = match name {
+        Selector::Tag(tag) => (tag.clone(), format!("manifest {}:{tag} uploaded", target.name())),
+        Selector::Digest(digest) => (digest.to_string(), format!("manifest {}@{digest} uploaded", target.name())),
+    };
+    let what = escape(&what, SHOWN_CHARACTERS);
+    let message = Message { body: bytes, ..Message::bare(Method::PUT) }.header(CONTENT_TYPE, media_type);
+    let put = async || {
+        let call = Call::sending(&what, &message);
+        let (response, _) = client.request(target, &["manifests", &reference], &call).await?;
+        match response.status().is_success() {
+            true => Ok(response.headers().contains_key(SUBJECT)),
+            false => Err(refusal(&what, response).await),
+        }
+    };
+    client.persist(put).await
+}
+
+/// The fault of a manifest that was not taken. Blobs that were pushed a moment ago may not be seen yet: registries that
+/// keep them as files read half-written links when two clients push the same, and object stores take their time.
+async fn refusal(what: &str, response: Response) -> Fault {
+    let (at, status, headers) = (response.url().clone(), response.status(), response.headers().clone());
+    let complaint = Complaint::of(response).await;
+    let fault = refused(what, &at, status, &headers, &complaint);
+    match complaint.has("MANIFEST_BLOB_UNKNOWN") || complaint.has("BLOB_UNKNOWN") {
+        true => Fault { retry: Retry::Later(None), ..fault },
+        false => fault,
+    }
+}
+
+/// Removes a manifest.
+pub(super) async fn remove(client: &Client, target: &Target, digest: &Digest) -> Result<(), Error> {
+    let what = format!("manifest {}@{digest} removed", target.name());
+    let message = Message::bare(Method::DELETE);
+    let ask = async || {
+        let call = Call::sending(&what, &message);
+        let (response, _) = client.request(target, &["manifests", &digest.to_string()], &call).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(()),
+            status if status.is_success() => Ok(()),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                let mut fault = complain(&what, response).await;
+                let error = Error::new(ErrorKind::Denied, fault.error.to_string());
+                fault.error = error.hint("the registry does not allow deletion; ask whoever runs it");
+                Err(fault)
+            }
+            _ => Err(complain(&what, response).await),
+        }
+    };
+    client.persist(ask).await
+}

@@ -1,0 +1,109 @@
+//! Finding what others put beside an image.
+//!
+//! Two round trips: the list of referrers, by API and tag at once because nobody knows beforehand which one the registry
+//! has, then the artifacts' manifests, all at once.
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use super::artifact::MANIFEST_TYPE;
+use super::{ARTIFACT_TYPE, Artifact, Error, LayerBlob};
+use crate::limits::{ARTIFACT_BYTES, ARTIFACTS};
+use crate::oci::{Descriptor, Digest};
+use crate::registry::Repository;
+use crate::source::{self, BoxFuture, ErrorKind, Source, read_all};
+
+/// An artifact as it lies in a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// The artifact's manifest.
+    pub manifest: Descriptor,
+    /// What it says.
+    pub artifact: Artifact,
+    /// The manifest's bytes.
+    pub document: Bytes,
+}
+
+/// Finds the artifacts of the image `subject`: those with the most indexes first, then those with a profile, then by
+/// digest, so that every machine chooses the same.
+///
+/// Artifacts that cannot be read are passed over with a warning. Empty if there are none.
+pub async fn discover(repository: &Repository, subject: &Digest) -> Result<Vec<Shared>, Error> {
+    let listed = list(repository, subject, ARTIFACT_TYPE).await?;
+    if listed.len() > ARTIFACTS {
+        tracing::warn!(%subject, artifacts = listed.len(), "only the first {ARTIFACTS} index artifacts are looked at");
+    }
+    let mut reading: Vec<BoxFuture<'_, Result<Shared, Error>>> = Vec::new();
+    for manifest in listed.into_iter().take(ARTIFACTS) {
+        reading.push(Box::pin(open(repository, manifest, subject)));
+    }
+    let mut found = Vec::new();
+    for shared in join_all(reading).await {
+        match shared {
+            Ok(shared) => found.push(shared),
+            Err(error) => tracing::warn!(%subject, error = &error as &dyn std::error::Error, "passed over"),
+        }
+    }
+    found.sort_by_key(|shared| {
+        let artifact = &shared.artifact;
+        (std::cmp::Reverse((artifact.layers.len(), artifact.profile.is_some())), shared.manifest.digest)
+    });
+    Ok(found)
+}
+
+/// The descriptors of the artifacts of a type, each once.
+pub(super) async fn list(
+    repository: &Repository,
+    subject: &Digest,
+    artifact_type: &str,
+) -> Result<Vec<Descriptor>, Error> {
+    let (by_api, by_tag) =
+        tokio::join!(repository.referrers(subject, artifact_type), repository.tagged_referrers(subject, artifact_type));
+    let mut entries = match (by_api, by_tag) {
+        // A registry that got its API later may still have a list under the tag.
+        (Ok(by_api), Ok(by_tag)) => by_api.into_iter().flatten().chain(by_tag).collect::<Vec<_>>(),
+        (Ok(Some(by_api)), Err(error)) => {
+            tracing::debug!(%error, "the list under the tag is passed over");
+            by_api
+        }
+        (Err(error), Ok(by_tag)) => {
+            tracing::debug!(%error, "the referrers API is passed over");
+            by_tag
+        }
+        (Ok(None) | Err(_), Err(error)) => return Err(error.into()),
+    };
+    let mut seen = std::collections::HashSet::new();
+    entries.retain(|entry| seen.insert(entry.descriptor.digest));
+    Ok(entries.into_iter().map(|entry| entry.descriptor).collect())
+}
+
+async fn open(repository: &Repository, manifest: Descriptor, subject: &Digest) -> Result<Shared, Error> {
+    if manifest.size > ARTIFACT_BYTES {
+        let why = format!("it has {} bytes, at most {ARTIFACT_BYTES} are read", manifest.size);
+        return Err(Error::Artifact { digest: manifest.digest, why });
+    }
+    // Embedded content would save a round trip, but only entries written by hand have it.
+    let manifest = Descriptor { media_type: MANIFEST_TYPE.to_owned(), ..manifest };
+    let document = repository.manifest(&manifest).await?;
+    let artifact = Artifact::parse(&document.bytes, subject)?;
+    Ok(Shared { manifest, artifact, document: document.bytes })
+}
+
+/// Reads a blob of an artifact and checks it.
+pub async fn read_blob(repository: &Repository, blob: &Descriptor) -> Result<Bytes, Error> {
+    read(repository, blob, blob.size, &blob.digest).await
+}
+
+/// Reads the first part of an index and checks it.
+pub async fn read_metadata(repository: &Repository, index: &LayerBlob) -> Result<Bytes, Error> {
+    read(repository, &index.blob, index.metadata.size, &index.metadata.digest).await
+}
+
+async fn read(repository: &Repository, blob: &Descriptor, size: u64, digest: &Digest) -> Result<Bytes, Error> {
+    let bytes = read_all(repository.blob(blob).as_ref(), 0..size).await?;
+    if !digest.matches(&bytes) {
+        let message = format!("{} sent bytes for {} that have another digest", repository.name(), blob.digest);
+        return Err(source::Error::new(ErrorKind::Corrupt, message).into());
+    }
+    Ok(bytes)
+}

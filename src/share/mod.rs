@@ -1,0 +1,95 @@
+//! Layer indexes in registries: made once, found by every machine.
+//!
+//! What travels is an [`Artifact`]: an OCI manifest beside the image, which it names as its subject. It lists one blob
+//! for each distinct layer, the encoded index as it is, so that images that have a layer in common share the blob too,
+//! and a profile if there is one. Nothing in it tells when or where it was made, so that two machines that
+//! index the same image push the same bytes.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `artifact` | the manifest: building and reading it |
+//! | `discover` | finding the artifacts of an image: referrers API and tag schema at the same time |
+//! | `push` | sending what is not there, listing and removing |
+//! | `soci` | SOCI's index of an image, which is another artifact of another form |
+//! | `layout` | writing the artifact into an image layout instead |
+//!
+//! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, and no more.
+
+mod artifact;
+mod discover;
+mod layout;
+mod push;
+mod soci;
+#[cfg(test)]
+mod tests;
+
+pub use artifact::{Artifact, LayerBlob, Metadata};
+pub use discover::{Shared, discover, read_blob, read_metadata};
+pub use layout::write_layout;
+pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
+pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci};
+
+use crate::oci::{Digest, ManifestError, Printable};
+use crate::source;
+
+/// The type of the artifact.
+pub const ARTIFACT_TYPE: &str = "application/vnd.ocifs.index.v1";
+
+/// The type of an encoded layer index.
+pub const LAYER_INDEX_TYPE: &str = "application/vnd.ocifs.layer-index.v1";
+
+/// The type of a profile.
+pub const PROFILE_TYPE: &str = "application/vnd.ocifs.profile.v1";
+
+/// What an artifact can be written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// This program.
+    Ocifs,
+    /// The SOCI snapshotter.
+    Soci,
+}
+
+impl Format {
+    /// The type by which the artifact is found.
+    pub fn artifact_type(self) -> &'static str {
+        match self {
+            Self::Ocifs => ARTIFACT_TYPE,
+            Self::Soci => SOCI_TYPE,
+        }
+    }
+}
+
+/// Why indexes cannot be shared or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry, or what it sent.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// An artifact's manifest cannot be read.
+    #[error("index artifact {digest} cannot be used")]
+    Manifest {
+        /// The artifact.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: Box<ManifestError>,
+    },
+    /// An artifact says something that it may not.
+    #[error("index artifact {digest} cannot be used: {why}")]
+    Artifact {
+        /// The artifact.
+        digest: Digest,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A layout cannot be written.
+    #[error("cannot write the layout {}", Printable::path(.path))]
+    Layout {
+        /// Where.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,240 @@
+//! Bringing an artifact to a registry, and taking it away.
+//!
+//! Blobs first, all at once and only those that are not there; then the manifest; then, where the registry did not say
+//! that it has noted the subject, the list under the tag. So whatever breaks in between, nobody finds an artifact of
+//! which a part is missing, and pushing again sends only what is still missing.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use lru::LruCache;
+use serde_json::json;
+
+use super::artifact::{EMPTY, MANIFEST_TYPE};
+use super::{Artifact, Error, Format, LayerBlob, PROFILE_TYPE, SociIndex, SociLayer};
+use crate::limits::{PARALLEL_BLOBS, PUSHED_KEPT};
+use crate::oci::{Descriptor, Digest};
+use crate::profile::{Origin, Profile};
+use crate::registry::{Pushed, Repository, Selector};
+use crate::source::{BoxFuture, ErrorKind};
+
+/// An artifact with all its bytes.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// For which program its manifest is.
+    pub format: Format,
+    /// What it says, in whatever form.
+    pub artifact: Artifact,
+    /// Its manifest.
+    pub manifest: Bytes,
+    /// Its blobs, the configuration included, each once.
+    pub blobs: Vec<(Digest, Bytes)>,
+}
+
+impl Bundle {
+    /// Puts together what is known of the image `subject`: its layers' encoded indexes with the lengths of their first
+    /// parts, and what its start reads.
+    pub fn new(subject: &Descriptor, indexes: &[(Digest, Bytes, u64)], profile: Option<&Profile>) -> Self {
+        let layers: Vec<_> =
+            indexes.iter().map(|(layer, encoded, metadata)| LayerBlob::new(*layer, encoded, *metadata)).collect();
+        let mut blobs = vec![(Digest::sha256(EMPTY), Bytes::from_static(EMPTY))];
+        blobs.extend(layers.iter().zip(indexes).map(|(layer, (_, encoded, _))| (layer.blob.digest, encoded.clone())));
+        let profile = profile.map(|profile| {
+            let text = Bytes::from(anonymous(profile, subject.digest).to_text());
+            let blob = Descriptor::new(PROFILE_TYPE, Digest::sha256(&text), text.len() as u64);
+            blobs.push((blob.digest, text));
+            blob
+        });
+        let artifact = Artifact { subject: subject.clone(), layers, profile };
+        Self { format: Format::Ocifs, manifest: artifact.to_bytes(), artifact, blobs }
+    }
+
+    /// Puts together SOCI's index of the image `subject` from the zTOCs of its layers.
+    pub fn soci(subject: &Descriptor, ztocs: &[(Descriptor, Bytes)]) -> Self {
+        let layers: Vec<_> = ztocs.iter().map(|(layer, ztoc)| SociLayer::new(layer, ztoc)).collect();
+        let index = SociIndex { subject: Some(subject.clone()), layers };
+        let mut blobs = vec![(Digest::sha256(EMPTY), Bytes::from_static(EMPTY))];
+        blobs.extend(ztocs.iter().map(|(_, ztoc)| (Digest::sha256(ztoc), ztoc.clone())));
+        let blob = |(layer, ztoc): &(Descriptor, Bytes)| LayerBlob::new(layer.digest, ztoc, ztoc.len() as u64);
+        let artifact = Artifact { subject: subject.clone(), layers: ztocs.iter().map(blob).collect(), profile: None };
+        Self { format: Format::Soci, manifest: index.to_bytes(), artifact, blobs }
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> Digest {
+        Digest::sha256(&self.manifest)
+    }
+
+    /// Bytes of its blobs.
+    pub fn bytes(&self) -> u64 {
+        self.blobs.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+}
+
+/// The profile without where and when it was recorded: neither is anybody's business, and without them equal recordings
+/// are equal blobs.
+fn anonymous(profile: &Profile, image: Digest) -> Profile {
+    Profile::new(Origin { image, recorded: 0, mount: "/".into() }, profile.accesses().iter().cloned())
+}
+
+/// Where blobs are known to be, so that a registry can take them from a repository beside instead of from here.
+#[derive(Debug)]
+pub struct Known {
+    /// The repository by host and digest. Held only to look one up.
+    places: Mutex<LruCache<(String, Digest), String>>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        let kept = NonZeroUsize::new(PUSHED_KEPT).unwrap_or(NonZeroUsize::MIN);
+        Self { places: Mutex::new(LruCache::new(kept)) }
+    }
+}
+
+impl Known {
+    /// Notes that `repository` has the blob.
+    pub fn note(&self, repository: &Repository, digest: Digest) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.put((repository.host().to_owned(), digest), repository.path().to_owned());
+    }
+
+    /// Another repository of the same registry that has the blob.
+    fn beside(&self, repository: &Repository, digest: Digest) -> Option<String> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = places.get(&(repository.host().to_owned(), digest))?;
+        (place != repository.path()).then(|| place.clone())
+    }
+}
+
+/// How far a push has come; read by whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Protects the list, which grows once a blob.
+    blobs: Mutex<Vec<(u64, Arc<AtomicU64>)>>,
+}
+
+/// Sums over the blobs of an artifact.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pushing {
+    /// Blobs.
+    pub blobs: usize,
+    /// Blobs that the registry has.
+    pub finished: usize,
+    /// Bytes that the registry has.
+    pub there: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+impl Progress {
+    /// Where it stands now.
+    pub fn now(&self) -> Pushing {
+        let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        blobs.iter().fold(Pushing { blobs: blobs.len(), ..Pushing::default() }, |sum, (size, sent)| {
+            let sent = sent.load(Ordering::Relaxed);
+            let finished = sum.finished + usize::from(sent >= *size);
+            Pushing { finished, there: sum.there + sent, total: sum.total + size, ..sum }
+        })
+    }
+
+    fn add(&self, size: u64) -> Arc<AtomicU64> {
+        let sent = Arc::new(AtomicU64::new(0));
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner).push((size, Arc::clone(&sent)));
+        sent
+    }
+}
+
+/// How an artifact can be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// By the registry's referrers API.
+    Api,
+    /// By the tag that stands in for it.
+    Tag,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// The artifact's manifest.
+    pub manifest: Digest,
+    /// How it can be found.
+    pub listed: Listed,
+    /// Blobs that were there already.
+    pub existed: usize,
+    /// Blobs that the registry took from another repository.
+    pub mounted: usize,
+    /// Blobs that were sent.
+    pub sent: usize,
+    /// Bytes of those that were sent.
+    pub bytes: u64,
+}
+
+/// Pushes an artifact. `repository` should be [for pushing](Repository::for_pushing).
+pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progress: &Progress) -> Result<Sent, Error> {
+    let mut sending: Vec<BoxFuture<'_, Result<(Pushed, u64), Error>>> = Vec::new();
+    for (digest, bytes) in &bundle.blobs {
+        let sent = progress.add(bytes.len() as u64);
+        sending.push(Box::pin(async move {
+            let pushed = push_blob(repository, *digest, bytes, known, &sent).await?;
+            known.note(repository, *digest);
+            Ok((pushed, bytes.len() as u64))
+        }));
+    }
+    let pushed: Vec<_> = stream::iter(sending).buffer_unordered(PARALLEL_BLOBS).try_collect().await?;
+    let digest = bundle.digest();
+    let name = Selector::Digest(digest);
+    let noted = repository.push_manifest(&name, MANIFEST_TYPE, bundle.manifest.clone()).await?;
+    if !noted {
+        let entry = json!({
+            "mediaType": MANIFEST_TYPE,
+            "digest": digest.to_string(),
+            "size": bundle.manifest.len(),
+            "artifactType": bundle.format.artifact_type(),
+        });
+        repository.add_tagged_referrer(&bundle.artifact.subject.digest, &entry).await?;
+    }
+    let count = |wanted: Pushed| pushed.iter().filter(|(pushed, _)| *pushed == wanted).count();
+    Ok(Sent {
+        manifest: digest,
+        listed: if noted { Listed::Api } else { Listed::Tag },
+        existed: count(Pushed::Existed),
+        mounted: count(Pushed::Mounted),
+        sent: count(Pushed::Sent),
+        bytes: pushed.iter().filter(|(pushed, _)| *pushed == Pushed::Sent).map(|(_, bytes)| bytes).sum(),
+    })
+}
+
+async fn push_blob(
+    repository: &Repository,
+    digest: Digest,
+    bytes: &Bytes,
+    known: &Known,
+    sent: &AtomicU64,
+) -> Result<Pushed, Error> {
+    if repository.has_blob(&digest).await? {
+        sent.store(bytes.len() as u64, Ordering::Relaxed);
+        return Ok(Pushed::Existed);
+    }
+    let from = known.beside(repository, digest);
+    Ok(repository.push_blob(digest, bytes.clone(), from.as_deref(), sent).await?)
+}
+
+/// Takes an artifact of `subject` away: out of the list under the tag, and then itself.
+///
+/// A registry may forbid the second. Once it is in no list nobody finds it, so that is only reported where it was listed
+/// by the registry itself. False if it stays without being found.
+pub async fn remove(repository: &Repository, subject: &Digest, artifact: &Digest) -> Result<bool, Error> {
+    let was_listed = repository.remove_tagged_referrer(subject, artifact).await?;
+    match repository.remove_manifest(artifact).await {
+        Ok(()) => Ok(true),
+        Err(error) if was_listed && error.kind() == ErrorKind::Denied => {
+            tracing::debug!(%error, "the artifact stays without being found");
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

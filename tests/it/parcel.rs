@@ -1,0 +1,179 @@
+//! Parcels through the program: what one machine touched starts on another without asking anybody.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use ocifs::demo::registry::Content;
+
+use crate::support::{Embedded, Image, Layer, Mount, Ocifs, Ran, noise, require_fuse, require_root};
+
+const FILE: usize = 2 << 20;
+
+/// Six files that do not compress, `a` to `f`, in two layers.
+fn image() -> Image {
+    let layer = |names: std::ops::RangeInclusive<char>| {
+        names.fold(Layer::new().dir("data"), |layer, name| layer.file(format!("data/{name}"), noise(FILE, name as u64)))
+    };
+    Image::new().layer(layer('a'..='c')).layer(layer('d'..='f'))
+}
+
+/// A registry, a machine that has used the image, and one that has not.
+struct Scene {
+    registry: Embedded,
+    used: Ocifs,
+    fresh: Ocifs,
+    from: Mount,
+    to: Mount,
+}
+
+impl Scene {
+    /// None, loudly, where nothing can be mounted.
+    fn new() -> Option<Self> {
+        if !require_fuse() || !require_root() {
+            return None;
+        }
+        let content = Content::new();
+        image().to_content(&content, "it", "latest");
+        let (used, fresh) = (Ocifs::new(), Ocifs::new());
+        let scene = Self {
+            registry: Embedded::start(content),
+            from: used.mount_point("m"),
+            to: fresh.mount_point("m"),
+            used,
+            fresh,
+        };
+        scene.used.mount(&scene.reference(), &scene.from);
+        scene.used.umount(&scene.from);
+        scene.used.drop_bytes();
+        Some(scene)
+    }
+
+    fn reference(&self) -> String {
+        self.registry.name("it:latest")
+    }
+
+    fn parcel(&self) -> PathBuf {
+        self.used.home().join("it.parcel")
+    }
+
+    fn export(&self, options: &[&str]) -> Ran {
+        let parcel = self.parcel();
+        let parcel = parcel.to_str().expect("a plain path");
+        self.used.run([&["cache", "export", &self.reference(), parcel], options].concat())
+    }
+
+    fn import(&self) -> Ran {
+        self.fresh.run(["cache".as_ref(), "import".as_ref(), self.parcel().as_os_str()])
+    }
+
+    fn mount_offline(&self) {
+        let dir = self.to.path().to_str().expect("a plain path");
+        self.fresh.run(["mount", "--offline", "--fill=off", &self.reference(), dir]).ok();
+    }
+
+    fn reads(&self, file: char) -> bool {
+        fs::read(self.to.path().join(format!("data/{file}"))).is_ok_and(|bytes| bytes == noise(FILE, file as u64))
+    }
+}
+
+#[test]
+fn what_one_machine_read_is_read_on_another_without_any_request() {
+    let Some(scene) = Scene::new() else { return };
+    scene.used.mount(&scene.reference(), &scene.from);
+    for file in ["b", "e"] {
+        fs::read(scene.from.path().join("data").join(file)).expect("it can be read");
+    }
+    scene.registry.forget_requests();
+    scene.export(&[]).ok();
+    let length = fs::metadata(scene.parcel()).expect("it was written").len();
+    // Two of six files, which compress to half, and what was read ahead of their readers.
+    assert!(length > FILE as u64 && length < 5 * FILE as u64 / 2, "{length}");
+    let told = scene.import().ok().stdout;
+    assert!(told.starts_with(&format!("imported {}: ", scene.reference())), "{told}");
+    scene.mount_offline();
+    assert!(scene.reads('b') && scene.reads('e') && !scene.reads('f'));
+    assert_eq!(scene.registry.requests().len(), 0, "nobody was asked");
+
+    scene.used.umount(&scene.from);
+    let first = fs::read(scene.parcel()).expect("readable");
+    scene.export(&[]).ok();
+    assert!(fs::read(scene.parcel()).expect("readable") == first, "equal contents make equal files");
+}
+
+#[test]
+fn a_start_comes_along_with_its_profile_and_nothing_else() {
+    let Some(scene) = Scene::new() else { return };
+    let dir = scene.from.path().to_str().expect("a plain path").to_owned();
+    scene.used.run(["mount", "--fill=off", &scene.reference(), &dir]).ok();
+    fs::read(scene.from.path().join("data/d")).expect("it can be read");
+    scene.used.umount(&scene.from);
+    scene.used.run(["mount", "--wait", &scene.reference(), &dir]).ok();
+    scene.used.umount(&scene.from);
+    scene.export(&["--profile"]).ok();
+    let small = fs::metadata(scene.parcel()).expect("it was written").len();
+    assert!(small < FILE as u64, "{small}");
+    scene.registry.forget_requests();
+    scene.import().ok();
+    scene.mount_offline();
+    assert!(scene.reads('d') && !scene.reads('a'));
+    assert_eq!(scene.registry.requests().len(), 0);
+    let shown = |ocifs: &Ocifs| ocifs.run(["profile", "export", "--offline", &scene.reference()]).ok().stdout;
+    assert_eq!(shown(&scene.fresh), shown(&scene.used));
+
+    // All of it, through pipes; the mount that is there serves it at once.
+    let reference = scene.reference();
+    let mut export = scene.used.command(["cache", "export", &reference, "-"]);
+    let mut export = export.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
+    let pipe = export.stdout.take().expect("a pipe");
+    let imported = scene.fresh.command(["cache", "import", "-"]).stdin(pipe).output().expect("it runs");
+    assert!(export.wait().expect("it ends").success() && imported.status.success(), "{imported:?}");
+    assert!(scene.reads('a') && scene.reads('f'));
+    assert_eq!(scene.registry.requests().len(), 0);
+}
+
+#[test]
+fn what_cannot_be_carried_is_told_and_leaves_no_file() {
+    let Some(scene) = Scene::new() else { return };
+    let fails = |ran: &Ran, code: i32, text: &str| {
+        assert_eq!(ran.code(), code, "{}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(text), "{}", ran.stderr);
+    };
+    let parcel = scene.parcel();
+    fails(&scene.export(&["--profile"]), 3, "there is no profile of");
+    assert!(!parcel.exists());
+    let unknown = scene.fresh.run(["cache", "export", &scene.reference(), "x.parcel"]);
+    fails(&unknown, 5, "hint: mount it first");
+    fails(&scene.import(), 2, "cannot read");
+    fs::write(&parcel, "something else").expect("written");
+    fails(&scene.import(), 2, "this is not a parcel");
+    scene.export(&[]).ok();
+    let mut bytes = fs::read(&parcel).expect("readable");
+    fs::write(&parcel, &bytes[..bytes.len() - 1]).expect("written");
+    fails(&scene.import(), 6, "the parcel is cut short");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(&parcel, &bytes).expect("written");
+    fails(&scene.import(), 6, "the parcel is damaged");
+    bytes[8] = 9;
+    fs::write(&parcel, &bytes).expect("written");
+    fails(&scene.import(), 2, "version 9");
+    let offline = scene.fresh.run(["inspect", "--offline", &scene.reference()]);
+    assert_eq!(offline.code(), 5, "what a tag means comes last: {}", offline.stderr);
+}
+
+#[test]
+fn d_016_an_endless_parcel_is_given_up_at_once() {
+    let ocifs = Ocifs::new();
+    let zero = File::open("/dev/zero").expect("it is there");
+    let head = ocifs.home().join("head");
+    fs::write(&head, b"ocifsprc\x01\0\0\0\x01\xff\xff\x3f\0").expect("written");
+    let mut cat = Command::new("cat").arg(&head).arg("/dev/zero").stdout(Stdio::piped()).spawn().expect("it runs");
+    for input in [Stdio::from(zero), cat.stdout.take().expect("a pipe").into()] {
+        let mut child = ocifs.command(["cache", "import", "-"]);
+        let output = child.stdin(input).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code().is_some_and(|code| code == 2 || code == 6), "{told}");
+    }
+    cat.kill().and_then(|()| cat.wait()).expect("it ends");
+}

@@ -1,0 +1,131 @@
+//! Who is not believed, and what is refused: the layer is then streamed as if nobody had made an index of it.
+
+use std::fs;
+
+use ocifs::demo::registry::{Endpoint, Fault};
+use serde_json::{Value, json};
+
+use super::{Machine, image, origins, ready, served};
+use crate::support::{Built, Embedded};
+
+#[test]
+fn a_digest_binds_no_index_unless_the_user_says_so() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let (tagged, pinned) = (registry.name("it:latest"), registry.name(&format!("it@{}", built.manifest.digest)));
+    Machine::new().push(&tagged);
+    for (options, reference, origin, reason) in [
+        (&[][..], &pinned, "first-contact", "pinned by its digest"),
+        (&["--trust-index=registry"], &pinned, "shared", "--trust-index registry was given"),
+        (&["--trust-index=none"], &tagged, "first-contact", "--trust-index none was given"),
+        (&["--trust-index=registry"], &tagged, "shared", "--trust-index registry was given"),
+    ] {
+        registry.forget_requests();
+        let machine = Machine::new();
+        let report = machine.mount(options, reference);
+        assert_eq!(origins(&report), [origin; 2], "{options:?} {reference}");
+        let told = report["layers"][0]["index_reason"].as_str().unwrap_or_default();
+        assert!(told.contains(reason), "{told}");
+        let asked =
+            registry.requests().iter().any(|record| matches!(record.request.endpoint, Endpoint::Referrers { .. }));
+        assert_eq!(asked, origin == "shared", "who is not believed is not asked");
+        let shown = machine.ocifs.run(["status".as_ref(), machine.point.path().as_os_str()]).ok().stdout;
+        assert!(shown.contains(reason), "{shown}");
+    }
+}
+
+#[test]
+fn who_believed_an_index_does_not_make_others_believe_it() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let (tagged, pinned) = (registry.name("it:latest"), registry.name(&format!("it@{}", built.manifest.digest)));
+    Machine::new().push(&tagged);
+    let machine = Machine::new();
+    assert_eq!(origins(&machine.mount(&[], &tagged)), ["shared"; 2]);
+    machine.ocifs.umount(&machine.point);
+    assert_eq!(origins(&machine.mount(&[], &pinned)), ["first-contact"; 2], "D-025");
+}
+
+/// Mounts an image whose artifact is `change`d, or whose blobs are served with `fault`, and expects its true tree.
+fn streamed(change: impl Fn(&mut Value), fault: Option<Fault>) {
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let maker = Machine::new();
+    let made = maker.push(&reference);
+    forge(&registry, &built, made["artifact"].as_str().expect("a digest"), change);
+    let layers: Vec<String> = built.layers.iter().chain([&built.config]).map(|blob| blob.digest.to_string()).collect();
+    registry.set_faults(move |request| match &request.endpoint {
+        Endpoint::Blob { digest, .. } if !layers.contains(digest) => fault.clone(),
+        _ => None,
+    });
+    let machine = Machine::new();
+    let report = machine.mount(&[], &reference);
+    assert!(origins(&report).contains(&"first-contact"), "{report}");
+    assert_eq!(fs::read(machine.point.path().join("usr/text0")).expect("here"), super::prose(4 << 20, 0));
+    assert_eq!(fs::read(machine.point.path().join("etc/conf")).expect("here"), b"a = b\n");
+}
+
+/// Puts a changed artifact in the place of the honest one.
+fn forge(registry: &Embedded, built: &Built, artifact: &str, change: impl Fn(&mut Value)) {
+    let addr = registry.addr();
+    let url = format!("http://{addr}/v2/it/manifests/{artifact}");
+    let mut curl = std::process::Command::new("curl");
+    let text = crate::support::output_of(curl.args(["-s", &url]));
+    let mut document: Value = serde_json::from_str(&text).expect("a manifest");
+    assert_eq!(document["subject"]["digest"], built.manifest.digest.to_string());
+    change(&mut document);
+    let mut curl = std::process::Command::new("curl");
+    crate::support::output_of(curl.args(["-sf", "-X", "DELETE", &url]));
+    registry.content().add_manifest("it", None, "application/vnd.oci.image.manifest.v1+json", document.to_string());
+}
+
+#[test]
+fn an_index_with_a_wrong_byte_is_refused() {
+    if !ready() {
+        return;
+    }
+    streamed(|_| {}, Some(Fault::Corrupt { offset: 20 }));
+}
+
+#[test]
+fn an_index_that_ends_early_is_refused() {
+    if !ready() {
+        return;
+    }
+    streamed(|_| {}, Some(Fault::OtherRange(0..100)));
+}
+
+#[test]
+fn an_index_that_is_not_there_is_no_reason_to_fail() {
+    if !ready() {
+        return;
+    }
+    streamed(|_| {}, Some(Fault::status(404)));
+}
+
+#[test]
+fn an_index_of_another_layer_is_refused() {
+    if !ready() {
+        return;
+    }
+    let swap = |document: &mut Value| {
+        let key = "dev.ocifs.layer.digest";
+        let one = document["layers"][0]["annotations"][key].clone();
+        let two = std::mem::replace(&mut document["layers"][1]["annotations"][key], one);
+        document["layers"][0]["annotations"][key] = two;
+    };
+    streamed(swap, None);
+}
+
+#[test]
+fn an_artifact_that_makes_no_sense_is_refused() {
+    if !ready() {
+        return;
+    }
+    streamed(|document| document["layers"][0]["annotations"] = json!({}), None);
+    streamed(|document| document["layers"][0]["size"] = json!(1_u64 << 50), None);
+}

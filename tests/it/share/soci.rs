@@ -1,0 +1,80 @@
+//! SOCI's indexes: what is pushed for its snapshotter is found by this program as well, by the same rule of trust.
+
+use super::*;
+use crate::support::Compression;
+
+/// Pushes SOCI's index of the image.
+fn push_soci(machine: &Machine, reference: &str) -> Value {
+    machine.ocifs.json(["index", "--json", "--format", "soci", "--push", reference])[0].take()
+}
+
+#[test]
+fn a_soci_index_makes_the_first_mount_elsewhere_lazy() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let (maker, other) = (Machine::new(), Machine::new());
+    let made = push_soci(&maker, &reference);
+    assert_eq!(push_soci(&maker, &reference)["artifact"], made["artifact"], "equal images make equal indexes");
+    maker.mount(&[], &reference);
+    let tree = maker.tree();
+
+    registry.forget_requests();
+    let report = other.mount(&[], &reference);
+    assert_eq!(origins(&report), ["shared", "shared"]);
+    assert_eq!(report["layers"][0]["index_artifact"], made["artifact"]);
+    assert_eq!(layer_bytes(&registry, &built), 0, "no byte of a layer was needed");
+    let text = std::fs::read(other.point.path().join("usr/text3")).expect("it can be read");
+    assert!(text == prose(4 << 20, 3));
+    let size: u64 = built.layers.iter().map(|layer| layer.size).sum();
+    assert!(layer_bytes(&registry, &built) < size, "one of six files was read");
+    assert!(tree == other.tree(), "the same tree");
+
+    // What it says is kept.
+    other.ocifs.umount(&other.point);
+    registry.forget_requests();
+    let offline = other.mount(&["--offline"], &reference);
+    assert_eq!(origins(&offline), ["shared", "shared"]);
+    assert_eq!(registry.requests().len(), 0);
+    other.ocifs.umount(&other.point);
+
+    // Fill has all bytes of the layers, and finds that it was the truth.
+    other.ocifs.run(["mount", "--wait", &reference, &other.point.path().to_string_lossy()]).ok();
+    other.ocifs.umount(&other.point);
+    let proven = other.mount(&["--offline"], &reference);
+    assert_eq!(origins(&proven), ["cache", "cache"]);
+}
+
+#[test]
+fn d_025_a_soci_index_is_not_believed_for_a_digest() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let (maker, other) = (Machine::new(), Machine::new());
+    push_soci(&maker, &registry.name("it:latest"));
+    let pinned = registry.name(&format!("it@{}", built.manifest.digest));
+    let report = other.mount(&[], &pinned);
+    assert_eq!(origins(&report), ["first-contact", "first-contact"]);
+    let trusting = Machine::new();
+    let report = trusting.mount(&["--trust-index", "registry"], &pinned);
+    assert_eq!(origins(&report), ["shared", "shared"]);
+}
+
+#[test]
+fn what_soci_has_no_form_for_is_told_and_left_out() {
+    if !ready() {
+        return;
+    }
+    let image = Image::new()
+        .layer(Layer::new().file("a", noise(100_000, 1)))
+        .layer(Layer::new().file("b", noise(100_000, 2)).compressed(Compression::Zstd));
+    let (registry, _) = served(&image);
+    let machine = Machine::new();
+    let ran = machine.ocifs.run(["index", "--format", "soci", "--push", &registry.name("it:latest")]).ok();
+    assert!(ran.stderr.contains("is left out: SOCI has no form for zstd layers"), "{}", ran.stderr);
+    let other = Machine::new();
+    assert_eq!(origins(&other.mount(&[], &registry.name("it:latest"))), ["shared", "first-contact"]);
+}

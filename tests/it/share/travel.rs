@@ -1,0 +1,306 @@
+//! From one machine to another.
+
+use std::fs;
+use std::time::Duration;
+
+use ocifs::demo::registry::{Endpoint, Fault, Record};
+use ocifs::oci::Digest;
+use serde_json::{Value, json};
+
+use super::{Machine, image, layer_bytes, origins, ready, served};
+use crate::support::{DockerRegistry, Embedded, assert_same, temp_dir};
+
+/// Pushes from one machine and mounts on another; returns the second with its report.
+fn travel(reference: &str, listed: &str) -> (Machine, Value) {
+    let (maker, taker) = (Machine::new(), Machine::new());
+    let made = maker.push(reference);
+    assert_eq!(made["pushed"]["listed"], listed, "{made}");
+    assert_eq!(made["layers"].as_array().map(Vec::len), Some(2));
+    maker.mount(&[], reference);
+    let report = taker.mount(&[], reference);
+    assert_eq!(origins(&report), ["shared", "shared"]);
+    for layer in report["layers"].as_array().expect("layers") {
+        assert_eq!(layer["index_artifact"], made["artifact"]);
+        assert!(layer["index_reason"].as_str().is_some_and(|reason| reason.contains("is a tag")), "{layer}");
+    }
+    assert_same(&taker.tree(), &maker.tree(), |_, _| false);
+    (taker, report)
+}
+
+#[test]
+fn the_first_mount_is_lazy_where_the_registry_lists_referrers() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let maker = Machine::new();
+    let reference = registry.name("it:latest");
+    maker.push(&reference);
+    registry.forget_requests();
+    let taker = Machine::new();
+    let report = taker.mount(&[], &reference);
+    assert_eq!(origins(&report), ["shared", "shared"]);
+    assert_eq!(layer_bytes(&registry, &built), 0, "no byte of a layer was needed");
+    // A read brings what it needs, and no more than a part.
+    let text = fs::read(taker.point.path().join("usr/text3")).expect("it can be read");
+    assert_eq!(text, super::prose(4 << 20, 3));
+    let moved = layer_bytes(&registry, &built);
+    assert!(moved > 0 && moved < built.layers[0].size / 2, "{moved} of {}", built.layers[0].size);
+    travel(&reference, "api");
+}
+
+#[test]
+fn the_first_mount_is_lazy_where_a_tag_lists_referrers() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    registry.set_referrers(0);
+    travel(&registry.name("it:latest"), "tag");
+}
+
+#[test]
+fn the_first_mount_is_lazy_with_a_real_registry() {
+    if !ready() {
+        return;
+    }
+    let Some(registry) = DockerRegistry::start() else { return };
+    let layout = temp_dir();
+    image().to_layout(layout.path(), "v1");
+    registry.push(layout.path(), "v1", "team/app:v1");
+    registry.push(layout.path(), "v1", "team/other:v1");
+    let reference = format!("{}/team/app:v1", registry.addr());
+    let (taker, report) = travel(&reference, "tag");
+    assert_eq!(report["bytes_fetched"], 0);
+
+    // The layers are in another repository too; their indexes need not be sent again, nor made.
+    let maker = Machine::new();
+    maker.push(&reference);
+    let other = maker.push(&format!("{}/team/other:v1", registry.addr()));
+    assert_eq!((&other["pushed"]["sent"], &other["pushed"]["mounted"]), (&json!(0), &json!(3)), "{other}");
+    assert!(other["layers"].as_array().expect("layers").iter().all(|layer| layer["was_streamed"] == false));
+
+    // Nobody finds it any more once it was taken off the list, although this registry deletes nothing.
+    let ran = maker.ocifs.run(["index", "rm", &reference]).ok();
+    assert!(ran.stderr.contains("does not delete"), "{}", ran.stderr);
+    assert_eq!(maker.ocifs.json(["index", "list", "--json", &reference]), json!([]));
+    drop(taker);
+    assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["first-contact", "first-contact"]);
+}
+
+/// The most requests of which each began after the one before had ended: round trips, if each takes a while.
+fn round_trips(records: &[Record]) -> usize {
+    let mut spans: Vec<_> = records.iter().filter_map(|record| Some((record.ended?, record.arrived))).collect();
+    spans.sort();
+    let mut last = Duration::ZERO;
+    spans
+        .iter()
+        .filter(|(ended, arrived)| {
+            *arrived >= last && {
+                last = *ended;
+                true
+            }
+        })
+        .count()
+}
+
+#[test]
+fn a_mount_of_one_platform_of_an_image_index_takes_six_round_trips_and_a_hundredth_of_the_bytes() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{
+        "mediaType": built.manifest.media_type, "digest": built.manifest.digest.to_string(),
+        "size": built.manifest.size, "platform": { "os": "linux", "architecture": platform() },
+    }] });
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    registry.content().add_manifest("it", Some("many"), media_type, index.to_string());
+    let reference = registry.name("it:many");
+    let made = Machine::new().push(&reference);
+    let windows: Vec<u64> = made["layers"]
+        .as_array()
+        .expect("layers")
+        .iter()
+        .filter_map(|layer| Some(layer["index_size"].as_u64()? - layer["metadata_size"].as_u64()?))
+        .collect();
+    registry.set_faults(|_| Some(Fault::Delay(Duration::from_millis(60))));
+    registry.forget_requests();
+    let report = Machine::new().mount(&[], &reference);
+    assert_eq!(origins(&report), ["shared", "shared"]);
+    // What comes in the background, the windows, is asked for from the middle of a blob.
+    let needed: Vec<_> = registry
+        .requests()
+        .into_iter()
+        .filter(|record| record.request.range().is_none_or(|range| range.starts_with("bytes=0-")))
+        .collect();
+    let trips = round_trips(&needed);
+    assert!(trips <= 6, "{trips} round trips: {needed:#?}");
+    let moved: u64 = needed.iter().map(|record| record.sent).sum();
+    let size: u64 = built.layers.iter().map(|layer| layer.size).sum();
+    assert!(moved <= size / 100, "{moved} of {size}");
+    assert!(windows[0] > 4 << 10, "the test is about an index with windows: {windows:?}");
+}
+
+fn platform() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[test]
+fn a_read_waits_for_windows_that_are_late() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    Machine::new().push(&reference);
+    registry.set_faults(|request| {
+        let is_window = request.is_blob() && request.range().is_some_and(|range| !range.starts_with("bytes=0-"));
+        is_window.then_some(Fault::Delay(Duration::from_millis(700)))
+    });
+    let machine = Machine::new();
+    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
+    assert_eq!(fs::read(machine.point.path().join("usr/text2")).expect("it can be read"), super::prose(4 << 20, 2));
+}
+
+#[test]
+fn a_claim_outlives_its_registry_and_costs_no_second_search() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    Machine::new().push(&reference);
+    let machine = Machine::new();
+    machine.mount(&[], &reference);
+    let tree = machine.tree();
+    machine.ocifs.umount(&machine.point);
+    registry.forget_requests();
+    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
+    let asked = registry.requests();
+    assert!(!asked.iter().any(|record| matches!(record.request.endpoint, Endpoint::Referrers { .. })), "{asked:#?}");
+    machine.ocifs.umount(&machine.point);
+    assert_eq!(origins(&machine.mount(&["--offline"], &reference)), ["shared", "shared"]);
+    assert_same(&machine.tree(), &tree, |_, _| false);
+}
+
+#[test]
+fn fill_proves_what_was_believed() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    Machine::new().push(&reference);
+    let machine = Machine::new();
+    let dir = machine.point.path().to_string_lossy().into_owned();
+    machine.ocifs.run(["mount", "--wait", "--profile-until=0", &reference, &dir]).ok();
+    let tree = machine.tree();
+    machine.ocifs.umount(&machine.point);
+    assert_eq!(origins(&machine.mount(&[], &reference)), ["cache", "cache"], "the index is proven now");
+    assert_same(&machine.tree(), &tree, |_, _| false);
+}
+
+#[test]
+fn the_profile_of_one_machine_is_replayed_on_another() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let maker = Machine::new();
+    let profile = format!(
+        "ocifs-profile 1\nimage {}\nrecorded 1764000000\nmount /secret/place\naccesses 1\n0 4194304 usr/text1\n",
+        Digest::sha256(b"any")
+    );
+    let file = maker.ocifs.home().join("start.profile");
+    fs::write(&file, profile).expect("written");
+    let file = file.to_string_lossy().into_owned();
+    let made = maker.ocifs.json(["index", "--json", "--push", "--profile", &file, &reference]);
+    assert!(made[0]["profile_size"].as_u64().is_some_and(|size| size > 0), "{made}");
+    let pulled = registry.requests();
+    let leaked = pulled.iter().any(|record| format!("{record:?}").contains("/secret/place"));
+    assert!(!leaked, "where it was recorded stays at home");
+
+    let taker = Machine::new();
+    taker.mount(&[], &reference);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        let status = taker.ocifs.status(&taker.point);
+        if status["mounts"][0]["profile"]["ahead_done"] == true {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(status["mounts"][0]["profile"]["ahead"], "profile");
+    registry.forget_requests();
+    assert_eq!(fs::read(taker.point.path().join("usr/text1")).expect("here"), super::prose(4 << 20, 1));
+    assert_eq!(layer_bytes(&registry, &built), 0, "it was fetched ahead");
+}
+
+#[test]
+fn two_machines_push_the_same_bytes_and_the_second_sends_none() {
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    let (one, two) = (Machine::new(), Machine::new());
+    let (first, second) = (one.push(&reference), two.push(&reference));
+    assert_eq!(first["artifact"], second["artifact"]);
+    assert_eq!((&first["pushed"]["sent"], &second["pushed"]["sent"]), (&json!(3), &json!(0)));
+    assert_eq!(one.ocifs.json(["index", "list", "--json", &reference]).as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn two_machines_that_push_at_once_lose_nothing() {
+    let (registry, _) = served(&image());
+    registry.set_referrers(0);
+    push_at_once(&registry);
+}
+
+/// Two pushers with different profiles, so that there are two artifacts.
+fn push_at_once(registry: &Embedded) {
+    let reference = registry.name("it:latest");
+    let machines = [Machine::new(), Machine::new()];
+    let threads = machines.iter().enumerate().map(|(number, machine)| {
+        let profile = machine.ocifs.home().join("start.profile");
+        let text = format!(
+            "ocifs-profile 1\nimage {}\nrecorded 1\nmount /m\naccesses 1\n0 {} usr/text1\n",
+            Digest::sha256(b"any"),
+            100 + number
+        );
+        fs::write(&profile, text).expect("written");
+        let profile = profile.to_string_lossy().into_owned();
+        let mut command = machine.ocifs.command(["index", "--push", "--profile", &profile, &reference]);
+        command.spawn().expect("the program starts")
+    });
+    for mut child in threads.collect::<Vec<_>>() {
+        assert!(child.wait().expect("it ends").success());
+    }
+    let listed = machines[0].ocifs.json(["index", "list", "--json", &reference]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+
+    // Who wants only the latest says so.
+    machines[0].ocifs.run(["index", "--push", "--replace", "--profile=none", &reference]).ok();
+    let listed = machines[0].ocifs.json(["index", "list", "--json", &reference]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(listed[0]["profile_size"], Value::Null);
+}
+
+#[test]
+fn an_interrupted_push_goes_on() {
+    let (registry, _) = served(&image());
+    registry.set_faults(|request| {
+        let is_upload = matches!(request.endpoint, Endpoint::Upload { session: Some(_), .. });
+        (is_upload && request.method == "PUT" && request.attempt == 0).then_some(Fault::HangUp { after: 10_000 })
+    });
+    let reference = registry.name("it:latest");
+    let made = Machine::new().push(&reference);
+    let puts: Vec<_> = registry.requests().into_iter().filter(|record| record.request.method == "PUT").collect();
+    assert!(puts.iter().any(|record| record.request.attempt > 0), "an upload went on");
+    registry.clear_faults();
+    assert_eq!(Machine::new().ocifs.json(["index", "list", "--json", &reference])[0]["digest"], made["artifact"]);
+}
