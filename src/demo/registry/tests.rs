@@ -420,3 +420,34 @@ async fn skopeo_copies_an_image_byte_for_byte() {
         assert_eq!((bytes.len() as u64, blob.digest.matches(&bytes)), (blob.size, true));
     }
 }
+
+#[tokio::test]
+async fn skopeo_pushes_an_image_byte_for_byte() {
+    if !present("skopeo") {
+        return;
+    }
+    let content = Content::new();
+    let layer = content.add_blob("application/vnd.oci.image.layer.v1.tar", numbers(100_000));
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "rootfs": { "type": "layers", "diff_ids": [layer.digest.to_string()] },
+    });
+    let config = content.add_blob("application/vnd.oci.image.config.v1+json", config.to_string());
+    let described = |blob: &Descriptor| json!({ "mediaType": blob.media_type, "digest": blob.digest.to_string(), "size": blob.size });
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": described(&config), "layers": [described(&layer)],
+    });
+    let manifest = content.add_manifest("a/b", Some("v1"), MANIFEST, manifest.to_string());
+    let from = Registry::start(content).await.expect("a port is free");
+    let to = Registry::start(Content::new()).await.expect("a port is free");
+    let mut command = Command::new("skopeo");
+    command
+        .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--src-tls-verify=false"])
+        .arg("--dest-tls-verify=false")
+        .args([format!("docker://{}/a/b:v1", from.addr()), format!("docker://{}/c:v2", to.addr())]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("skopeo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let got = get(&to, "/v2/c/manifests/v2").await;
+    assert_eq!((got.status, Digest::sha256(&got.body)), (200, manifest.digest));
+    assert_eq!(get(&to, &format!("/v2/c/blobs/{}", layer.digest)).await.body, numbers(100_000));
+}
