@@ -340,6 +340,7 @@ impl Job {
         let kept = self.blocking(move |store| {
             let index = LayerIndex::open_claim(bytes.clone()).map_err(|error| error.to_string())?;
             let index = check(index, &wanted)?;
+            index.check_entries().map_err(|error| error.to_string())?;
             if index.encoded_len() != size {
                 return Err(format!("it has {} bytes, its blob {size}", index.encoded_len()));
             }

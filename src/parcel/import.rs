@@ -266,7 +266,7 @@ fn open(bytes: Bytes, expected: Expected) -> Result<LayerIndex, Error> {
         return Err(Error::Malformed("an index is not whole"));
     }
     index.check().map_err(failed)?;
-    index.entries().try_for_each(|entry| entry.map(drop)).map_err(failed)?;
+    index.check_entries().map_err(|_| Error::Malformed("an index has entries that no layer has"))?;
     if !is_of(&index, expected) {
         return Err(Error::Malformed("an index speaks of another layer"));
     }
