@@ -44,7 +44,7 @@ impl Places {
     pub async fn watch(&self) {
         if let Err(error) = self.follow().await {
             tracing::warn!(%error, "mounts that others end are noticed late");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

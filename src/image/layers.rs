@@ -196,7 +196,7 @@ impl Images {
                 }
                 Ok((Ok(()), _)) => tracing::warn!(layer = %expected.layer, "imported index speaks of another blob"),
                 Ok((Err(error), _)) => {
-                    tracing::warn!(layer = %expected.layer, %error, "the imported index is not used")
+                    tracing::warn!(layer = %expected.layer, %error, "the imported index is not used");
                 }
                 Err(error) => tracing::warn!(layer = %expected.layer, %error, "the imported index is not used"),
             }
