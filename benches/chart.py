@@ -12,6 +12,8 @@ BARS = [
     ("first-contact", "ocifs, first contact", "ours"),
     ("indexes", "ocifs, indexes only", "ours"),
     ("profile", "ocifs, indexes + profile", "ours"),
+    ("shared", "ocifs, shared index", "ours"),
+    ("shared-profile", "ocifs, and its profile", "ours"),
     ("second-start", "ocifs, second start", "ours"),
     ("native", "native directory", "native"),
 ]

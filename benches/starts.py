@@ -130,13 +130,44 @@ class Starts:
 
     def first_contact(self):
         with Ocifs(self.stage, "first-contact") as subject:
-            return self.ocifs(subject)
+            return self.ocifs(subject, "--trust-index", "none")  # there may be one beside the image
 
     def indexes(self):
         return self.ocifs(self.caches.indexes)
 
     def profile(self):
         return self.ocifs(self.caches.profile)
+
+    def shared(self):
+        return self.pushed("none")
+
+    def shared_profile(self):
+        return self.pushed("auto")
+
+    def pushed(self, profile):
+        """A machine that has nothing, and an index beside the image in its registry, with the profile of a start or without."""
+        run(*self.caches.profile.command("index", "--push", "--replace", "--profile", profile, self.reference))
+        self.caches.profile.reset()
+        with Ocifs(self.stage, "shared") as subject:
+            drop_page_cache()
+            self.line.count()
+            subject.mount(self.reference)
+            size, requests = self.line.count()
+        with Ocifs(self.stage, "shared") as subject:
+            return self.ocifs(subject) | {"bytes until mounted": size, "requests until mounted": requests}
+
+    def restart(self):
+        """The registry is down, and the image was in use until a moment ago: mounted and started once more."""
+        subject = self.caches.complete
+        subject.mount(self.reference)
+        subject.reset()
+        with self.line.registry.down(), contextlib.ExitStack() as ends:
+            ends.callback(subject.reset)
+            subject.mount(self.reference, "--offline")
+            self.stage.runc(self.image, subject.point)
+            subject.umount()
+            result = {"mount": subject.mount(self.reference, "--offline")}
+            return result | {"again": result["mount"] + self.stage.runc(self.image, subject.point)}
 
     def second_start(self):
         subject = self.caches.complete
@@ -204,7 +235,10 @@ MODES = {
     "first-contact": ("ocifs, first contact", Starts.first_contact),
     "indexes": ("ocifs, indexes only", Starts.indexes),
     "profile": ("ocifs, indexes + profile", Starts.profile),
+    "shared": ("ocifs, empty cache, shared index", Starts.shared),
+    "shared-profile": ("ocifs, the same with profile", Starts.shared_profile),
     "second-start": ("ocifs, second start, registry down", Starts.second_start),
+    "restart": ("ocifs, mounted again, registry down", Starts.restart),
     "native": ("native directory, runc", Starts.native_directory),
     "full-read": ("ocifs, indexes only, mount + full read", Starts.full_read),
     "download": ("curl of all layers at once", Starts.download),

@@ -9,7 +9,8 @@
 //! reference ─► source ─► manifest (platform chosen) ─► config
 //!                           │ for every layer, all at once
 //!                           ▼
-//!             layer index: in the cache ─ else beside the image in its registry ─ else first contact: streamed once
+//!             layer index: in the cache ─ else in the layer (TOC, pinned by the manifest)
+//!                          ─ else beside the image in its registry ─ else first contact: streamed once
 //!                           ▼
 //!             merge ─► tree (stored, memory-mapped) ─► FUSE mount ─► fill, at lower priority than any read
 //!                           └─► profile of an earlier start, or what the entry point needs, fetched ahead
@@ -17,8 +18,9 @@
 //!
 //! [`cli`] parses a command line and sends one request to the [`daemon`], starting it if there is none. The daemon asks
 //! [`image`] for the image: a [`source`] (a [`registry`] repository, a layout, an archive) gives manifest and
-//! configuration; every layer needs an [`index`]. Somebody may have put one beside the image ([`share`]): it is looked
-//! for while the image is resolved, and believed by one rule ([`image::verdict`]). A layer without one is streamed by
+//! configuration; every layer needs an [`index`]. The layer may bring one along ([`index::toc`]), a user may have imported
+//! one ([`parcel`]), or somebody may have put one beside the image ([`share`], [`index::soci`]): it is looked for while the
+//! image is resolved, and believed by one rule ([`image::verdict`]). A layer without one is streamed by
 //! [`fetch::first_contact`]: ranged reads run ahead, their bytes land in the [`store`], and the index builder decodes
 //! them ([`codec`]), reads the tar stream ([`mod@tar`]), cuts seek points and hashes everything. Only if layer digest
 //! and diffID are right is the index kept. [`tree::merge`] joins the layers; [`fuse`] attaches the tree to the kernel
@@ -36,7 +38,7 @@
 //!           ▼
 //!         extents ─► spans ─► in memory? ─ no ─► bytes in the blob store? ─ no ─► planner ─► ranged GET
 //!           ▼
-//!         decode (bounded) ─► BLAKE3 of the span ─► answer; the bytes are kept, the span stays in memory a while
+//!         decode (bounded) ─► digest of the span ─► answer; the bytes are kept, the span stays in memory a while
 //! ```
 //!
 //! A FUSE thread answers from memory or hands the request to the runtime; it never waits for the network. One download
@@ -52,6 +54,9 @@
 //! The kernel keeps what it was told: names, attributes, listings, links and pages. How files are opened is chosen for each
 //! mount ([`fuse::Io`]): in the cached mode the kernel opens files by itself, so that a warm mount sends no request at all
 //! but for extended attributes; in the passthrough mode each open asks, and reads of a decoded file go past the daemon.
+//! What it keeps belongs to a connection ([`fuse::Connection`]), not to a directory: mounts of one image share one, and it
+//! stays a while after the last of them, so that an image that is mounted again begins warm. Small files that a reader of
+//! a directory will ask for next are put into its pages unasked.
 //!
 //! # Invariants
 //!
@@ -72,10 +77,8 @@
 //! | 1 | [`oci`] [`codec`] [`mod@tar`] |
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
-//! | 4 | [`tree`] [`fetch`] |
-//! | 5 | [`image`] [`ahead`] [`parcel`] |
 //! | 4 | [`tree`] [`share`] [`fetch`] |
-//! | 5 | [`image`] [`ahead`] |
+//! | 5 | [`image`] [`ahead`] [`parcel`] |
 //! | 6 | [`fs`] |
 //! | 7 | [`fuse`] |
 //! | 8 | [`daemon`] |
@@ -88,7 +91,8 @@
 //! |---|---|---|---|
 //! | `runtime` | 2 | network, decisions, replies to cold reads | nothing |
 //! | blocking pool (also named `runtime`) | ≤ 32, decoders ≤ CPUs | decoding, files of the cache | disk |
-//! | `fuse-session`, `fuser-N` | 1 + 4 a mount | requests of the kernel | `/dev/fuse`, short `pread`s of the cache |
+//! | `fuse-session`, `fuser-N` | 1 + 4 a connection | requests of the kernel | `/dev/fuse`, short `pread`s of the cache |
+//! | `fuse-push` | 1 a connection | puts small files into the kernel's pages | the kernel, decoding |
 //! | `index-*` | a few for each layer in first contact | decoding, hashing, tar parsing | each other, by bounded channels |
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
