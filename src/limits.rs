@@ -349,7 +349,7 @@ pub const PUSH_CHUNK_LARGEST: usize = 64 << 20;
 pub const REFERRER_PAGES: usize = 16;
 
 /// Most times a list of referrers is read, changed and written because somebody else wrote it meanwhile.
-pub const REFERRER_ROUNDS: usize = 10;
+pub const REFERRER_ROUNDS: usize = 32;
 
 /// Longest manifest of an index artifact: [`LAYERS`] descriptors of one kilobyte each.
 pub const ARTIFACT_BYTES: u64 = 2 << 20;

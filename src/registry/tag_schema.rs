@@ -117,10 +117,9 @@ impl<'a> Place<'a> {
             }
             let bytes = Bytes::from(Value::Object(document).to_string());
             let tag = list.and_then(|list| list.tag);
-            if self.client.persist(|| self.write(&bytes, tag.as_deref())).await? == Written::Yes {
-                written = true;
-                tokio::time::sleep(settling(begun.elapsed())).await;
-            }
+            written |= self.client.persist(|| self.write(&bytes, tag.as_deref())).await? == Written::Yes;
+            // Who was outrun waits as well: of many who try again at once, only one succeeds.
+            tokio::time::sleep(settling(begun.elapsed())).await;
         }
         let message = format!("cannot change {}: others change it all the time", self.what);
         Err(Error::new(ErrorKind::Unreachable, message).hint("try again later"))
