@@ -405,3 +405,13 @@ pub const READ_SPANS: usize = 4096;
 
 /// Length up to which a shared index is fetched as a whole before the mount: its windows are not worth a request of their own.
 pub const SMALL_INDEX: u64 = 4 << 10;
+
+/// How many bytes the spans of a claim may read and drop, when each is decoded alone, for one byte of the layer: files that
+/// share a member are decoded from its beginning, and makers put a hundred small files at most into one.
+pub const CLAIM_WORK: u64 = 64;
+
+/// So many bytes are free in addition: small layers may be cut as they like.
+pub const CLAIM_WORK_FREE: u64 = 1 << 30;
+
+/// TOCs that are read at once, over all images: each may take a gigabyte of memory, while a usual one takes ten megabytes.
+pub const PARALLEL_TOCS: usize = 4;

@@ -112,6 +112,10 @@ async fn attach(
             () = watched.filling.condemned() => forget(&watched).await,
         }
         watched.mount.ended().await;
+        // It may have ended first, and others go on with what the kernel has.
+        if watched.served.fs.is_stopped() {
+            forget(&watched).await;
+        }
         watched.profiling.end().await;
         tracing::info!(dir = %watched.request.dir.display(), "unmounted");
         mounts.remove(&watched);

@@ -35,6 +35,9 @@ const MOMENT: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
     tree: Digest,
+    /// False for layouts and archives: they may be replaced by others of the same name once nobody uses them, and are
+    /// not to be held open.
+    is_remote: bool,
     source: Option<Arc<str>>,
     io: control::Io,
     offline: bool,
@@ -46,6 +49,7 @@ impl Key {
     pub(super) fn new(wanted: &control::Mount, image: &Image) -> Self {
         Self {
             tree: image.tree_id,
+            is_remote: image.is_remote,
             source: image.layers.first().map(|layer| Arc::clone(&layer.layer.source_name)),
             io: wanted.io,
             offline: wanted.image.offline,
@@ -93,6 +97,13 @@ struct Entry {
     used: Instant,
 }
 
+impl Entry {
+    /// True if another mount may have it: it lives, and shows what it should.
+    fn serves(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| !served.connection.has_ended() && !served.fs.is_stopped())
+    }
+}
+
 /// What a mount has of a connection; it is mounted until this is dropped.
 #[derive(Debug)]
 pub(super) struct Use {
@@ -102,11 +113,16 @@ pub(super) struct Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
+        let mut ended = None;
         let mut list = self.table.lock();
         if let Some(entry) = list.entries.iter_mut().find(|entry| entry.number == self.number) {
             entry.mounts = entry.mounts.saturating_sub(1);
             entry.used = Instant::now();
+            let is_kept = entry.key.is_remote && entry.serves();
+            ended = entry.served.take_if(|_| entry.mounts == 0 && !is_kept);
         }
+        drop(list);
+        drop(ended);
     }
 }
 
@@ -120,7 +136,7 @@ impl Table {
     /// What serves `key` already.
     pub(super) fn find(self: &Arc<Self>, key: &Key) -> Option<(Arc<Served>, Use)> {
         let mut list = self.lock();
-        let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.served.is_some())?;
+        let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.serves())?;
         entry.mounts += 1;
         Some((entry.served.clone()?, Use { table: Arc::clone(self), number: entry.number }))
     }
@@ -185,7 +201,8 @@ impl Table {
     /// somebody still uses without its being mounted.
     pub(super) async fn release_idle(&self) {
         self.release(|_, _| true);
-        let mounted = self.lock().entries.iter().filter(|entry| entry.served.is_some()).count();
+        let is_mounted = |entry: &&Entry| entry.mounts > 0 || entry.served.is_some();
+        let mounted = self.lock().entries.iter().filter(is_mounted).count();
         let mut alive = self.alive.subscribe();
         let ended = alive.wait_for(|alive| *alive <= mounted);
         if tokio::time::timeout(2 * ENDING, ended).await.is_err() {

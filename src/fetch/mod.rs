@@ -375,7 +375,7 @@ impl Layer {
     ///
     /// An index that was made here is right, so the bytes are wrong. A claim may be wrong itself: then it must not take from
     /// the cache what was verified as a whole, or what cannot be had again.
-    fn may_forget(&self) -> bool {
+    pub fn may_forget(&self) -> bool {
         self.is_proven() || (!self.blob.is_complete() && self.reader.is_some())
     }
 

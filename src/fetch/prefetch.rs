@@ -59,7 +59,8 @@ impl Fetcher {
             // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.
             wanted.extend(neighbours(product));
         }
-        wanted.retain(|span| !needed.contains(span) && is_missing(span));
+        let waited_for = first.get()..=last.get();
+        wanted.retain(|span| !waited_for.contains(&span.get()) && is_missing(span));
         let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();
         self.inner.planner.bring(&wanted, Priority::ReadAhead, must_wait);
         must_wait

@@ -109,6 +109,11 @@ impl FileSystem {
         self.number(ino)
     }
 
+    /// True if a layer is condemned, and nothing of the tree is shown any more.
+    pub fn is_stopped(&self) -> bool {
+        self.layers.iter().any(|layer| layer.condemned().is_some())
+    }
+
     fn number(&self, ino: Ino) -> Result<NodeId, Error> {
         // An inode number that the tree never gave out can only come from a kernel that kept it across a change of tree.
         ino.0

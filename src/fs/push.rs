@@ -138,10 +138,6 @@ impl FileSystem {
                 continue;
             }
             if !self.push.has(next, GIVEN) {
-                // The mount may be stopped meanwhile.
-                if self.node_id(Ino::from(next)).is_err() {
-                    return;
-                }
                 let Some(bytes) = self.whole(next, &node) else { break };
                 self.push.set(next, GIVEN);
                 self.recorder.note(next, 0..node.size());

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rustix::buffer::spare_capacity;
 
 use super::copies::Found;
@@ -35,6 +36,9 @@ impl std::fmt::Debug for Read {
         }
     }
 }
+
+/// Spans of one read that are obtained at once: a claim may cut a file into very short ones.
+const PARTS: usize = 32;
 
 /// One contiguous part of a read.
 #[derive(Debug, Clone, Copy)]
@@ -223,7 +227,8 @@ async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> R
                 let layer = layers.get(layer).ok_or(Error::WrongType)?;
                 let spans: Vec<_> = layer.index.spans(offset..offset + length as u64).collect();
                 let part = |span: &SpanId| fetcher.part(layer, *span, within(layer, *span, offset, length));
-                pieces.extend(futures_util::future::try_join_all(spans.iter().map(part)).await?);
+                let parts = stream::iter(spans.iter().map(part)).buffered(PARTS);
+                pieces.extend(parts.try_collect::<Vec<_>>().await?);
             }
         }
     }

@@ -175,14 +175,21 @@ impl Connection {
     /// Has the kernel forget the attributes, the listings and the data of the inodes up to `last`, so that it asks for them
     /// again. What a program has open for passthrough it keeps. Blocks while reads that are on their way are answered.
     pub fn forget(&self, last: Ino) {
-        // Twice, since one small file may be on its way into the kernel's pages when this begins.
-        for number in (1..=last.0).chain(1..=last.0) {
+        if let Some(pusher) = self.shared.pusher.get() {
+            pusher.finish();
+        }
+        for number in 1..=last.0 {
             // Length 0 is to the end; what the kernel does not know is no error.
             if let Err(error) = self.notifier.inval_inode(INodeNo(number), 0, 0) {
                 tracing::warn!(%error, "the kernel keeps what it was told");
                 return;
             }
         }
+    }
+
+    /// True if the kernel has ended it.
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 
     /// True when the kernel has ended it.

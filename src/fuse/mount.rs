@@ -123,6 +123,8 @@ impl Mount {
         let found = kernel::find(dir).ok().flatten();
         let gone = match &found {
             Some(point) if connection.outlives_its_mounts() => places.enter(point),
+            // Somebody was faster to end it.
+            None if connection.outlives_its_mounts() => watch::channel(true).1,
             // It ends with its only mount.
             _ => connection.ended(),
         };

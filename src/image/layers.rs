@@ -173,7 +173,11 @@ impl Images {
                 Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
                     return Ok(Some(index));
                 }
-                Ok(_) => tracing::warn!(layer = %expected.layer, "stored index speaks of another blob"),
+                Ok(_) => {
+                    // It is the manifest that is wrong: no blob has two lengths.
+                    tracing::warn!(layer = %expected.layer, "stored index speaks of another blob");
+                    return Ok(None);
+                }
                 Err(error) => tracing::warn!(layer = %expected.layer, %error, "indexing the layer again"),
             }
             store.remove_index(&expected.layer)?;
@@ -194,7 +198,10 @@ impl Images {
                     mapped.release_pages();
                     return Ok(Some(index));
                 }
-                Ok((Ok(()), _)) => tracing::warn!(layer = %expected.layer, "imported index speaks of another blob"),
+                Ok((Ok(()), _)) => {
+                    tracing::warn!(layer = %expected.layer, "imported index speaks of another blob");
+                    return Ok(None);
+                }
                 Ok((Err(error), _)) => {
                     tracing::warn!(layer = %expected.layer, %error, "the imported index is not used");
                 }

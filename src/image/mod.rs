@@ -121,6 +121,8 @@ pub struct Image {
     pub tree_id: Digest,
     /// True if the tree was not in the store, or not as it had been left there, and was merged now.
     pub merged: bool,
+    /// True if it is in a registry, and not in files that somebody may replace.
+    pub is_remote: bool,
     /// What a start reads, as somebody put it beside the image; none if the cache has a recording of its own.
     pub profile: Option<Profile>,
 }
@@ -177,12 +179,15 @@ pub struct Images {
     contacts: Arc<OnceMap<Digest, Result<LayerIndex, fetch::Error>>>,
     /// Their progress, for those who join later.
     watched: Arc<Mutex<std::collections::HashMap<Digest, std::sync::Weak<fetch::Progress>>>>,
+    /// TOCs that may be read at once.
+    readers: Arc<tokio::sync::Semaphore>,
 }
 
 impl Images {
     /// Opens images with `store` and `fetcher`.
     pub fn new(store: Arc<Store>, fetcher: Fetcher) -> Self {
-        Self { store, fetcher, contacts: Arc::default(), watched: Arc::default() }
+        let readers = Arc::new(tokio::sync::Semaphore::new(crate::limits::PARALLEL_TOCS));
+        Self { store, fetcher, contacts: Arc::default(), watched: Arc::default(), readers }
     }
 
     /// The cache.
@@ -242,17 +247,18 @@ impl Images {
         let others = Some(Others { tocs: &tocs, search: &search });
         let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, others).await?;
         let (tree, tree_id, merged) = match self.tree(&layers).await {
-            // What does not merge may be what a TOC says, and not what the layer is.
-            Err(Error::Tree(error)) if layers.iter().any(|layer| matches!(layer.origin, Origin::Toc(_))) => {
+            // What does not merge may be what somebody says of a layer, and not what it is.
+            Err(Error::Tree(error)) if layers.iter().any(|layer| !layer.layer.index.is_proven()) => {
                 tocs.refuse(&error);
-                layers = self.layers(&resolved, opened.source.as_ref(), progress, others).await?;
+                layers = self.layers(&resolved, opened.source.as_ref(), progress, None).await?;
                 self.tree(&layers).await?
             }
             merged => merged?,
         };
         let profile = search.profile().await;
         resolved.warnings.extend(tocs.warnings());
-        Ok(Image { resolved, layers, tree, tree_id, merged, profile })
+        let is_remote = matches!(request.reference, Reference::Registry(_));
+        Ok(Image { resolved, layers, tree, tree_id, merged, is_remote, profile })
     }
 
     /// The source of `request`; none when offline.

@@ -171,7 +171,7 @@ impl Search {
         let lacks = !index.has_windows();
         let windows =
             lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
-        let claim = blob.blob.digest;
+        let claim = blob.claim();
         Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why: self.verdict.why })
     }
 
@@ -184,7 +184,7 @@ impl Search {
             tracing::warn!(layer = %expected.layer, artifact = %ztoc.artifact, why, "a zTOC is refused");
         };
         let index = index.inspect_err(refused)?;
-        Ok(Found { index, claim: ztoc.digest, windows: None, artifact: ztoc.artifact, why: self.verdict.why })
+        Ok(Found { index, claim: ztoc.claim(expected), windows: None, artifact: ztoc.artifact, why: self.verdict.why })
     }
 
     /// What a start of the image reads, if somebody put that beside it.
@@ -249,9 +249,7 @@ impl Job {
             let artifact = Artifact::parse(&document, &subject).ok()?;
             let is_here = |layer: &Descriptor| {
                 let blob = artifact.layer(&layer.digest);
-                blob.is_some_and(|blob| {
-                    store.claim(&layer.digest, &blob.blob.digest).is_ok_and(|claim| claim.is_some())
-                })
+                blob.is_some_and(|blob| store.claim(&layer.digest, &blob.claim()).is_ok_and(|claim| claim.is_some()))
             };
             let all_here = lacking.iter().all(is_here);
             let manifest = Descriptor::new(media_type, digest, document.len() as u64);
@@ -312,7 +310,7 @@ impl Job {
         if blob.metadata.size > layer.size.max(SMALL_LAYER) {
             return Err(format!("it has {} bytes for a layer of {}", blob.metadata.size, layer.size));
         }
-        let (digest, claim, wanted) = (layer.digest, blob.blob.digest, layer.clone());
+        let (digest, claim, wanted) = (layer.digest, blob.claim(), layer.clone());
         let stored = self.blocking(move |store| {
             let mapped = store.claim(&digest, &claim).ok()??;
             let opened = LayerIndex::open_claim(mapped.bytes().clone()).map_err(|error| error.to_string());
@@ -336,11 +334,16 @@ impl Job {
             false => share::read_metadata(&self.repository, blob).await,
         };
         let bytes = bytes.map_err(|error| error.to_string())?;
-        let (wanted, size) = (layer.clone(), blob.blob.size);
+        let (wanted, size, metadata) = (layer.clone(), blob.blob.size, blob.metadata);
         let kept = self.blocking(move |store| {
             let index = LayerIndex::open_claim(bytes.clone()).map_err(|error| error.to_string())?;
             let index = check(index, &wanted)?;
             index.check_entries().map_err(|error| error.to_string())?;
+            // It is kept by the name of this part.
+            let first = bytes.get(..usize::try_from(metadata.size).unwrap_or(usize::MAX));
+            if index.metadata_len() != metadata.size || !first.is_some_and(|first| metadata.digest.matches(first)) {
+                return Err("it does not begin as its artifact says".to_owned());
+            }
             if index.encoded_len() != size {
                 return Err(format!("it has {} bytes, its blob {size}", index.encoded_len()));
             }
@@ -393,18 +396,18 @@ fn window_source(repository: Repository, store: Arc<Store>, index: LayerIndex, b
             let reader = repository.blob(&blob.blob);
             let windows = read_all(reader.as_ref(), blob.metadata.size..blob.blob.size).await?;
             let section = windows.clone();
+            let layer = blob.layer;
             let keep = tokio::task::spawn_blocking(move || {
                 let whole = [index.as_bytes().as_ref(), &section].concat();
                 match blob.blob.digest.matches(&whole) {
-                    true => store
-                        .put_claim(&blob.layer, &blob.blob.digest, &whole)
-                        .map(drop)
-                        .map_err(|error| error.to_string()),
+                    true => {
+                        store.put_claim(&blob.layer, &blob.claim(), &whole).map(drop).map_err(|error| error.to_string())
+                    }
                     false => Err("they do not complete the blob that the artifact names".to_owned()),
                 }
             });
             if let Ok(Err(why)) = keep.await {
-                tracing::warn!(layer = %blob.layer, why, "the windows of a shared index are not kept");
+                tracing::warn!(%layer, why, "the windows of a shared index are not kept");
             }
             Ok(windows)
         })

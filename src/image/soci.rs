@@ -9,7 +9,7 @@ use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest};
 use crate::share::{self, SociIndex, SociLayer};
 use crate::source::{BoxFuture, Source};
-use crate::store::Store;
+use crate::store::{Store, claim_name};
 
 /// A zTOC that somebody put beside the image.
 #[derive(Debug, Clone)]
@@ -20,6 +20,18 @@ pub(super) struct Ztoc {
     pub(super) digest: Digest,
     /// Its bytes; none if what it says is in the cache already.
     bytes: Option<Bytes>,
+}
+
+impl Ztoc {
+    /// By what the cache keeps what it says of a layer.
+    pub(super) fn claim(&self, expected: &Expected) -> Digest {
+        claim(&self.digest, expected.size)
+    }
+}
+
+/// The name of what the zTOC `digest` says of a layer of this `size`.
+fn claim(digest: &Digest, size: u64) -> Digest {
+    claim_name("zTOC", &[digest, &size])
 }
 
 impl Job {
@@ -53,7 +65,9 @@ impl Job {
             let (digest, _) = store.reference(&key).ok()??;
             let index = SociIndex::parse(&store.document(&digest).ok()??, &subject).ok()?;
             let is_here = |layer: &Descriptor| match index.layer(&layer.digest) {
-                Some(listed) => store.claim(&layer.digest, &listed.ztoc.digest).is_ok_and(|claim| claim.is_some()),
+                Some(listed) => store
+                    .claim(&layer.digest, &claim(&listed.ztoc.digest, layer.size))
+                    .is_ok_and(|claim| claim.is_some()),
                 // Too small to be listed, and streamed by the first mount.
                 None => true,
             };
@@ -88,7 +102,7 @@ impl Job {
         if ztoc.size > layer.size.max(SMALL_LAYER) {
             return Err(format!("it has {} bytes for a layer of {}", ztoc.size, layer.size));
         }
-        let (layer, claim) = (layer.digest, ztoc.digest);
+        let (layer, claim) = (layer.digest, claim(&ztoc.digest, layer.size));
         let is_here = self.blocking(move |store| store.claim(&layer, &claim).is_ok_and(|claim| claim.is_some())).await;
         if is_here.unwrap_or(false) {
             return Ok(None);
@@ -102,24 +116,25 @@ impl Job {
 
 /// What a zTOC says of the layer, kept in `store` for the next time. Blocks.
 pub(super) fn index(store: &Store, expected: &Expected, ztoc: &Ztoc) -> Result<LayerIndex, String> {
-    let layer = expected.layer;
+    let (layer, name) = (expected.layer, ztoc.claim(expected));
     let Some(bytes) = &ztoc.bytes else {
-        let stored = store.claim(&layer, &ztoc.digest).map_err(|error| error.to_string())?;
+        let stored = store.claim(&layer, &name).map_err(|error| error.to_string())?;
         let stored = stored.ok_or("it is not in the cache any more")?;
         let opened = LayerIndex::open_claim(stored.bytes().clone()).and_then(|index| index.check().map(|()| index));
-        if opened.is_err() {
-            store.remove_claim(&layer, &ztoc.digest).map_err(|error| error.to_string())?;
-        }
-        let index = opened.map_err(|error| error.to_string())?;
-        let is_of = (index.layer(), index.compressed_size(), index.diff_id());
-        return match is_of == (layer, expected.size, expected.diff_id) {
+        let opened = opened.map_err(|error| error.to_string());
+        let checked = opened.and_then(|index| match index.is_of(expected) {
             true => Ok(index),
-            false => Err("it is of another content".to_owned()),
-        };
+            false => Err("it was kept for another content".to_owned()),
+        });
+        if checked.is_err() {
+            // It is read anew next time.
+            store.remove_claim(&layer, &name).map_err(|error| error.to_string())?;
+        }
+        return checked;
     };
     let claim = soci::claim(expected, bytes).map_err(|refused| refused.to_string())?;
     let index = LayerIndex::claimed(expected, claim).map_err(|malformed| malformed.to_string())?;
-    match store.put_claim(&layer, &ztoc.digest, index.as_bytes()) {
+    match store.put_claim(&layer, &name, index.as_bytes()) {
         Ok(mapped) => LayerIndex::open_claim(mapped.bytes().clone()).map_err(|error| error.to_string()),
         Err(error) => {
             tracing::debug!(%error, "what a zTOC says is not kept");

@@ -20,6 +20,7 @@ use crate::index::{self, Expected, LayerIndex};
 use crate::limits;
 use crate::oci::{Descriptor, Digest, LocalSelector, Manifest, Reference};
 use crate::source::{BlobReader, Source};
+use crate::store::claim_name;
 use crate::tree;
 
 /// Names the layer of the image that a layer of the image with TOCs speaks of.
@@ -97,13 +98,18 @@ impl<'a> Tocs<'a> {
                 return Ok(None);
             }
         };
-        if let Some(index) = self.stored(expected, pin.digest()).await? {
-            return Ok(Some(Opened { index, claim: pin.digest(), moved: None }));
+        let claim = self.name(&expected, &pin);
+        if let Some(index) = self.stored(expected, claim).await? {
+            return Ok(Some(Opened { index, claim, moved: None }));
         }
         let Some(reader) = reader else { return Ok(None) };
         let moved = Arc::new(fetch::Progress::default());
-        match self.read(expected, &pin, reader.as_ref(), &moved.traffic).await {
-            Ok(index) => Ok(Some(Opened { index, claim: pin.digest(), moved: Some(moved) })),
+        // A TOC that is read takes several times its length of memory.
+        let permit = self.images.readers.acquire().await.map_err(|_| Error::Interrupted)?;
+        let read = self.read(expected, &pin, reader.as_ref(), &moved.traffic).await;
+        drop(permit);
+        match read {
+            Ok(index) => Ok(Some(Opened { index, claim, moved: Some(moved) })),
             // Streaming all of a blob whose end cannot be read is no way out, unless it is here.
             Err(Refused::Fetch(error)) if !self.is_here(expected).await => Err(error.into()),
             Err(refused) => {
@@ -111,6 +117,15 @@ impl<'a> Tocs<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// By what the cache keeps what a TOC says. Where it is in the blob no digest binds, so it is kept for each repository.
+    fn name(&self, expected: &Expected, pin: &Pin) -> Digest {
+        let place = match &self.request.reference {
+            Reference::Registry(name) => format!("{}/{}", name.host(), name.repository()),
+            local => local.to_string(),
+        };
+        claim_name("TOC", &[&place, &format!("{pin:?}"), &expected.diff_id, &expected.size])
     }
 
     /// True if the cache has all bytes of the layer.
@@ -146,9 +161,7 @@ impl<'a> Tocs<'a> {
         let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
             let Some(mapped) = store.claim(&expected.layer, &claim)? else { return Ok(None) };
             match LayerIndex::open_claim(mapped.bytes().clone()) {
-                Ok(index) if index.layer() == expected.layer && index.compressed_size() == expected.size => {
-                    Ok(Some(index))
-                }
+                Ok(index) if index.is_of(&expected) => Ok(Some(index)),
                 other => {
                     tracing::warn!(layer = %expected.layer, error = ?other.err(), "reading the table of contents again");
                     store.remove_claim(&expected.layer, &claim)?;
@@ -215,14 +228,14 @@ impl<'a> Tocs<'a> {
 
     /// Makes an index of a TOC and stores it.
     async fn keep(&self, expected: Expected, pin: &Pin, found: Found) -> Result<LayerIndex, Refused> {
-        let (store, pin) = (Arc::clone(&self.images.store), pin.clone());
+        let (store, pin, name) = (Arc::clone(&self.images.store), pin.clone(), self.name(&expected, pin));
         let task = tokio::task::spawn_blocking(move || -> Result<_, Refused> {
             let claim = match found {
                 Found::Within(place, bytes) => toc::open(&place, &bytes, &pin)?,
                 Found::Outside(outside, archive) => toc::open_outside(outside, &archive, &pin)?,
             };
             let index = LayerIndex::claimed(&expected, claim)?;
-            let kept = store.put_claim(&expected.layer, &pin.digest(), index.as_bytes());
+            let kept = store.put_claim(&expected.layer, &name, index.as_bytes());
             // The mapped copy takes no memory that the kernel cannot have back.
             match kept.map(|mapped| LayerIndex::open_claim(mapped.bytes().clone())) {
                 Ok(Ok(mapped)) => Ok(mapped),

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Compression;
 use super::windows::GROUP;
-use crate::limits::{CLAIM_SKIP_BYTES, SPAN_BYTES};
+use crate::limits::{CLAIM_SKIP_BYTES, CLAIM_WORK, CLAIM_WORK_FREE, SPAN_BYTES};
 
 /// The number of a window for decoding that needs none because a member, a frame or a grid cell begins.
 pub(super) const FRESH: u32 = u32::MAX;
@@ -183,6 +183,8 @@ impl<'a> Table<'a> {
         if (self.len() == 0) != (length == 0) || self.offset(0).is_some_and(|offset| offset != 0) {
             return Err("the spans do not begin with the stream");
         }
+        // What decoding each span alone would read and drop.
+        let mut work = 0_u64;
         for number in 0..self.len() {
             let (start, end) = (self.offset(number).unwrap_or(0), self.offset(number + 1).unwrap_or(length));
             if start >= end {
@@ -193,8 +195,16 @@ impl<'a> Table<'a> {
             }
             match self {
                 Self::Own(records, payload_end) => check_own(records, number, *payload_end, start..end, bounds)?,
-                Self::Claimed(records) => check_claimed(&records[number], end - start, bounds)?,
+                Self::Claimed(records) => {
+                    let record = &records[number];
+                    check_claimed(record, end - start, bounds)?;
+                    work = work.saturating_add(u64::from(record.skip.get())).saturating_add(record.length.get());
+                }
             }
+        }
+        let useful = length.saturating_add(bounds.compressed_size);
+        if work > useful.saturating_mul(CLAIM_WORK).saturating_add(CLAIM_WORK_FREE) {
+            return Err("its spans take far more work than the layer has bytes");
         }
         Ok(())
     }

@@ -193,7 +193,9 @@ impl<W: Write> Export<'_, W> {
                 Ok(_) => {}
                 Err(error @ index::Error::Span { .. }) => {
                     tracing::warn!(layer = %layer.index.layer(), %error, "span does not verify, it is left out");
-                    layer.blob.discard(range.clone())?;
+                    if layer.may_forget() {
+                        layer.blob.discard(range.clone())?;
+                    }
                     self.exported.damaged += 1;
                     return Ok(None);
                 }

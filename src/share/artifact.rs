@@ -89,6 +89,12 @@ impl<'a> WireDescriptor<'a> {
 }
 
 impl LayerBlob {
+    /// By what the cache keeps what it says: by the digest of the part that is always read and checked, which has the digests
+    /// of the rest.
+    pub fn claim(&self) -> Digest {
+        crate::store::claim_name("shared index", &[&self.metadata.digest, &self.blob.size])
+    }
+
     /// The blob of an encoded index whose first `metadata` bytes come before its windows.
     pub fn new(layer: Digest, encoded: &[u8], metadata: u64) -> Self {
         let size = encoded.len() as u64;

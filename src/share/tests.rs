@@ -112,3 +112,17 @@ proptest! {
         drop(Artifact::parse(&damaged, &subject().digest));
     }
 }
+
+#[test]
+fn d_025_what_an_artifact_says_is_kept_by_what_is_checked_and_not_by_what_it_claims_to_be() {
+    let layer = Digest::sha256(b"one");
+    let honest = LayerBlob::new(layer, b"index of one", 8);
+    // It names the blob of the honest one, or what a user imports, and has other bytes.
+    let evil = LayerBlob::new(layer, b"INDEX of one", 8);
+    for name in [honest.blob.digest, crate::store::IMPORTED] {
+        let mut lying = evil.clone();
+        lying.blob.digest = name;
+        assert!(![honest.claim(), honest.blob.digest, crate::store::IMPORTED].contains(&lying.claim()));
+        assert_eq!(lying.claim(), evil.claim(), "by its bytes alone");
+    }
+}

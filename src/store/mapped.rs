@@ -22,6 +22,18 @@ use crate::oci::Digest;
 /// so nothing that is found elsewhere has this name.
 pub const IMPORTED: Digest = Digest::Sha256(*b"imported by a user of this cache");
 
+/// The name of the claim of this `kind` that is made of what `parts` say: of all of it, so that nobody can have another
+/// claim kept by the same name.
+pub fn claim_name(kind: &str, parts: &[&dyn std::fmt::Display]) -> Digest {
+    let mut text = kind.to_owned();
+    for part in parts {
+        // No part has a line break in it, except what is not from outside.
+        text.push('\n');
+        text.push_str(&part.to_string().replace('\n', "\\n"));
+    }
+    Digest::sha256(text.as_bytes())
+}
+
 impl Store {
     /// Keeps an encoded layer index and returns it memory-mapped.
     pub fn put_index(&self, layer: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {

@@ -50,7 +50,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use blob::Blob;
 pub use evict::Limits;
 pub use files::NewFile;
-pub use mapped::IMPORTED;
+pub use mapped::{IMPORTED, claim_name};
 pub use object::Mapped;
 
 use crate::oci::Digest;
