@@ -256,7 +256,7 @@ fn a_pinned_ztoc_that_is_no_ztoc_or_is_not_there_is_refused() {
         index["layers"][0]["size"] = blob.size.into();
     };
     refused(&Second::spoilt(&image(), |index, registry| {
-        put(index, &registry.content().add_blob("", noise(10_000, 1)))
+        put(index, &registry.content().add_blob("", noise(10_000, 1)));
     }));
     let missing = Descriptor::new("", Digest::sha256(b"nothing"), 7);
     refused(&Second::spoilt(&image(), |index, _| put(index, &missing)));
