@@ -411,7 +411,7 @@ pub const SMALL_INDEX: u64 = 4 << 10;
 pub const CLAIM_WORK: u64 = 64;
 
 /// So many bytes are free in addition: small layers may be cut as they like.
-pub const CLAIM_WORK_FREE: u64 = 1 << 30;
+pub const CLAIM_WORK_FREE: u64 = 16 << 30;
 
 /// TOCs that are read at once, over all images: each may take a gigabyte of memory, while a usual one takes ten megabytes.
 pub const PARALLEL_TOCS: usize = 4;

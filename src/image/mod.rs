@@ -12,6 +12,7 @@ mod shared;
 mod soci;
 mod source;
 mod toc;
+mod trust;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error};
-pub use shared::{Trust, Verdict, verdict};
+pub use trust::{Trust, Verdict, verdict};
 
 use layers::Others;
 use shared::Search;

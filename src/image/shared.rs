@@ -1,10 +1,12 @@
 //! Indexes that somebody put beside the image: found while the image is resolved, believed or not by one rule.
 //!
-//! An index from a registry is a claim. [`verdict`] is the whole rule about believing one; what is believed is still
+//! An index from a registry is a claim; `trust` has the rule about believing one. What is believed is still
 //! checked span by span when it is read and as a whole when its layer is complete. [`Search`] looks for the artifacts of
 //! an image as soon as its manifest is known, beside everything else that opening it needs, and only if some layer has no
 //! index here. What is malformed, of another layer or not worth its bytes is refused with a warning, and the layer is
 //! treated as if nobody had made an index of it.
+//!
+//! A SOCI index that the image's manifest pins is asked first; what it lists is looked for nowhere else.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +14,12 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, Shared as SharedFuture};
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::OnceCell;
 use tokio::task::AbortHandle;
 
 use super::Request;
 use super::soci::{self, Ztoc};
+use super::trust::{PINNED, Verdict, believes_pins, verdict};
 use crate::fetch::WindowSource;
 use crate::index::{Expected, LayerIndex};
 use crate::limits::{PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
@@ -27,42 +31,7 @@ use crate::source::{Source, read_all};
 use crate::store::{IMPORTED, Store};
 
 /// How long finding artifacts may take. A registry that is slow to answer this answers the layers all the same.
-const DISCOVERY: Duration = Duration::from_secs(5);
-
-/// Whose indexes the user wants believed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// Those of the image's repository if the reference is a tag.
-    #[default]
-    ByReference,
-    /// Nobody's.
-    Nobody,
-    /// Those of the image's repository.
-    Registry,
-}
-
-/// Whether indexes of the image's repository are believed, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// True if they are.
-    pub is_believed: bool,
-    /// Why, as the end of a sentence.
-    pub why: &'static str,
-}
-
-/// The rule. `is_pinned` is true if the reference has a digest.
-///
-/// Whoever can push an index beside an image can also move its tag, so believing the index gives nobody a power that the
-/// tag does not give already. A digest binds the image, but not what lies beside it.
-pub fn verdict(trust: Trust, is_pinned: bool) -> Verdict {
-    let (is_believed, why) = match (trust, is_pinned) {
-        (Trust::ByReference, false) => (true, "the reference is a tag, and who can push an index can move the tag"),
-        (Trust::ByReference, true) => (false, "the reference is pinned by its digest, which binds no index"),
-        (Trust::Registry, _) => (true, "--trust-index registry was given"),
-        (Trust::Nobody, _) => (false, "--trust-index none was given"),
-    };
-    Verdict { is_believed, why }
-}
+pub(super) const DISCOVERY: Duration = Duration::from_secs(5);
 
 /// An index that was found and is believed.
 pub(super) struct Found {
@@ -83,6 +52,8 @@ pub(super) struct Outcome {
     indexes: HashMap<Digest, Usable>,
     /// By layer, if there is no artifact of ours.
     ztocs: HashMap<Digest, Ztoc>,
+    /// By the layers that a pinned index lists, which were not looked for elsewhere; none if that one cannot be used.
+    pinned: HashMap<Digest, Option<Ztoc>>,
     profile: Option<Profile>,
     /// True if there is an artifact at all.
     found_any: bool,
@@ -107,13 +78,24 @@ type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
 /// The search for one image. Dropping it ends it.
 pub(super) struct Search {
     verdict: Verdict,
+    believes_pins: bool,
     /// Where to look; nowhere for local images.
     repository: Option<Repository>,
     /// Use only what was found before.
     offline: bool,
     store: Arc<Store>,
-    /// The search under way and the image it is for. Held only to look at it.
-    running: Mutex<Option<(Digest, Running, AbortOnDrop)>>,
+    /// The search under way. Held only to look at it.
+    running: Mutex<Option<Begun>>,
+}
+
+/// The search for one image.
+struct Begun {
+    job: Job,
+    layers: Vec<Descriptor>,
+    running: Running,
+    /// What there is beside the image for layers of which the pinned zTOC turned out to be unusable; rarely asked for.
+    late: Arc<OnceCell<Arc<Outcome>>>,
+    _abort: AbortOnDrop,
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -128,33 +110,63 @@ impl Search {
     pub(super) fn new(request: &Request, repository: Option<Repository>, store: &Arc<Store>) -> Self {
         let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
         let verdict = verdict(request.trust, is_pinned);
-        Self { verdict, repository, offline: request.offline, store: Arc::clone(store), running: Mutex::default() }
+        Self {
+            verdict,
+            believes_pins: believes_pins(request.trust),
+            repository,
+            offline: request.offline,
+            store: Arc::clone(store),
+            running: Mutex::default(),
+        }
     }
 
     /// Begins to look for the indexes of the image `digest`, if any is to be believed. The search for another ends.
     pub(super) fn begin(&self, digest: Digest, manifest: &ImageManifest) {
-        let Some(repository) = self.repository.clone().filter(|_| self.verdict.is_believed) else { return };
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().is_some_and(|(known, _, _)| *known == digest) {
+        let pin = soci::pin(manifest).filter(|_| self.believes_pins);
+        let is_wanted = self.verdict.is_believed || pin.is_some();
+        let Some(repository) = self.repository.clone().filter(|_| is_wanted) else { return };
+        let mut begun = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if begun.as_ref().is_some_and(|begun| begun.job.subject == digest) {
             return;
         }
-        let job = Job { repository, offline: self.offline, store: Arc::clone(&self.store), subject: digest };
-        let layers = manifest.layers.clone();
-        let task = tokio::spawn(async move { job.run(layers).await });
+        let job = Job {
+            repository,
+            offline: self.offline,
+            store: Arc::clone(&self.store),
+            subject: digest,
+            is_believed: self.verdict.is_believed,
+        };
+        let (running, layers) = (job.clone(), manifest.layers.clone());
+        let task = tokio::spawn(async move { running.run(layers, pin).await });
         let abort = AbortOnDrop(task.abort_handle());
         let outcome = async move { Arc::new(task.await.unwrap_or_default()) };
-        *running = Some((digest, outcome.boxed().shared(), abort));
+        *begun = Some(Begun {
+            job,
+            layers: manifest.layers.clone(),
+            running: outcome.boxed().shared(),
+            late: Arc::default(),
+            _abort: abort,
+        });
     }
 
     /// The index of a layer, or why there is none.
     pub(super) async fn index(&self, expected: &Expected) -> Result<Found, String> {
         let Some(repository) = &self.repository else { return Err("the image is not in a registry".to_owned()) };
+        let mut outcome = self.outcome().await;
+        let pinned = outcome.pinned.get(&expected.layer);
+        if let Some(Some(ztoc)) = pinned
+            && let Ok(found) = self.ztoc(expected, ztoc, PINNED).await
+        {
+            return Ok(found);
+        }
         if !self.verdict.is_believed {
             return Err(format!("indexes of the registry are not believed: {}", self.verdict.why));
         }
-        let outcome = self.outcome().await;
+        if pinned.is_some() {
+            outcome = self.late(&outcome).await;
+        }
         if let Some(ztoc) = outcome.ztocs.get(&expected.layer) {
-            return self.ztoc(expected, ztoc).await;
+            return self.ztoc(expected, ztoc, self.verdict.why).await;
         }
         let Some(Usable { index, artifact, blob }) = outcome.indexes.get(&expected.layer) else {
             return Err(match outcome.found_any {
@@ -176,7 +188,7 @@ impl Search {
     }
 
     /// What a zTOC says, made into an index now that all that is expected of the layer is known.
-    async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc) -> Result<Found, String> {
+    async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc, why: &'static str) -> Result<Found, String> {
         let (store, wanted, given) = (Arc::clone(&self.store), *expected, ztoc.clone());
         let task = tokio::task::spawn_blocking(move || soci::index(&store, &wanted, &given));
         let index = task.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()));
@@ -184,7 +196,7 @@ impl Search {
             tracing::warn!(layer = %expected.layer, artifact = %ztoc.artifact, why, "a zTOC is refused");
         };
         let index = index.inspect_err(refused)?;
-        Ok(Found { index, claim: ztoc.claim(expected), windows: None, artifact: ztoc.artifact, why: self.verdict.why })
+        Ok(Found { index, claim: ztoc.claim(expected), windows: None, artifact: ztoc.artifact, why })
     }
 
     /// What a start of the image reads, if somebody put that beside it.
@@ -201,7 +213,20 @@ impl Search {
 
     fn running(&self) -> Option<Running> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().map(|(_, running, _)| running.clone())
+        running.as_ref().map(|begun| begun.running.clone())
+    }
+
+    /// What there is beside the image for the layers that the pinned index lists: looked for once, when one of its zTOCs
+    /// turned out to be unusable.
+    async fn late(&self, outcome: &Outcome) -> Arc<Outcome> {
+        let begun = {
+            let begun = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.as_ref().map(|begun| (begun.job.clone(), begun.layers.clone(), Arc::clone(&begun.late)))
+        };
+        let Some((job, mut layers, late)) = begun else { return Arc::default() };
+        layers.retain(|layer| outcome.pinned.contains_key(&layer.digest));
+        let found = late.get_or_init(|| async move { Arc::new(job.run(layers, None).await) });
+        Arc::clone(found.await)
     }
 }
 
@@ -213,12 +238,29 @@ pub(super) struct Job {
     store: Arc<Store>,
     /// The image's manifest.
     pub(super) subject: Digest,
+    /// True if what lies beside the image is believed.
+    is_believed: bool,
 }
 
 impl Job {
-    async fn run(&self, layers: Vec<Descriptor>) -> Outcome {
-        let lacking = self.blocking(move |store| lacking(store, layers)).await.unwrap_or_default();
+    /// Asks the index that the image's manifest pins, and for the layers that it does not list looks beside the image.
+    async fn run(&self, layers: Vec<Descriptor>, pin: Option<Digest>) -> Outcome {
+        let listed = layers.clone();
+        let lacking = self.blocking(move |store| lacking(store, listed)).await.unwrap_or_default();
         if lacking.is_empty() {
+            return Outcome::default();
+        }
+        let Some(pin) = pin else { return self.search(lacking).await };
+        let Some(index) = self.pinned_soci(pin, &layers).await else { return self.search(lacking).await };
+        let (listed, others): (Vec<_>, Vec<_>) =
+            lacking.into_iter().partition(|layer| index.layer(&layer.digest).is_some());
+        let (pinned, found) = tokio::join!(self.ztocs(pin, &index, &listed), self.search(others));
+        Outcome { pinned: pinned.into_iter().collect(), ..found }
+    }
+
+    /// The indexes of these layers beside the image, if what lies there is believed.
+    async fn search(&self, lacking: Vec<Descriptor>) -> Outcome {
+        if lacking.is_empty() || !self.is_believed {
             return Outcome::default();
         }
         let artifacts = match self.remembered(&lacking).await {
@@ -435,25 +477,4 @@ fn check(index: LayerIndex, layer: &Descriptor) -> Result<LayerIndex, String> {
         return Err(format!("it is of {} bytes, the layer has {}", index.compressed_size(), layer.size));
     }
     Ok(index)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn indexes_of_the_registry_are_believed_by_this_table() {
-        for (trust, is_pinned, is_believed) in [
-            (Trust::ByReference, false, true),
-            (Trust::ByReference, true, false),
-            (Trust::Nobody, false, false),
-            (Trust::Nobody, true, false),
-            (Trust::Registry, false, true),
-            (Trust::Registry, true, true),
-        ] {
-            let verdict = verdict(trust, is_pinned);
-            assert_eq!(verdict.is_believed, is_believed, "{trust:?} {is_pinned}");
-            assert!(!verdict.why.is_empty() && !verdict.why.ends_with('.'));
-        }
-    }
 }

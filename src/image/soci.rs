@@ -1,13 +1,16 @@
-//! SOCI's indexes as shared indexes: looked for where there is none of ours, and believed by the same rule.
+//! SOCI's indexes as shared indexes.
+//!
+//! Version 1 is looked for where there is none of ours, and believed by the same rule. Version 2 is named by the image's
+//! manifest ([`pin`]), so it comes first, and for the layers that it lists nothing else is looked for.
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
-use super::shared::{Job, Outcome};
+use super::shared::{DISCOVERY, Job, Outcome};
 use crate::index::{Expected, LayerIndex, soci};
 use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER};
-use crate::oci::{Descriptor, Digest};
-use crate::share::{self, SociIndex, SociLayer};
+use crate::oci::{Descriptor, Digest, ImageManifest};
+use crate::share::{self, SOCI_PIN, SociIndex, SociLayer};
 use crate::source::{BoxFuture, Source};
 use crate::store::{Store, claim_name};
 
@@ -34,8 +37,51 @@ fn claim(digest: &Digest, size: u64) -> Digest {
     claim_name("zTOC", &[digest, &size])
 }
 
+/// The digest of the SOCI index that an image's manifest pins.
+pub(super) fn pin(manifest: &ImageManifest) -> Option<Digest> {
+    let text = manifest.annotations.get(SOCI_PIN)?;
+    let digest = text.parse();
+    digest.inspect_err(|error| tracing::warn!(%error, "the annotation {SOCI_PIN} of the image is passed over")).ok()
+}
+
 impl Job {
-    /// The zTOCs of these layers.
+    /// The SOCI index that the manifest of the image with these layers pins, if it can be used.
+    pub(super) async fn pinned_soci(&self, pin: Digest, layers: &[Descriptor]) -> Option<SociIndex> {
+        let opened = self.open_pinned(pin, layers).await;
+        let refused = |error: &share::Error| {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(image = %self.subject, index = %pin, error, "the pinned SOCI index is refused");
+        };
+        opened.inspect_err(refused).ok()
+    }
+
+    /// That index from the cache, where its digest is enough to find it, or from the registry.
+    async fn open_pinned(&self, pin: Digest, layers: &[Descriptor]) -> Result<SociIndex, share::Error> {
+        let refuse = |why: &str| share::Error::Artifact { digest: pin, why: why.to_owned() };
+        let is_of_image = |index: &SociIndex| {
+            index.layers.is_empty() || layers.iter().any(|layer| index.layer(&layer.digest).is_some())
+        };
+        let check = |index: SociIndex| match is_of_image(&index) {
+            true => Ok(index),
+            false => Err(refuse("it lists no layer of the image")),
+        };
+        let kept = self.blocking(move |store| store.document(&pin).ok().flatten()).await.flatten();
+        if let Some(document) = kept {
+            return check(SociIndex::parse(&document, &self.subject)?);
+        }
+        if self.offline {
+            return Err(refuse("it is not in the cache"));
+        }
+        let fetched = tokio::time::timeout(DISCOVERY, share::pinned_soci(&self.repository, pin, &self.subject)).await;
+        let (index, document) = fetched.map_err(|_| refuse("the registry takes too long to answer"))??;
+        let index = check(index)?;
+        if let Some(Err(error)) = self.blocking(move |store| store.put_document(&pin, &document)).await {
+            tracing::debug!(%error, "the SOCI index is not remembered");
+        }
+        Ok(index)
+    }
+
+    /// The zTOCs of these layers from an index beside the image.
     pub(super) async fn soci(&self, lacking: &[Descriptor]) -> Outcome {
         let index = match self.remembered_soci(lacking).await {
             Some(index) => Some(index),
@@ -43,19 +89,29 @@ impl Job {
             None => self.discover_soci().await,
         };
         let Some((artifact, index)) = index else { return Outcome::default() };
-        let mut reading: Vec<BoxFuture<'_, Option<(Digest, Ztoc)>>> = Vec::new();
-        for layer in lacking {
+        let ztocs = self.ztocs(artifact, &index, lacking).await;
+        Outcome::of(ztocs.into_iter().filter_map(|(layer, ztoc)| Some((layer, ztoc?))).collect())
+    }
+
+    /// The zTOCs of those layers that an index lists; none in the place of one that cannot be used.
+    pub(super) async fn ztocs(
+        &self,
+        artifact: Digest,
+        index: &SociIndex,
+        layers: &[Descriptor],
+    ) -> Vec<(Digest, Option<Ztoc>)> {
+        let mut reading: Vec<BoxFuture<'_, (Digest, Option<Ztoc>)>> = Vec::new();
+        for layer in layers {
             let Some(listed) = index.layer(&layer.digest) else { continue };
             reading.push(Box::pin(async move {
                 let bytes = self.ztoc(layer, listed).await;
                 let refused =
                     |why: &String| tracing::warn!(layer = %layer.digest, %artifact, why, "a zTOC is not used");
-                let bytes = bytes.inspect_err(refused).ok()?;
-                Some((layer.digest, Ztoc { artifact, digest: listed.ztoc.digest, bytes }))
+                let bytes = bytes.inspect_err(refused).ok();
+                (layer.digest, bytes.map(|bytes| Ztoc { artifact, digest: listed.ztoc.digest, bytes }))
             }));
         }
-        let ztocs = stream::iter(reading).buffer_unordered(PARALLEL_INDEXES).collect::<Vec<_>>().await;
-        Outcome::of(ztocs.into_iter().flatten().collect())
+        stream::iter(reading).buffer_unordered(PARALLEL_INDEXES).collect().await
     }
 
     /// The index that was used last, if all that it says of these layers is still here.

@@ -51,6 +51,12 @@ impl Repository {
         &self.target.repository
     }
 
+    /// The same repository for who wants something else of it.
+    #[must_use]
+    pub fn select(&self, selector: Selector) -> Self {
+        Self { selector, ..self.clone() }
+    }
+
     /// The same repository for who writes to it: asks for the right to push at once, not only when it is refused.
     #[must_use]
     pub fn for_pushing(&self) -> Self {

@@ -27,7 +27,7 @@ pub use artifact::{Artifact, LayerBlob, Metadata};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
 pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
-pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci};
+pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci, pinned_soci};
 
 use crate::oci::{Digest, ManifestError, Printable};
 use crate::source;

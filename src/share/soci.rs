@@ -17,7 +17,8 @@ use super::discover::list;
 use crate::index::soci::SPAN_SIZE;
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS, LAYERS, ZTOC_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::registry::Repository;
+use crate::registry::{Repository, Selector};
+use crate::source::Source;
 
 /// The type of the first version, by which referrers are asked for.
 pub const SOCI_TYPE: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -195,9 +196,24 @@ async fn read(
         return Err(Error::Artifact { digest: manifest.digest, why });
     }
     let manifest = Descriptor { media_type: MANIFEST_TYPE.to_owned(), ..manifest };
-    let document = crate::source::Source::manifest(repository, &manifest).await?;
+    let document = repository.manifest(&manifest).await?;
     let index = SociIndex::parse(&document.bytes, subject)?;
     Ok((manifest, index, document.bytes))
+}
+
+/// Fetches SOCI's index, version 2, that the image `subject` names by its digest, with its bytes. The annotation does not tell
+/// how long it is. One round trip.
+pub async fn pinned_soci(
+    repository: &Repository,
+    digest: Digest,
+    subject: &Digest,
+) -> Result<(SociIndex, Bytes), Error> {
+    let document = repository.select(Selector::Digest(digest)).resolve().await?;
+    let size = document.bytes.len() as u64;
+    if size > ARTIFACT_BYTES {
+        return Err(Error::Artifact { digest, why: format!("it has {size} bytes, at most {ARTIFACT_BYTES} are read") });
+    }
+    Ok((SociIndex::parse(&document.bytes, subject)?, document.bytes))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod lies;
 mod made;
+mod pinned;
 mod refused;
 mod soci;
 mod travel;

@@ -55,23 +55,27 @@ fn a_lie_is_found_out_when_the_layer_is_complete_and_ends_the_mount() {
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     registry.content().add_manifest("it", None, media_type, bundle.manifest.clone());
 
-    let machine = Machine::new();
-    let reference = registry.name("it:latest");
-    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared"]);
+    is_found_out(&Machine::new(), &registry.name("it:latest"));
+}
+
+/// Expects that an index which calls `bin/tool` setuid is believed until all of the layer is here.
+#[track_caller]
+pub(super) fn is_found_out(machine: &Machine, reference: &str) {
+    assert_eq!(origins(&machine.mount(&[], reference)), ["shared"]);
     let tool = machine.point.path().join("bin/tool");
     let mode = fs::metadata(&tool).expect("it is shown").permissions().mode();
     assert_eq!(mode & 0o7777, 0o4644, "the lie is believed for now");
     machine.ocifs.umount(&machine.point);
 
     let dir = machine.point.path().to_string_lossy().into_owned();
-    let waited = machine.ocifs.run(["mount", "--wait", "--profile-until=0", &reference, &dir]);
+    let waited = machine.ocifs.run(["mount", "--wait", "--profile-until=0", reference, &dir]);
     assert_eq!(waited.code(), 6, "{}", waited.stderr);
     assert!(waited.stderr.contains("is not what its index says"), "{}", waited.stderr);
     let error = fs::read(&tool).expect_err("nothing is served any more");
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
     machine.ocifs.run(["umount", "--lazy", &dir]).ok();
 
-    assert_eq!(origins(&machine.mount(&[], &reference)), ["cache"], "the truth is known now");
+    assert_eq!(origins(&machine.mount(&[], reference)), ["cache"], "the truth is known now");
     let mode = fs::metadata(&tool).expect("it is shown").permissions().mode();
     assert_eq!(mode & 0o7777, 0o644);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::support::Compression;
 
 /// Pushes SOCI's index of the image.
-fn push_soci(machine: &Machine, reference: &str) -> Value {
+pub(super) fn push_soci(machine: &Machine, reference: &str) -> Value {
     machine.ocifs.json(["index", "--json", "--format", "soci", "--push", reference])[0].take()
 }
 
