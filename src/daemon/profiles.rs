@@ -31,6 +31,8 @@ pub(super) struct Profiling {
     tree: Tree,
     dir: PathBuf,
     recorder: Arc<Recorder>,
+    /// True if this mount records, and not another one that is served together with it.
+    records: AtomicBool,
     progress: Arc<Progress>,
     /// Fetches ahead.
     ahead: AbortHandle,
@@ -75,6 +77,7 @@ impl Profiling {
             tree: image.tree.clone(),
             dir: wanted.dir.clone(),
             recorder,
+            records: AtomicBool::new(false),
             progress,
             ahead: task.abort_handle(),
             task: Mutex::new(Some(task)),
@@ -91,6 +94,7 @@ impl Profiling {
             Some(seconds) => Until::After(Duration::from_secs(seconds.into())),
             None => Until::Quiet,
         };
+        self.records.store(true, Ordering::Relaxed);
         self.recorder.start();
         if is_again {
             self.recorder.note_unseen();
@@ -117,6 +121,9 @@ impl Profiling {
 
     /// Ends the recording and stores what is worth it. Returns when that is done, whoever began it.
     async fn finish(&self) {
+        if !self.records.load(Ordering::Relaxed) {
+            return;
+        }
         let keep = || async {
             let (recorder, tree, store) = (Arc::clone(&self.recorder), self.tree.clone(), Arc::clone(&self.store));
             let (image, dir) = (self.image, self.dir.clone());
@@ -132,7 +139,7 @@ impl Profiling {
     pub(super) fn report(&self) -> ProfileReport {
         let recorder = &self.recorder;
         let state = match () {
-            () if recorder.is_active() => "recording",
+            () if self.records.load(Ordering::Relaxed) && recorder.is_active() => "recording",
             () if self.stored.load(Ordering::Relaxed) => "stored",
             () => "none",
         };
