@@ -77,7 +77,7 @@ async fn work_that_panics_gives_none_and_is_forgotten() {
 fn work_that_a_runtime_refuses_because_it_goes_down_gives_none() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
     let handle = runtime.handle().clone();
-    runtime.shutdown_background();
+    runtime.shutdown_timeout(Duration::from_secs(20));
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _entered = handle.enter();
