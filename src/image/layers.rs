@@ -193,19 +193,20 @@ impl Images {
         let task = tokio::task::spawn_blocking(move || -> Result<_, Error> {
             let Some(mapped) = store.claim(&expected.layer, &IMPORTED)? else { return Ok(None) };
             let opened = LayerIndex::open_claim(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
-            match opened.map(|index| (index.check_entries(), index)) {
-                Ok((Ok(()), index)) if index.is_of(&expected) => {
+            let checked = opened.map_err(|error| error.to_string()).and_then(|index| {
+                index.check_entries().map_err(|error| error.to_string())?;
+                Ok(index)
+            });
+            match checked {
+                Ok(index) if index.is_of(&expected) => {
                     mapped.release_pages();
                     return Ok(Some(index));
                 }
-                Ok((Ok(()), _)) => {
+                Ok(_) => {
                     tracing::warn!(layer = %expected.layer, "imported index speaks of another blob");
                     return Ok(None);
                 }
-                Ok((Err(error), _)) => {
-                    tracing::warn!(layer = %expected.layer, %error, "the imported index is not used");
-                }
-                Err(error) => tracing::warn!(layer = %expected.layer, %error, "the imported index is not used"),
+                Err(error) => tracing::warn!(layer = %expected.layer, error, "the imported index is not used"),
             }
             store.remove_claim(&expected.layer, &IMPORTED)?;
             Ok(None)

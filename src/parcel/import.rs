@@ -267,7 +267,7 @@ fn open(bytes: Bytes, expected: Expected) -> Result<LayerIndex, Error> {
     }
     index.check().map_err(failed)?;
     index.check_entries().map_err(|_| Error::Malformed("an index has entries that no layer has"))?;
-    if !is_of(&index, expected) {
+    if !index.is_of(&expected) {
         return Err(Error::Malformed("an index speaks of another layer"));
     }
     Ok(index)
@@ -277,17 +277,13 @@ fn open(bytes: Bytes, expected: Expected) -> Result<LayerIndex, Error> {
 fn known_index(store: &Store, expected: Expected) -> Result<Option<LayerIndex>, Error> {
     let Some(mapped) = store.index(&expected.layer)? else { return Ok(None) };
     let opened = LayerIndex::open(mapped.bytes().clone()).and_then(|index| index.check().map(|()| index));
-    Ok(opened.ok().filter(|index| is_of(index, expected)))
+    Ok(opened.ok().filter(|index| index.is_of(&expected)))
 }
 
 /// Keeps an index that nobody has proven: the user trusts who wrote the parcel.
 fn keep_index(store: &Store, index: &LayerIndex) -> Result<(), Error> {
     store.put_claim(&index.layer(), &IMPORTED, index.as_bytes())?;
     Ok(())
-}
-
-fn is_of(index: &LayerIndex, expected: Expected) -> bool {
-    (index.layer(), index.compressed_size(), index.diff_id()) == (expected.layer, expected.size, expected.diff_id)
 }
 
 /// Adds ranges to a list in ascending order, joining those that touch.

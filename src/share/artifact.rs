@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::wire::WireDescriptor;
 use super::{ARTIFACT_TYPE, Error, LAYER_INDEX_TYPE, PROFILE_TYPE};
 use crate::limits::{INDEX_BYTES, LAYERS, PROFILE_TEXT_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -70,22 +71,6 @@ struct Wire<'a> {
     config: WireDescriptor<'a>,
     layers: Vec<WireDescriptor<'a>>,
     subject: WireDescriptor<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct WireDescriptor<'a> {
-    media_type: &'a str,
-    digest: String,
-    size: u64,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<&'static str, String>,
-}
-
-impl<'a> WireDescriptor<'a> {
-    fn of(media_type: &'a str, digest: &Digest, size: u64) -> Self {
-        Self { media_type, digest: digest.to_string(), size, annotations: BTreeMap::new() }
-    }
 }
 
 impl LayerBlob {

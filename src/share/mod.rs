@@ -22,6 +22,7 @@ mod push;
 mod soci;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use artifact::{Artifact, LayerBlob, Metadata};
 pub use discover::{Shared, discover, read_blob, read_metadata};

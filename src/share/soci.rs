@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Error;
 use super::artifact::MANIFEST_TYPE;
 use super::discover::list;
+use super::wire::WireDescriptor;
 use crate::index::soci::SPAN_SIZE;
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS, LAYERS, ZTOC_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -69,22 +70,6 @@ struct Wire<'a> {
     layers: Vec<WireDescriptor<'a>>,
     subject: Option<WireDescriptor<'a>>,
     annotations: BTreeMap<&'a str, &'a str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct WireDescriptor<'a> {
-    media_type: &'a str,
-    digest: String,
-    size: u64,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<&'a str, String>,
-}
-
-impl<'a> WireDescriptor<'a> {
-    fn of(media_type: &'a str, digest: &Digest, size: u64) -> Self {
-        Self { media_type, digest: digest.to_string(), size, annotations: BTreeMap::new() }
-    }
 }
 
 impl SociLayer {
