@@ -311,6 +311,9 @@ pub const REPLAY_STEPS: u64 = 1 << 22;
 /// image. A profile that names everything must not turn a lazy mount into a pull.
 pub const AHEAD_BYTES: u64 = 64 << 20;
 
+/// Bytes of the cache that are read ahead of a start because a profile names them: the page cache is everybody's.
+pub const WARM_BYTES: u64 = 256 << 20;
+
 /// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
 pub const AHEAD_FILES: usize = 512;
 

@@ -3,7 +3,8 @@
 //! Between mount and first read lies the time in which a container runtime prepares its sandbox, and during a start the
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one the image's command line (`command`) leads to a program, its interpreter and
-//! its libraries (`programs`), looked up as kernel and dynamic loader would in the image's own tree (`names`). *How much*:
+//! its libraries (`programs`), looked up as kernel and dynamic loader would in the image's own tree (`names`). What a profile
+//! names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
 //! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged.
 //!
@@ -17,6 +18,7 @@ mod programs;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -27,9 +29,12 @@ use crate::fetch::{Error, Fetcher, Layer, Priority};
 use crate::index::SpanId;
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
+use crate::store::Store;
 use crate::tree::{NodeId, Tree};
 
 use self::budget::Budget;
+
+pub use self::replay::places;
 
 /// An image's files and where their bytes come from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,6 +45,8 @@ pub struct Files {
     pub layers: Vec<Arc<Layer>>,
     /// What brings their bytes.
     pub fetcher: Fetcher,
+    /// Where decoded copies of them may be.
+    pub store: Arc<Store>,
 }
 
 /// Why something was fetched ahead.
@@ -97,9 +104,17 @@ impl Progress {
 /// The entry point is looked at also beside a profile that does not know it, such as one of somebody who only looked
 /// into the image.
 pub async fn run(files: &Files, config: &ImageConfig, profile: Option<&Profile>, progress: &Progress) {
-    if let Err(error) = fetch(files, config, profile, progress).await {
-        tracing::debug!(%error, "fetching ahead ends");
-    }
+    let fetched = async {
+        if let Err(error) = fetch(files, config, profile, progress).await {
+            tracing::debug!(%error, "fetching ahead ends");
+        }
+    };
+    let warmed = async {
+        if let Some(profile) = profile {
+            warm::run(files, profile).await;
+        }
+    };
+    tokio::join!(fetched, warmed);
     progress.done.store(true, Ordering::Relaxed);
 }
 

@@ -68,11 +68,11 @@ fn scene(items: &[(&str, Item<'_>)]) -> Scene {
     merger.layer(Some(digest), index.entries()).expect("a good layer");
     let tree = Tree::open(Bytes::from(merger.finish())).expect("a good tree");
     let cache = tempfile::tempdir().expect("a temporary directory");
-    let store = Store::open(&cache.path().join("cache")).expect("a new store");
+    let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let blob = store.blob(&digest, expected.size).expect("a new blob");
     let reader = Arc::new(Memory(tar, AtomicU64::new(0)));
     let layer = Layer::new(index, blob, Some(reader), "memory", store.dir().join("tmp"));
-    let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()) };
+    let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()), store };
     Scene { files, _cache: cache }
 }
 
@@ -289,4 +289,36 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
     }
+}
+
+#[tokio::test]
+async fn copies_that_a_profile_names_are_verified_before_they_are_asked_for() {
+    let bytes = |name: &str| name.repeat(crate::limits::CONTENT_DIGEST_BYTES as usize).into_bytes();
+    let (good, bad, other) = (bytes("good"), bytes("bad"), bytes("other"));
+    let scene = scene(&[("good", Item::File(&good)), ("bad", Item::File(&bad)), ("other", Item::File(&other))]);
+    let content = |name: &str| {
+        let id = scene.files.tree.resolve(name.as_bytes(), false).expect("it is there");
+        *scene.files.tree.node(id).content().expect("a file has a digest")
+    };
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let open = || Store::open(&cache.path().join("cache")).expect("a store");
+    let store = open();
+    for name in ["good", "bad", "other"] {
+        let file = store.new_file(&content(name), bytes(name).len() as u64).expect("a new file");
+        file.write(0, &bytes(name)).expect("written");
+        file.publish().expect("the digest is right");
+    }
+    let damaged = store.file(&content("bad")).expect("a file").expect("it is there");
+    drop(store);
+    // A file of the cache is read-only, but not to root and not to a disk that rots.
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*damaged)));
+    let path = path.expect("an open file has a path");
+    std::fs::remove_file(&path).expect("it is there");
+    std::fs::write(&path, b"rot").expect("written");
+
+    let files = Files { store: Arc::new(open()), ..scene.files.clone() };
+    assert!(!files.store.is_verified(&content("good")), "this process has not read it");
+    warm::run(&files, &profile(&[(b"good", 0, 4), (b"bad", 0, 3), (b"good", 2, 4), (b"nothing", 0, 1)])).await;
+    let state = |name: &str| (files.store.is_verified(&content(name)), files.store.has_file(&content(name)));
+    assert_eq!([state("good"), state("bad"), state("other")], [(true, true), (false, false), (false, true)]);
 }

@@ -79,14 +79,15 @@ async fn attach(
             let recorder = served.fs.recorder();
             // The start of another mount of it is being recorded.
             let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
-            let profiling = Profiling::start(images, &wanted, &image, recorder);
+            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&served.fs), recorder);
             (mount, served, using, profiling)
         }
         None => {
             let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
             let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
             let fs = Arc::new(FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store));
-            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
+            let recorder = Arc::clone(fs.recorder());
+            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&fs), recorder);
             let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
             let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
             let (served, using) = mounts.served().enter(key, &image, served);

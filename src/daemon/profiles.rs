@@ -15,6 +15,7 @@ use super::control::{self, ProfileReport, ProfileText};
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
+use crate::fs::FileSystem;
 use crate::fs::profile::{Recorder, Until, origin_now};
 use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
@@ -51,15 +52,22 @@ impl Drop for Profiling {
 }
 
 impl Profiling {
-    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount fetches nothing.
-    pub(super) fn start(images: &Images, wanted: &control::Mount, image: &Image, recorder: Arc<Recorder>) -> Arc<Self> {
+    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount has nobody to
+    /// fetch from.
+    pub(super) fn start(
+        images: &Images,
+        wanted: &control::Mount,
+        image: &Image,
+        fs: Arc<FileSystem>,
+        recorder: Arc<Recorder>,
+    ) -> Arc<Self> {
         let store = Arc::clone(images.store());
         let (digest, config) = (image.resolved.digest, image.resolved.config.clone());
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
-        let files = Files { tree: image.tree.clone(), layers, fetcher: images.fetcher().clone() };
+        let fetcher = images.fetcher().clone();
+        let files = Files { tree: image.tree.clone(), layers, fetcher, store: Arc::clone(&store) };
         let (progress, stored) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
         let (inner, told, known) = (Arc::clone(&store), Arc::clone(&progress), Arc::clone(&stored));
-        let offline = wanted.image.offline;
         // Somebody else's is a hint like any other, but not kept: what is recorded here is.
         let shared = image.profile.clone();
         let task = tokio::spawn(async move {
@@ -67,9 +75,11 @@ impl Profiling {
             let profile = loaded.unwrap_or_default();
             known.store(profile.is_some(), Ordering::Relaxed);
             let profile = profile.or(shared);
-            if !offline {
-                ahead::run(&files, &config, profile.as_ref(), &told).await;
+            if let Some(profile) = &profile {
+                fs.expect(ahead::places(&files.tree, profile));
             }
+            drop(fs);
+            ahead::run(&files, &config, profile.as_ref(), &told).await;
         });
         Arc::new(Self {
             store,

@@ -13,6 +13,7 @@ mod attr;
 mod copies;
 mod directory;
 mod error;
+mod expect;
 mod open;
 pub mod profile;
 mod publish;
@@ -32,6 +33,7 @@ pub use attr::{Attr, FileType, StatFs};
 pub use directory::{DirEntry, Directory};
 pub use error::{Chain, Errno, Error};
 pub use open::{Backing, Open};
+pub use push::Batch;
 pub use read::{Pending, Read};
 
 /// An inode number as the kernel sees it: the node's number plus one, so that the root is 1 (FUSE_ROOT_ID).
@@ -54,6 +56,7 @@ pub struct FileSystem {
     directories: ahead::Directories,
     walk: walk::Walk,
     push: push::Push,
+    expected: expect::Expected,
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
@@ -66,8 +69,19 @@ impl FileSystem {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
         let push = push::Push::new(&tree);
-        let open = open::OpenFiles::default();
-        Self { tree, layers, fetcher, copies, directories, walk, push, open, publisher, recorder: Arc::default() }
+        Self {
+            tree,
+            layers,
+            fetcher,
+            copies,
+            directories,
+            walk,
+            push,
+            expected: expect::Expected::default(),
+            open: open::OpenFiles::default(),
+            publisher,
+            recorder: Arc::default(),
+        }
     }
 
     /// The tree.

@@ -175,6 +175,17 @@ impl Blob {
         }
     }
 
+    /// Tells the operating system that `range` will be read, so that it begins to fetch it from the disk. Only a hint: what
+    /// hinders it shows when the bytes are read.
+    pub fn announce(&self, range: Range<u64>) {
+        let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else { return };
+        if let Ok(Some((file, _))) = self.data()
+            && let Err(error) = rustix::fs::fadvise(&file, range.start, Some(length), rustix::fs::Advice::WillNeed)
+        {
+            tracing::trace!(%error, "the disk takes no hints");
+        }
+    }
+
     /// Puts bytes in place and only then records them as present. Safe to repeat and to race.
     ///
     /// Bytes that are already present are left as they are, so nothing good is overwritten; discard first what is bad.
