@@ -9,9 +9,11 @@ use std::ops::Range;
 use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
+use super::read::{Part, assemble, parts};
 use super::{FileSystem, Ino};
-use crate::tree::{NodeId, NodeKind};
+use crate::tree::{Node, NodeId, NodeKind};
 
 /// Most bytes of one file that are handed out with its first.
 const BYTES: u64 = 8 << 20;
@@ -49,7 +51,8 @@ impl FileSystem {
     }
 
     /// Hands `give` the parts of a file that an earlier start read and that begin at `from` or behind it, once; each with its
-    /// offset. Blocks some milliseconds, for decoding. Must be called in the fetcher's runtime or in its context.
+    /// offset. Blocks some milliseconds, for decoding. Must be called in the context of the fetcher's runtime, on a thread
+    /// that is not one of its own.
     pub fn hand_out_expected(&self, ino: Ino, from: u64, mut give: impl FnMut(u64, &Bytes)) {
         let Ok(id) = self.node_id(ino) else { return };
         let Some(parts) = self.expected.take(id) else { return };
@@ -61,12 +64,26 @@ impl FileSystem {
                 break;
             }
             // What is not here will be read when it is needed.
-            if let Some(bytes) = self.now(id, &node, part.clone()) {
+            if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
                 left -= length;
                 self.recorder.note(id, part.clone());
                 give(part.start, &bytes);
             }
         }
+    }
+
+    /// A part of a file whose spans are here, but are several, or being decoded by somebody else.
+    fn decoded(&self, node: &Node<'_>, part: &Range<u64>) -> Option<Bytes> {
+        let parts = parts(node.extents(), part.start, part.end);
+        let is_here = |part: &Part| match *part {
+            Part::Hole(_) => true,
+            Part::Data { layer, offset, length } => self.layers.get(layer).is_some_and(|layer| {
+                let mut spans = layer.index.spans(offset..offset + length as u64);
+                spans.all(|span| layer.has(span))
+            }),
+        };
+        let assembled = || Handle::current().block_on(assemble(&self.fetcher, &self.layers, &parts)).ok();
+        parts.iter().all(is_here).then(assembled).flatten()
     }
 }
 
@@ -82,6 +99,8 @@ impl Expected {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::tests::{content, file, scene};
     use super::super::{Ino, Read};
     use super::*;
@@ -104,15 +123,20 @@ mod tests {
             [(id, 0..10), (other, 0..9), (id, PAGE + 1..PAGE + 2), (id, 5 * PAGE..far), (id, far..far + 1)].into_iter(),
         );
         read(fs, id.into(), 0).await;
-        let mut given = Vec::new();
         assert!(fs.is_expected(id.into()) && !fs.is_expected(other.into()), "one part comes by itself");
-        fs.hand_out_expected(id.into(), PAGE, |offset, bytes| {
-            assert_eq!(bytes[..], content(length)[offset as usize..offset as usize + bytes.len()]);
-            given.push((offset, bytes.len() as u64));
-        });
+        let fs = Arc::clone(fs);
+        let work = move || {
+            let mut given = Vec::new();
+            fs.hand_out_expected(id.into(), PAGE, |offset, bytes| {
+                assert_eq!(bytes[..], content(length)[offset as usize..offset as usize + bytes.len()]);
+                given.push((offset, bytes.len() as u64));
+            });
+            for ino in [Ino::from(id), Ino::from(other), Ino(1), Ino(u64::MAX)] {
+                fs.hand_out_expected(ino, 0, |_, _| panic!("nothing more is expected"));
+            }
+            given
+        };
+        let given = tokio::task::spawn_blocking(work).await.expect("it does not panic");
         assert_eq!(given, [(PAGE, PAGE), (5 * PAGE, 10)]);
-        for ino in [Ino::from(id), Ino::from(other), Ino(1), Ino(u64::MAX)] {
-            fs.hand_out_expected(ino, 0, |_, _| panic!("nothing more is expected"));
-        }
     }
 }

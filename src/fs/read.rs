@@ -217,7 +217,7 @@ pub(super) fn parts(extents: impl Iterator<Item = Extent>, offset: u64, end: u64
     parts
 }
 
-async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> Result<Bytes, Error> {
+pub(super) async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> Result<Bytes, Error> {
     let _waiting = fetcher.demand().enter();
     let mut pieces = Vec::new();
     for part in parts {

@@ -2,11 +2,12 @@
 //!
 //! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
 //! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
-//! another file system, `modes` which of the ways to read is taken.
+//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for. `pushed` what the kernel need not ask for.
 
 mod bytes;
 mod modes;
 mod overlay;
+mod pushed;
 mod refused;
 mod shared;
 mod stat;
