@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use tokio::sync::{Notify, mpsc, watch};
@@ -18,9 +17,6 @@ use crate::fetch::{self, Fetcher, Layer, Urgency};
 use crate::fs::Chain;
 use crate::image::ImageLayer;
 use crate::source::ErrorKind;
-
-/// How long fill waits after a failure that may pass.
-const RETRY: Duration = Duration::from_secs(30);
 
 /// Most layers that one failure names; the others are counted.
 const NAMED: usize = 8;
@@ -181,7 +177,7 @@ impl Worker {
                 Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
                     tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
                     self.become_state(Phase::Waiting, Some(Failure::from(&error)));
-                    tokio::time::sleep(RETRY).await;
+                    self.fetcher.rest(layer).await;
                     self.become_state(Phase::Running, given_up.cloned());
                 }
                 Err(error) => {

@@ -103,6 +103,15 @@ pub(super) fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
 }
 
 impl Scene {
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    /// The layer's uncompressed stream.
+    pub(super) fn stream(&self) -> &[u8] {
+        &self.tar
+    }
+
     pub(super) fn span(&self, number: u32) -> SpanId {
         self.layer.index.span_ids().nth(number as usize).expect("a span of the layer")
     }
