@@ -4,6 +4,7 @@
 //! answered with a failure that says so. A `data` event is followed by exactly that many raw bytes.
 
 mod indexes;
+mod outage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Failure;
 pub use indexes::{IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+pub use outage::{OnOutage, OutageReport};
 
 /// Which image, and how its source may be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -82,6 +84,9 @@ pub struct Mount {
     /// How files are read.
     #[serde(default)]
     pub io: Io,
+    /// What readers do while the registry does not answer.
+    #[serde(default)]
+    pub on_outage: OnOutage,
     /// How long to record the start, in seconds: 0 for not at all, none until it is quiet.
     #[serde(default)]
     pub profile_until: Option<u32>,
@@ -274,6 +279,12 @@ pub struct MountReport {
     /// How far that is.
     #[serde(default)]
     pub filling: FillReport,
+    /// What readers do while the registry does not answer, as it is written on the command line.
+    #[serde(default)]
+    pub on_outage: String,
+    /// The outage it is in, if it is in one.
+    #[serde(default)]
+    pub outage: Option<OutageReport>,
     /// Bytes of all layers, compressed.
     pub bytes_needed: u64,
     /// Bytes of them that are in the cache.

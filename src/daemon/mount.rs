@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::control::{self, Event, Fill};
 use super::events::{open_image, send};
@@ -13,7 +14,7 @@ use super::profiles::Profiling;
 use super::query::request_of;
 use super::served::{self, Served};
 use super::{Code, Failure};
-use crate::fetch::Urgency;
+use crate::fetch::{OnOutage, Urgency};
 use crate::fs::{FileSystem, Ino};
 use crate::fuse::{self, Access};
 use crate::image::{Image, Images};
@@ -85,7 +86,8 @@ async fn attach(
         None => {
             let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
             let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-            let fs = Arc::new(FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store));
+            let fs = FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store);
+            let fs = Arc::new(fs.on_outage(patience(wanted.on_outage)));
             let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
             let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
             let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
@@ -121,6 +123,13 @@ async fn attach(
         mounts.remove(&watched);
     });
     Ok(mounted)
+}
+
+fn patience(wanted: control::OnOutage) -> OnOutage {
+    match wanted {
+        control::OnOutage::Wait(seconds) => OnOutage::Wait(seconds.map(|seconds| Duration::from_secs(seconds.into()))),
+        control::OnOutage::Eio => OnOutage::Fail,
+    }
 }
 
 /// Makes a connection for `fs` and its first mount.
