@@ -13,7 +13,7 @@ use super::mounts::{Counts, Mounted, Mounts};
 use super::profiles::Profiling;
 use super::query::request_of;
 use super::served::{self, Served};
-use super::{Code, Failure};
+use super::{Code, Failure, lacking};
 use crate::fetch::{OnOutage, Urgency};
 use crate::fs::{FileSystem, Ino};
 use crate::fuse::{self, Access};
@@ -39,6 +39,11 @@ pub(super) async fn mount(
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
     for text in &image.resolved.warnings {
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
+    }
+    if (wanted.image.offline || image.resolved.is_remembered)
+        && let Some(text) = lacking::warning(&image, wanted.image.offline)
+    {
+        send(events, Event::Warning { text }).await;
     }
     if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
         send(events, Event::Warning { text }).await;
