@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Error, Fetcher, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
-use crate::source;
+use crate::source::{self, ErrorKind};
 
 /// The pause before the first reader tries again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 const REST: Duration = Duration::from_secs(30);
 
 /// A place that gives nothing at all for so long is away, whatever becomes of the requests.
-pub(super) const SILENCE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// How often a reader whose time is over looks whether its place is away.
 const LOOK: Duration = Duration::from_millis(500);
@@ -194,6 +194,16 @@ impl Outages {
         known.away = Some(Away { since, began, error: error.clone(), tries: 0, next, line: BTreeSet::new() });
         drop(places);
         tracing::warn!(host = %place, %error, "an outage: reads of its images wait as long as their mounts say");
+    }
+
+    /// Nothing has come since `since` of what was asked of `place` then.
+    pub(super) fn silent(&self, place: &Arc<str>, since: Instant) {
+        if since.elapsed() >= SILENCE && !self.is_away(place) {
+            let message = format!("{place} sent nothing for {} seconds", since.elapsed().as_secs());
+            // Its own answer may have begun just after.
+            let began = Instant::now().checked_sub(SILENCE).unwrap_or(since);
+            self.failed(place, began, &source::Error::new(ErrorKind::Unreachable, message));
+        }
     }
 
     /// The outage of `place`, if it is away.

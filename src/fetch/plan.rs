@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::outage::{Outages, SILENCE};
+use super::outage::Outages;
 use super::queue::{Outcome, Queue, Run};
 use super::spans::Key;
-use super::steady::Steady;
+use super::steady::{ANEW, Steady, Watch};
 use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::source::{self, ErrorKind};
@@ -233,18 +233,10 @@ impl Flight {
         let mut cutter = Cutter::new(layer, whole.start);
         self.deliver(&mut cutter, before).await;
         let sent = Instant::now();
-        let opening = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience);
-        let mut opening = std::pin::pin!(opening);
-        let opened = match timeout(SILENCE, opening.as_mut()).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                let message = format!("{} sent nothing for {SILENCE:?}", layer.source_name);
-                let error = source::Error::new(ErrorKind::Unreachable, message);
-                self.planner.outages.failed(&layer.place, sent, &error);
-                opening.await
-            }
-        };
-        let mut answer = opened?;
+        let (outages, place) = (Arc::clone(&self.planner.outages), Arc::clone(&layer.place));
+        let watch = Watch { outages, place, anew: ANEW };
+        let opening = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience, watch);
+        let mut answer = opening.await?;
         self.planner.outages.answered(&layer.place);
         self.planner.lock().answered(self.run.id, sent.elapsed());
         tracing::trace!(read = self.run.id, after = ?sent.elapsed(), "answered");

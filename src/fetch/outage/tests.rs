@@ -181,6 +181,19 @@ fn an_answer_that_came_meanwhile_disproves_an_outage_and_a_later_one_ends_it() {
 }
 
 #[test]
+fn silence_is_an_outage_unless_others_are_answered() {
+    let (outages, place): (_, Arc<str>) = (Outages::default(), "r.example".into());
+    let Some(long_ago) = Instant::now().checked_sub(2 * SILENCE) else { return };
+    outages.silent(&place, Instant::now());
+    assert!(!outages.is_away(&place), "not for so short a time");
+    outages.answered(&place);
+    outages.silent(&place, long_ago);
+    assert!(!outages.is_away(&place), "somebody else was answered");
+    outages.silent(&"other".into(), long_ago);
+    assert!(outages.is_away(&"other".into()));
+}
+
+#[test]
 fn the_table_of_places_is_bounded_but_forgets_no_outage() {
     let outages = Outages::default();
     outages.failed(&"away".into(), Instant::now(), &gone());
