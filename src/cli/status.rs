@@ -134,7 +134,7 @@ fn outage(mount: &MountReport) -> String {
         }
     };
     let (host, lasting) = (Printable::of(&report.host), duration::shown(report.seconds));
-    format!("{host} does not answer since {lasting}, {waiting}: {}", Printable::of(&report.error))
+    format!("{host} has not answered for {lasting}, {waiting}: {}", Printable::of(&report.error))
 }
 
 /// When the rest is fetched, and how far that is.
@@ -332,7 +332,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
             let text = describe(&mount);
             text.lines().find_map(|line| line.strip_prefix("  outage     ")).map(str::to_owned)
         };
-        let away = "r.example:5000 does not answer since 2m 10s,";
+        let away = "r.example:5000 has not answered for 2m 10s,";
         let why = "(wait:5m): connection\\nrefused";
         let expected = format!("{away} readers have waited for 1m 30s, the first will fail in 3m 30s {why}");
         assert_eq!(line(outage.clone()), Some(expected));
