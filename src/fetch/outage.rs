@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Error, Fetcher, Layer, Priority};
@@ -52,6 +52,8 @@ pub struct Patience {
     policy: OnOutage,
     /// When those that wait began to, in that order. Protects the table only.
     waiting: Mutex<Waiting>,
+    /// True once nobody can wait any more.
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +73,7 @@ struct Waits<'a> {
 impl Patience {
     /// The patience of readers that do `policy`; nobody waits yet.
     pub fn new(policy: OnOutage) -> Self {
-        Self { policy, waiting: Mutex::default() }
+        Self { policy, waiting: Mutex::default(), ended: watch::Sender::new(false) }
     }
 
     /// What the readers do.
@@ -82,6 +84,16 @@ impl Patience {
     /// How long the reader has waited that waits longest; none if nobody does.
     pub fn longest_wait(&self) -> Option<Duration> {
         self.lock().since.values().next().map(Instant::elapsed)
+    }
+
+    /// Lets everybody go with an error who still waits: the mount is gone, and with it those who asked.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    async fn ended(&self) {
+        // The sender is this value's own, so it is there.
+        drop(self.ended.subscribe().wait_for(|ended| *ended).await);
     }
 
     fn enter(&self, since: Instant) -> Waits<'_> {
@@ -296,9 +308,22 @@ impl Fetcher {
         span: SpanId,
         within: Range<u64>,
     ) -> Result<Bytes, Error> {
-        let OnOutage::Wait(longest) = patience.policy else {
-            return self.demanded(layer, span, within).await;
-        };
+        match patience.policy {
+            OnOutage::Fail => self.demanded(layer, span, within).await,
+            OnOutage::Wait(longest) => tokio::select! {
+                outcome = self.outlast(patience, longest, layer, (span, within)) => outcome,
+                () = patience.ended() => Err(Error::Interrupted),
+            },
+        }
+    }
+
+    async fn outlast(
+        &self,
+        patience: &Patience,
+        longest: Option<Duration>,
+        layer: &Arc<Layer>,
+        (span, within): (SpanId, Range<u64>),
+    ) -> Result<Bytes, Error> {
         let outages = self.outages();
         let arrived = Instant::now();
         let deadline = longest.and_then(|longest| arrived.checked_add(longest));

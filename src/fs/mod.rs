@@ -61,6 +61,13 @@ pub struct FileSystem {
     recorder: Arc<profile::Recorder>,
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Reads go on without it, and some would wait for ever, holding their layers.
+        self.patience.end();
+    }
+}
+
 impl FileSystem {
     /// Serves `tree`, whose extents count `layers` from the bottom, to readers that do not outlast an outage. Must be called
     /// on the runtime that fetches.
@@ -77,8 +84,9 @@ impl FileSystem {
 
     /// The same file system, whose readers do `policy` while a source is away.
     #[must_use]
-    pub fn on_outage(self, policy: OnOutage) -> Self {
-        Self { patience: Arc::new(Patience::new(policy)), ..self }
+    pub fn on_outage(mut self, policy: OnOutage) -> Self {
+        self.patience = Arc::new(Patience::new(policy));
+        self
     }
 
     /// How long readers wait for a source that is away, and whether some do.

@@ -116,6 +116,20 @@ async fn patience_ends_when_it_was_said_to() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_mount_that_is_gone() {
+    let (scene, layer, _flaky) = away(None);
+    let patience = patient(None);
+    let gone = async {
+        sleep(Duration::from_millis(400)).await;
+        assert!(patience.longest_wait().is_some(), "it waits");
+        patience.end();
+    };
+    let (outcome, ()) = tokio::join!(read(&scene, &layer, &patience, 2), gone);
+    assert!(matches!(outcome, Err(Error::Interrupted)), "{outcome:?}");
+    assert!(patience.longest_wait().is_none());
+}
+
+#[tokio::test]
 async fn what_is_here_is_read_at_once_while_the_source_is_away() {
     let (scene, layer, flaky) = away(None);
     flaky.away.store(false, Ordering::SeqCst);
