@@ -418,3 +418,10 @@ pub const CLAIM_WORK_FREE: u64 = 16 << 30;
 
 /// TOCs that are read at once, over all images: each may take a gigabyte of memory, while a usual one takes ten megabytes.
 pub const PARALLEL_TOCS: usize = 4;
+
+/// Requests to one host that are under way at once as long as it does not complain: far more than the lines of a few images
+/// want, and below what registries and load balancers grant one client.
+pub const HOST_REQUESTS: usize = 64;
+
+/// Hosts whose pace is remembered.
+pub const PACES_KEPT: usize = 256;

@@ -170,6 +170,7 @@ impl Session<'_> {
             // The program is being loaded already, and cannot begin without them.
             Reason::EntryPoint => Priority::ReadAhead,
         };
-        self.files.fetcher.prefetch(&spans, priority).await
+        // An outage delays it: what it knows of the start is worth the same afterwards.
+        self.files.fetcher.prefetch_in_the_end(&spans, priority).await
     }
 }

@@ -95,7 +95,9 @@ async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Resul
     let spans: Vec<_> = layer.index.span_ids().map(|span| (Arc::clone(layer), span)).collect();
     let mut rest = &spans[..];
     while !rest.is_empty() {
-        let (batch, later) = rest.split_at(batch(layer, rest));
+        // One try is enough to find out whether a source is back.
+        let count = if fetcher.is_away(layer) { 1 } else { batch(layer, rest) };
+        let (batch, later) = rest.split_at(count);
         rest = later;
         if urgency == Urgency::Now {
             fetcher.prefetch(batch, Priority::Fill).await?;

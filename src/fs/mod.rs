@@ -25,7 +25,7 @@ mod walk;
 
 use std::sync::Arc;
 
-use crate::fetch::{Fetcher, Layer};
+use crate::fetch::{Fetcher, Layer, OnOutage, Outage, Patience};
 use crate::store::Store;
 use crate::tree::{NodeId, Tree};
 
@@ -52,6 +52,8 @@ pub struct FileSystem {
     tree: Tree,
     layers: Vec<Arc<Layer>>,
     fetcher: Fetcher,
+    /// How long readers wait for a source that is away.
+    patience: Arc<Patience>,
     copies: Arc<copies::Copies>,
     directories: ahead::Directories,
     walk: walk::Walk,
@@ -62,8 +64,16 @@ pub struct FileSystem {
     recorder: Arc<profile::Recorder>,
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Reads go on without it, and some would wait for ever, holding their layers.
+        self.patience.end();
+    }
+}
+
 impl FileSystem {
-    /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
+    /// Serves `tree`, whose extents count `layers` from the bottom, to readers that do not outlast an outage. Must be called
+    /// on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let copies = Arc::new(copies::Copies::new(store, &tree));
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
@@ -73,6 +83,7 @@ impl FileSystem {
             tree,
             layers,
             fetcher,
+            patience: Arc::new(Patience::new(OnOutage::Fail)),
             copies,
             directories,
             walk,
@@ -82,6 +93,24 @@ impl FileSystem {
             publisher,
             recorder: Arc::default(),
         }
+    }
+
+    /// The same file system, whose readers do `policy` while a source is away.
+    #[must_use]
+    pub fn on_outage(mut self, policy: OnOutage) -> Self {
+        self.patience = Arc::new(Patience::new(policy));
+        self
+    }
+
+    /// How long readers wait for a source that is away, and whether some do.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// The outage of a source from which something is still to come, if there is one.
+    pub fn outage(&self) -> Option<Outage> {
+        let lacking = |layer: &&Arc<Layer>| layer.reader.is_some() && !layer.blob.is_complete();
+        self.layers.iter().filter(lacking).find_map(|layer| self.fetcher.outage(layer))
     }
 
     /// The tree.

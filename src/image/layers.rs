@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::inline::InlineBlob;
 use super::shared::{Found, Search};
 use super::toc::Tocs;
-use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
+use super::{DiffIdMismatch, Error, ImageLayer, Images, Lack, Origin, Progress, Resolved};
 use crate::fetch::{self, WindowSource};
 use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
@@ -29,6 +29,9 @@ struct Indexed {
     claim: Option<Claim>,
     streamed: Option<Arc<fetch::Progress>>,
 }
+
+/// A layer with its index, or what it lacks for one.
+type Opened = Result<(Digest, Indexed), Lack>;
 
 /// An index that somebody else made.
 #[derive(Clone)]
@@ -68,7 +71,8 @@ impl Images {
         // Many layers may be looked for at once, each a read or two; few are streamed at once.
         let streams = Semaphore::new(limits::PARALLEL_LAYERS);
         let streams = &streams;
-        let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
+        let count = distinct.len();
+        let mut opening: Vec<BoxFuture<'_, Result<Opened, Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let descriptor = first[&expected.layer];
             let reader = reader(descriptor, source);
@@ -76,15 +80,24 @@ impl Images {
                 let indexed = match self.known_index(expected, descriptor, reader.as_ref(), others).await? {
                     Ok(indexed) => indexed,
                     Err(reason) => {
+                        if reader.is_none()
+                            && let Some(lack) = self.lack(expected).await?
+                        {
+                            return Ok(Err(lack));
+                        }
                         let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
                         self.first_contact(expected, reader, progress, reason).await?
                     }
                 };
-                Ok((expected.layer, indexed))
+                Ok(Ok((expected.layer, indexed)))
             }));
         }
-        let opened: HashMap<Digest, Indexed> =
-            stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
+        let opened: Vec<_> = stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
+        let lacking: Vec<Lack> = opened.iter().filter_map(|opened| opened.as_ref().err().copied()).collect();
+        if !lacking.is_empty() {
+            return Err(Error::Lacking { lacking, count });
+        }
+        let opened: HashMap<Digest, Indexed> = opened.into_iter().flatten().collect();
         let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
@@ -129,6 +142,15 @@ impl Images {
             let claim = Some(Claim { name: claim, windows });
             Indexed { index, origin: Origin::Shared(artifact), reason: why.to_owned(), claim, streamed: None }
         }))
+    }
+
+    /// What the cache lacks of a layer, if anything.
+    async fn lack(&self, expected: Expected) -> Result<Option<Lack>, Error> {
+        let Expected { layer, size, .. } = expected;
+        let store = Arc::clone(&self.store);
+        let blob = tokio::task::spawn_blocking(move || store.blob(&layer, size)).await;
+        let missing = size.saturating_sub(blob.map_err(|_| Error::Interrupted)??.present_bytes());
+        Ok((missing > 0).then_some(Lack { layer, missing, size }))
     }
 
     /// The index of a layer that nobody made, for this `reason`; made now.

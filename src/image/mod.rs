@@ -30,7 +30,7 @@ use crate::registry::Repository;
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
-pub use error::{DiffIdMismatch, Error};
+pub use error::{DiffIdMismatch, Error, Lack};
 pub use trust::{Trust, Verdict, verdict};
 
 use layers::Others;
@@ -75,6 +75,8 @@ pub struct Resolved {
     pub config_bytes: Bytes,
     /// Things the user should know, such as that a cached tag was used because the registry cannot be reached.
     pub warnings: Vec<String>,
+    /// True if the registry could not be asked what the reference names, and what it named last stands in.
+    pub is_remembered: bool,
     /// Every document this was read from, so that the cache keeps them while the image is in use.
     pub documents: Vec<Digest>,
 }

@@ -75,6 +75,10 @@ impl BlobReader for Blob {
         self.facts.size
     }
 
+    fn host(&self) -> Option<&str> {
+        Some(self.facts.target.host.name())
+    }
+
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
             let facts = &self.facts;

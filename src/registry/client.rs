@@ -206,7 +206,7 @@ impl Client {
         Ok(Self {
             shared: Arc::new(Shared {
                 policy,
-                transport: Transport::new(settings)?,
+                transport: Transport::new(settings)?.with_longest_pause(options.longest_pause),
                 grants: Grants::new(credentials),
                 hosts: Mutex::default(),
                 resolved: Mutex::new(LruCache::new(kept)),
@@ -344,7 +344,10 @@ impl Client {
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
-            let response = self.transport().send(call, at, headers).await?;
+            let asked = target.host.health().ask();
+            let answer = self.transport().send(call, at, headers).await;
+            asked.heard(&answer);
+            let response = answer?;
             let status = response.status();
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);

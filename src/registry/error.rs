@@ -6,14 +6,13 @@
 //! (B-102, B-105).
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode, Url};
 use serde_json::Value;
 
-use super::retry::parse_retry_after;
-use super::transport;
+use super::{retry, transport};
 use crate::limits::{ERROR_BODY_BYTES, SHOWN_CHARACTERS};
 use crate::source::{Error, ErrorKind};
 
@@ -120,14 +119,9 @@ fn plain_text(body: &[u8]) -> String {
 
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
-    let error = Error::new(kind_of(status), format!("cannot get {what}: {}", answer(at, status, complaint)));
-    let retry = if is_passing(status) {
-        let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        Retry::Later(after.and_then(|value| parse_retry_after(value, SystemTime::now())))
-    } else {
-        Retry::Never
-    };
-    Fault { error, retry, wrong_protocol: complaint.wants_tls() }
+    let (kind, again) = retry::of_status(status);
+    let error = Error::new(kind, format!("cannot get {what}: {}", answer(at, status, complaint)));
+    Fault { error, retry: again.after(retry::wish(headers)), wrong_protocol: complaint.wants_tls() }
 }
 
 /// `HOST answered 404 Not Found: MANIFEST_UNKNOWN: manifest unknown`.
@@ -142,21 +136,6 @@ pub(super) fn answer(at: &Url, status: StatusCode, complaint: &Complaint) -> Str
         text.push_str(&complaint.text);
     }
     text
-}
-
-fn kind_of(status: StatusCode) -> ErrorKind {
-    match status.as_u16() {
-        401 | 403 => ErrorKind::Denied,
-        404 | 410 => ErrorKind::NotFound,
-        416 => ErrorKind::Corrupt,
-        _ if is_passing(status) => ErrorKind::Unreachable,
-        _ => ErrorKind::Invalid,
-    }
-}
-
-/// The statuses worth a retry (B-097, B-098): the request was good, only not now. 501 and 505 are about the request.
-fn is_passing(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502..=504 | 506..)
 }
 
 /// The fault of a request that got no answer.
@@ -183,21 +162,16 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
     if let Some(hint) = hint {
         shown = shown.hint(hint);
     }
-    let retry = match trouble {
-        Trouble::Refused | Trouble::NoConnection | Trouble::Name | Trouble::NotHttp => Retry::Briefly,
-        Trouble::Certificate | Trouble::SpeaksPlain => Retry::Never,
-        Trouble::Timeout | Trouble::Tls | Trouble::Lost | Trouble::Other => Retry::Later(None),
-    };
     Fault {
         error: shown,
-        retry,
+        retry: retry::of_trouble(trouble).after(None),
         wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused),
     }
 }
 
 /// What a transport error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+pub(super) enum Trouble {
     Refused,
     NoConnection,
     Timeout,

@@ -11,6 +11,7 @@ use reqwest::Url;
 use super::address::Reach;
 use super::challenge::Challenge;
 use super::error::escape;
+use super::health::Health;
 use super::redirect::Location;
 use crate::limits::SHOWN_CHARACTERS;
 use crate::source::{Error, ErrorKind};
@@ -39,6 +40,7 @@ pub(super) struct Host {
     /// The last challenge; held only to copy it.
     challenge: Mutex<Option<Challenge>>,
     rangeless: AtomicBool,
+    health: Health,
 }
 
 impl Host {
@@ -51,12 +53,18 @@ impl Host {
             scheme: OnceLock::new(),
             challenge: Mutex::new(None),
             rangeless: AtomicBool::new(false),
+            health: Health::default(),
         }
     }
 
     /// The name that people use.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How it has been doing.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The ways to speak to the host that are still possible, the likeliest first.

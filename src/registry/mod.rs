@@ -18,6 +18,7 @@
 //! | `credentials`, `helper`, `secret` | the user's files, helper programs, keeping secrets out of sight |
 //! | `redirect`, `address` | where outside data may send us, and what may travel along |
 //! | `retry`, `error`, `warning` | what is worth another attempt, what the user sees |
+//! | `health`, `pace` | which host to leave in peace for a while, and how fast one may be asked |
 //! | `transport` | connection pools, time-outs, bodies |
 //!
 //! Trust: the registry is believed in nothing but availability, since whoever asked verifies every byte by digest.
@@ -33,9 +34,11 @@ mod client;
 mod credentials;
 mod error;
 mod grant;
+mod health;
 mod helper;
 mod host;
 mod manifest;
+mod pace;
 mod push;
 mod range;
 mod redirect;

@@ -14,6 +14,7 @@ mod layering;
 mod limits;
 mod merge_model;
 mod mount;
+mod outage;
 mod parcel;
 mod profile;
 mod registry;

@@ -58,8 +58,8 @@ impl Mounted {
 
     fn mount(&self) {
         let (reference, io) = (self.registry.name("it:latest"), format!("--io={}", self.io));
-        // A profile would fetch what the tests expect to be missing.
-        let options = ["mount", "--fill=off", "--profile-until=0", &io, &reference].map(OsStr::new);
+        // A profile would fetch what the tests expect to be missing, and what fails is to fail at once.
+        let options = ["mount", "--fill=off", "--profile-until=0", "--on-outage=eio", &io, &reference].map(OsStr::new);
         self.ocifs.run(options.into_iter().chain([self.point.path().as_os_str()])).ok();
     }
 
