@@ -39,6 +39,14 @@ struct Claim {
     windows: Option<WindowSource>,
 }
 
+/// What a first contact is about. Mounts share one only if they ask the same source for the same: another image may list the
+/// layer with a lie about it, or have it from a place that has something else, and fails alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Contact {
+    expected: Expected,
+    source: String,
+}
+
 /// Where indexes that others made are looked for.
 #[derive(Clone, Copy)]
 pub(super) struct Others<'a> {
@@ -68,6 +76,7 @@ impl Images {
         // Many layers may be looked for at once, each a read or two; few are streamed at once.
         let streams = Semaphore::new(limits::PARALLEL_LAYERS);
         let streams = &streams;
+        let name = &source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let descriptor = first[&expected.layer];
@@ -77,7 +86,8 @@ impl Images {
                     Ok(indexed) => indexed,
                     Err(reason) => {
                         let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
-                        self.first_contact(expected, reader, progress, reason).await?
+                        let contact = Contact { expected, source: name.clone() };
+                        self.first_contact(contact, reader, progress, reason).await?
                     }
                 };
                 Ok((expected.layer, indexed))
@@ -85,7 +95,6 @@ impl Images {
         }
         let opened: HashMap<Digest, Indexed> =
             stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
-        let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
             let Indexed { index, origin, reason, claim, streamed } = opened[&descriptor.digest].clone();
@@ -134,31 +143,32 @@ impl Images {
     /// The index of a layer that nobody made, for this `reason`; made now.
     async fn first_contact(
         &self,
-        expected: Expected,
+        contact: Contact,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
         reason: String,
     ) -> Result<Indexed, Error> {
         let store = Arc::clone(&self.store);
-        let watched = self.watch(expected.layer);
+        let expected = contact.expected;
+        let watched = self.watch(&contact);
         progress.add(expected.size, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
-        let contact = self
+        let joined = self
             .contacts
-            .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
-        let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
+            .join(contact, || async move { fetch::first_contact(&store, reader, expected, watched).await });
+        let index = joined.await.unwrap_or(Err(fetch::Error::Interrupted))?;
         Ok(Indexed { index, origin: Origin::FirstContact, reason, claim: None, streamed })
     }
 
-    /// The progress of the first contact of `layer`, shared by everyone who waits for it.
-    fn watch(&self, layer: Digest) -> Arc<fetch::Progress> {
+    /// The progress of a first contact, shared by everyone who waits for it.
+    fn watch(&self, contact: &Contact) -> Arc<fetch::Progress> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, progress| progress.strong_count() > 0);
-        if let Some(progress) = watched.get(&layer).and_then(std::sync::Weak::upgrade) {
+        if let Some(progress) = watched.get(contact).and_then(std::sync::Weak::upgrade) {
             return progress;
         }
         let progress = Arc::new(fetch::Progress::default());
-        watched.insert(layer, Arc::downgrade(&progress));
+        watched.insert(contact.clone(), Arc::downgrade(&progress));
         progress
     }
 

@@ -177,9 +177,9 @@ pub struct Images {
     store: Arc<Store>,
     fetcher: Fetcher,
     /// First contacts in progress, so that two mounts of one layer stream it once.
-    contacts: Arc<OnceMap<Digest, Result<LayerIndex, fetch::Error>>>,
+    contacts: Arc<OnceMap<layers::Contact, Result<LayerIndex, fetch::Error>>>,
     /// Their progress, for those who join later.
-    watched: Arc<Mutex<std::collections::HashMap<Digest, std::sync::Weak<fetch::Progress>>>>,
+    watched: Arc<Mutex<std::collections::HashMap<layers::Contact, std::sync::Weak<fetch::Progress>>>>,
     /// TOCs that may be read at once.
     readers: Arc<tokio::sync::Semaphore>,
 }

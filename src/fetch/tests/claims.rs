@@ -385,3 +385,81 @@ async fn one_of_our_indexes_from_elsewhere_is_proven_without_its_windows() {
     fill(&scene.fetcher, &layer, Urgency::Now).await.expect("it says the same as the truth");
     assert!(layer.is_proven());
 }
+
+/// A source beside which somebody else fills the same blob with something else, and is always faster.
+#[derive(Debug)]
+struct Beset {
+    source: Arc<Memory>,
+    blob: Arc<Blob>,
+}
+
+impl BlobReader for Beset {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        let garbage = vec![0xee; self.size() as usize];
+        self.blob.write(0, &garbage).expect("there is room");
+        self.source.read(range)
+    }
+}
+
+impl Scene {
+    /// Its source, beside that of an image that lists the layer and has garbage in its place.
+    fn beset(&self) -> Arc<dyn BlobReader> {
+        let blob = self.store.blob(&self.expected.layer, self.expected.size).expect("a blob");
+        Arc::new(Beset { source: Arc::clone(&self.source), blob })
+    }
+}
+
+#[tokio::test]
+async fn a_true_claim_is_proven_though_another_image_fills_the_layer_with_garbage() {
+    let scene = scene(12, 60_000, 3, Memory::default());
+    let index = LayerIndex::claimed(&scene.expected, scene.claim.clone()).expect("it is well-formed");
+    scene.store.put_claim(&scene.expected.layer, &NAME, index.as_bytes()).expect("there is room");
+    let layer = Arc::new(scene.open(index, Some(scene.beset())));
+    scene.fill(&layer).await.expect("its own source is well");
+    assert!(layer.is_proven() && layer.condemned().is_none() && layer.blob.is_complete());
+    assert_eq!(scene.source.asked().last().map(|range| range.end), Some(scene.expected.size));
+    for number in 0..12 {
+        scene.read(&layer, number).await;
+    }
+    assert_eq!(layer.blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
+async fn the_image_with_the_garbage_is_condemned_whoever_wrote_the_layer() {
+    let mut scene = scene(12, 60_000, 3, Memory::default());
+    let right = scene.source.blob();
+    scene.source = Arc::new(Memory { blob: vec![0xee; right.len()].into(), ..Memory::default() });
+    let liar = scene.layer(scene.claim.clone());
+    // All but one byte of it came from an honest source.
+    liar.blob.write(0, &right[..right.len() - 1]).expect("there is room");
+    let error = scene.fill(&liar).await.expect_err("its source does not have the layer");
+    assert!(matches!(error, Error::Corrupt { .. }) && liar.condemned().is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn first_contact_succeeds_though_another_image_fills_the_layer_with_garbage() {
+    let scene = scene(12, 600_000, 3, Memory::default());
+    let progress = Arc::new(Progress::default());
+    let reader = Some(scene.beset());
+    let index = first_contact(&scene.store, reader, scene.expected, Arc::clone(&progress)).await;
+    assert_eq!(index.expect("its own source is well").entry_count(), 12);
+    assert_eq!(progress.taken.load(Ordering::Relaxed), scene.expected.size);
+    let blob = scene.store.blob(&scene.expected.layer, scene.expected.size).expect("a blob");
+    assert!(blob.is_complete());
+    assert_eq!(blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
+async fn a_first_contact_that_hashed_other_bytes_than_it_left_does_not_call_them_complete() {
+    let scene = scene(3, 600_000, 3, Memory::default());
+    // One read, all of which somebody else writes before its answer is there.
+    assert!(scene.expected.size < crate::limits::READ_CHUNK);
+    first_contact(&scene.store, Some(scene.beset()), scene.expected, Arc::default()).await.expect("it is the layer");
+    let blob = scene.store.blob(&scene.expected.layer, scene.expected.size).expect("a blob");
+    assert!(!blob.is_complete() && blob.present_bytes() == 0, "the garbage is found and forgotten");
+    assert!(scene.truth().is_some());
+}
