@@ -415,3 +415,7 @@ pub const CLAIM_WORK_FREE: u64 = 16 << 30;
 
 /// TOCs that are read at once, over all images: each may take a gigabyte of memory, while a usual one takes ten megabytes.
 pub const PARALLEL_TOCS: usize = 4;
+
+/// Bytes of an image's zTOCs that are held together until its configuration is known, which says what they must be about. An
+/// image of many layers may have gigabytes of them; those beyond this are read one after the other.
+pub const ZTOCS_HELD: u64 = 64 << 20;

@@ -12,7 +12,9 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
-pub use indexes::{IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+pub use indexes::{
+    IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+};
 
 /// Which image, and how its source may be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -163,12 +165,7 @@ pub enum Request {
     /// What indexes lie beside an image in its registry.
     ListIndexes(Image),
     /// Remove indexes that lie beside an image in its registry.
-    RemoveIndexes {
-        /// The image.
-        image: Image,
-        /// The artifact; all without it.
-        artifact: Option<String>,
-    },
+    RemoveIndexes(UnwantedIndexes),
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.

@@ -63,12 +63,12 @@ pub(super) fn pieces<'a>(
 
 /// A replacement, written where blocking is allowed.
 #[derive(Debug)]
-pub(super) struct Writing(Replacement);
+pub(super) struct Writing(Box<Replacement>);
 
 impl Writing {
     pub(super) async fn begin(blob: &Arc<Blob>) -> Result<Self, Error> {
         let blob = Arc::clone(blob);
-        blocking(move || blob.replacement().map(Self)).await
+        blocking(move || blob.replacement().map(|begun| Self(Box::new(begun)))).await
     }
 
     pub(super) async fn write(mut self, bytes: Bytes) -> Result<Self, Error> {

@@ -17,7 +17,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
-use super::error::{Complaint, Fault, answer, origin, refused};
+use super::error::{Complaint, Fault, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, contact};
 use super::redirect::{self, Location};
@@ -444,8 +444,7 @@ async fn denied(target: &Target, what: &str, response: Response, grant: Option<&
     let (at, status) = (response.url().clone(), response.status());
     let complaint = Complaint::of(response).await;
     // Registries hide what does not exist behind a refusal (B-122).
-    let message =
-        format!("cannot get {what}: access denied, or it does not exist: {}", answer(&at, status, &complaint));
+    let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
     advise(fault, target.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
 }

@@ -118,9 +118,17 @@ fn plain_text(body: &[u8]) -> String {
     escape(text, SHOWN_CHARACTERS)
 }
 
+/// How a request begins its name that is there to do something: `leave to push blob ...`.
+pub(super) const LEAVE_TO: &str = "leave to ";
+
+/// `cannot get blob ...`, or `cannot push blob ...`.
+pub(super) fn cannot(what: &str) -> String {
+    what.strip_prefix(LEAVE_TO).map_or_else(|| format!("cannot get {what}"), |deed| format!("cannot {deed}"))
+}
+
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
-    let error = Error::new(kind_of(status), format!("cannot get {what}: {}", answer(at, status, complaint)));
+    let error = Error::new(kind_of(status), format!("{}: {}", cannot(what), answer(at, status, complaint)));
     let retry = if is_passing(status) {
         let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         Retry::Later(after.and_then(|value| parse_retry_after(value, SystemTime::now())))
@@ -179,7 +187,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         Trouble::Other => ("the request failed", None),
     };
     let mut shown =
-        Error::new(ErrorKind::Unreachable, format!("cannot get {what}: cannot reach {host}: {problem}")).because(error);
+        Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what))).because(error);
     if let Some(hint) = hint {
         shown = shown.hint(hint);
     }
@@ -337,6 +345,15 @@ mod tests {
         let url = Url::parse("https://u:p@cdn.example:8443/x?X-Amz-Signature=abc#f").expect("a valid URL");
         let fault = refused("blob x", &url, status(403), &HeaderMap::new(), &Complaint::default());
         assert_eq!(fault.error.to_string(), "cannot get blob x: https://cdn.example:8443 answered 403 Forbidden");
+    }
+
+    #[test]
+    fn what_failed_is_said_of_getting_and_of_pushing() {
+        let url = Url::parse("https://h/").expect("a valid URL");
+        let said =
+            |what: &str| refused(what, &url, status(403), &HeaderMap::new(), &Complaint::default()).error.to_string();
+        assert_eq!(said("blob a"), "cannot get blob a: https://h answered 403 Forbidden");
+        assert_eq!(said(&format!("{LEAVE_TO}push blob a")), "cannot push blob a: https://h answered 403 Forbidden");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::Selector;
 use super::client::{Call, Client, Message, Target, complain};
-use super::error::{Complaint, Fault, Retry, escape, refused};
+use super::error::{Complaint, Fault, LEAVE_TO, Retry, escape, refused};
 use crate::limits::SHOWN_CHARACTERS;
 use crate::oci::Digest;
 use crate::source::{Error, ErrorKind};
@@ -25,8 +25,8 @@ pub(super) async fn manifest(
     bytes: Bytes,
 ) -> Result<bool, Error> {
     let (reference, what) = match name {
-        Selector::Tag(tag) => (tag.clone(), format!("manifest {}:{tag} uploaded", target.name())),
-        Selector::Digest(digest) => (digest.to_string(), format!("manifest {}@{digest} uploaded", target.name())),
+        Selector::Tag(tag) => (tag.clone(), format!("{LEAVE_TO}push manifest {}:{tag}", target.name())),
+        Selector::Digest(digest) => (digest.to_string(), format!("{LEAVE_TO}push manifest {}@{digest}", target.name())),
     };
     let what = escape(&what, SHOWN_CHARACTERS);
     let message = Message { body: bytes, ..Message::bare(Method::PUT) }.header(CONTENT_TYPE, media_type);
@@ -55,7 +55,7 @@ async fn refusal(what: &str, response: Response) -> Fault {
 
 /// Removes a manifest.
 pub(super) async fn remove(client: &Client, target: &Target, digest: &Digest) -> Result<(), Error> {
-    let what = format!("manifest {}@{digest} removed", target.name());
+    let what = format!("{LEAVE_TO}remove manifest {}@{digest}", target.name());
     let message = Message::bare(Method::DELETE);
     let ask = async || {
         let call = Call::sending(&what, &message);

@@ -16,7 +16,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::client::{Call, Client, Message, Target, complain};
-use super::error::Fault;
+use super::error::{Fault, LEAVE_TO};
 use super::referrers::INDEX_TYPE;
 use super::transport::Body;
 use crate::limits::{INDEX_ENTRIES, MANIFEST_BYTES, REFERRER_ROUNDS};
@@ -151,7 +151,7 @@ impl<'a> Place<'a> {
         if let Some(tag) = tag {
             message = message.header(IF_MATCH, tag);
         }
-        let what = format!("{} uploaded", self.what);
+        let what = format!("{LEAVE_TO}push {}", self.what);
         let call = Call::sending(&what, &message);
         let (response, _) = self.client.request(self.target, &["manifests", &self.tag], &call).await?;
         match response.status() {

@@ -14,7 +14,7 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATI
 use reqwest::{Method, StatusCode};
 
 use super::client::{Call, Client, Message, Target, complain};
-use super::error::{Fault, Retry};
+use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
 use super::retry::Retries;
 use crate::limits::{PUSH_CHUNK, PUSH_CHUNK_LARGEST, RESUME_PROGRESS};
@@ -100,8 +100,7 @@ impl<'a> Upload<'a> {
         from: Option<&'a str>,
         sent: &'a AtomicU64,
     ) -> Self {
-        // Reads after "cannot get".
-        let what = format!("blob {}@{digest} uploaded", target.name());
+        let what = format!("{LEAVE_TO}push blob {}@{digest}", target.name());
         Self { client, target, what, digest, bytes, from, sent }
     }
 
@@ -269,7 +268,7 @@ impl<'a> Upload<'a> {
 
     fn kept_only(&self, kept: usize, sent: &Range<usize>) -> Fault {
         let message =
-            format!("cannot get {}: the registry kept {kept} bytes after it was sent those to {}", self.what, sent.end);
+            format!("{}: the registry kept {kept} bytes after it was sent those to {}", cannot(&self.what), sent.end);
         Fault::passing(Error::new(ErrorKind::Invalid, message))
     }
 }

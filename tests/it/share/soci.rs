@@ -78,3 +78,27 @@ fn what_soci_has_no_form_for_is_told_and_left_out() {
     let other = Machine::new();
     assert_eq!(origins(&other.mount(&[], &registry.name("it:latest"))), ["shared", "first-contact"]);
 }
+
+#[test]
+fn soci_indexes_are_listed_beside_ours_and_removed_only_when_they_are_meant() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let soci = push_soci(&machine, &reference)["artifact"].clone();
+    let ours = machine.ocifs.json(["index", "--json", "--push", &reference])[0]["artifact"].clone();
+    let listed = || {
+        let listed = machine.ocifs.json(["index", "list", "--json", &reference]);
+        let listed = listed.as_array().expect("a list").iter();
+        listed.map(|shared| (shared["format"].clone(), shared["digest"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(), [("ocifs".into(), ours), ("soci".into(), soci.clone())]);
+    let shown = machine.ocifs.run(["index", "show", &reference]).ok();
+    assert!(shown.stdout.contains(soci.as_str().expect("a digest")), "{}", shown.stdout);
+    machine.ocifs.run(["index", "rm", &reference]).ok();
+    assert_eq!(listed(), [("soci".into(), soci)]);
+    machine.ocifs.run(["index", "rm", "--format", "soci", &reference]).ok();
+    assert_eq!(listed(), []);
+}
