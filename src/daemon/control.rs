@@ -313,9 +313,9 @@ pub struct ProfileReport {
     pub state: String,
     /// First accesses recorded so far.
     pub accesses: u64,
-    /// Why something was fetched ahead: `profile` or `entry point`; none if nothing was.
+    /// Why something was fetched ahead: `profile`, `landmark` or `entry point`; none if nothing was.
     pub ahead: Option<String>,
-    /// Spans fetched ahead because the profile names them.
+    /// Spans fetched ahead because the profile names them, or because they lie before a layer's landmark.
     pub replayed_spans: u64,
     /// Spans fetched ahead because the entry point needs them.
     pub entry_point_spans: u64,

@@ -145,6 +145,7 @@ impl Profiling {
         };
         let ahead = self.progress.reason().map(|reason| match reason {
             Reason::Profile => "profile".to_owned(),
+            Reason::Landmark => "landmark".to_owned(),
             Reason::EntryPoint => "entry point".to_owned(),
         });
         ProfileReport {

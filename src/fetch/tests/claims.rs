@@ -81,7 +81,8 @@ fn scene(count: u64, length: usize, together: usize, source: Memory) -> Scene {
     }
     let expected = Expected { layer: Digest::sha256(&blob), size: blob.len() as u64, diff_id: Digest::sha256(&tar) };
     let compression = index::Compression::Gzip;
-    let claim = Claim { compression, entries, spans, uncompressed_size: stream, fidelity: Times::Seconds };
+    let fidelity = Times::Seconds;
+    let claim = Claim { compression, entries, spans, uncompressed_size: stream, fidelity, prefetch_end: None };
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let source = Arc::new(Memory { blob: blob.into(), ..source });
