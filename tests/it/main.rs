@@ -15,6 +15,7 @@ mod limits;
 mod merge_model;
 mod mount;
 mod parcel;
+mod platform;
 mod profile;
 mod registry;
 mod runtime;

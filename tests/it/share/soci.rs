@@ -1,7 +1,19 @@
 //! SOCI's indexes: what is pushed for its snapshotter is found by this program as well, by the same rule of trust.
 
+use std::io::{Read, Write};
+
 use super::*;
 use crate::support::Compression;
+
+/// What the registry of `reference` has at `path`.
+fn get(reference: &str, path: &str) -> String {
+    let host = reference.split('/').next().expect("a host");
+    let mut stream = std::net::TcpStream::connect(host).expect("it listens");
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("it takes requests");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
+}
 
 /// Pushes SOCI's index of the image.
 pub(super) fn push_soci(machine: &Machine, reference: &str) -> Value {
@@ -101,4 +113,25 @@ fn soci_indexes_are_listed_beside_ours_and_removed_only_when_they_are_meant() {
     assert_eq!(listed(), [("soci".into(), soci)]);
     machine.ocifs.run(["index", "rm", "--format", "soci", &reference]).ok();
     assert_eq!(listed(), []);
+}
+
+#[test]
+fn b_164_b_172_the_list_under_a_tag_says_what_the_registry_would_say() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    registry.set_referrers(0);
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let artifact = push_soci(&machine, &reference)["artifact"].clone();
+    let tag = built.manifest.digest.to_string().replace(':', "-");
+    let list = get(&reference, &format!("/v2/it/manifests/{tag}"));
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let entry = &list["manifests"][0];
+    assert_eq!(entry["digest"], artifact);
+    // SOCI writes no type; it is that of the configuration.
+    assert_eq!(entry["artifactType"], "application/vnd.amazon.soci.index.v1+json");
+    assert_eq!(entry["annotations"]["com.amazon.soci.build-tool-identifier"], "ocifs");
+    assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["shared", "shared"]);
 }
