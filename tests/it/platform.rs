@@ -60,7 +60,11 @@ fn b_048_an_image_without_a_choice_is_used_for_another_platform_with_a_warning()
     let reference = format!("oci:{}:it", layout.display());
     let point = ocifs.mount_point("point");
     let ran = ocifs.mount(&reference, &point).ok();
-    assert!(ran.stderr.contains("warning: the image is for linux/s390x, not for this machine (linux/"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("warning: the image is for linux/s390x, not for this machine (linux/"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(fs::read(point.path().join("a")).expect("it is served"), b"a");
     ocifs.umount(&point);
     // Somebody made a choice possible, and it does not include this machine.

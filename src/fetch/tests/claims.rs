@@ -287,6 +287,24 @@ async fn rotten_bytes_under_a_claim_are_mended_by_its_proof() {
 }
 
 #[tokio::test]
+async fn bytes_that_rot_after_they_were_proven_do_not_speak_against_another_claim() {
+    let scene = scene(6, 2000, 2, Memory::default());
+    scene.fill(&scene.layer(scene.claim.clone())).await.expect("it is true");
+    let blobs = std::fs::read_dir(scene.store.dir().join("blobs")).expect("a directory");
+    for path in blobs.map(|entry| entry.expect("an entry").path()) {
+        let mut bytes = std::fs::read(&path).expect("it can be read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).expect("it is ours");
+    }
+    let layer = scene.layer(scene.claim.clone());
+    assert!(layer.blob.is_complete() && scene.truth().is_some());
+    scene.fill(&layer).await.expect("the source is well");
+    assert!(layer.is_proven() && layer.condemned().is_none());
+    assert_eq!(layer.blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
 async fn a_proof_that_nobody_waits_for_ends() {
     let scene = scene(6, 2000, 2, Memory::default());
     let layer = scene.layer(scene.claim.clone());

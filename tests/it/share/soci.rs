@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 
+use ocifs::profile::{Access, Origin, Profile};
+
 use super::*;
 use crate::support::Compression;
 
@@ -134,4 +136,27 @@ fn b_164_b_172_the_list_under_a_tag_says_what_the_registry_would_say() {
     assert_eq!(entry["artifactType"], "application/vnd.amazon.soci.index.v1+json");
     assert_eq!(entry["annotations"]["com.amazon.soci.build-tool-identifier"], "ocifs");
     assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["shared", "shared"]);
+}
+
+#[test]
+fn the_size_of_an_image_is_known_whoever_made_the_indexes_of_its_mount() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let (maker, other) = (Machine::new(), Machine::new());
+    push_soci(&maker, &reference);
+    let origin = Origin { image: built.manifest.digest, recorded: 0, mount: "/".into() };
+    let profile = Profile::new(origin, Access::new(b"usr/text3".to_vec(), 0, 100));
+    let sizes = [("cache", &maker), ("shared", &other)].map(|(origin, machine)| {
+        let file = machine.ocifs.home().join("start.profile");
+        std::fs::write(&file, profile.to_text()).expect("it can be written");
+        machine.ocifs.run(["profile", "import", &reference, &file.to_string_lossy()]).ok();
+        let shown = || machine.ocifs.json(["profile", "show", "--json", &reference])["image_bytes"].as_u64();
+        assert_eq!(shown(), None, "nothing is fetched to know it");
+        assert_eq!(origins(&machine.mount(&[], &reference)), [origin, origin]);
+        shown()
+    });
+    assert!(sizes[0].is_some_and(|size| size > 100) && sizes[0] == sizes[1], "{sizes:?}");
 }
