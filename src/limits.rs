@@ -425,3 +425,24 @@ pub const HOST_REQUESTS: usize = 64;
 
 /// Hosts whose pace is remembered.
 pub const PACES_KEPT: usize = 256;
+/// Bytes of an image's zTOCs that are held together until its configuration is known, which says what they must be about. An
+/// image of many layers may have gigabytes of them; those beyond this are read one after the other.
+pub const ZTOCS_HELD: u64 = 64 << 20;
+
+// Bodies that come encoded (`registry::encoded`).
+
+/// Codings that one body may have: caches add one to what a server has done.
+pub const BODY_CODINGS: usize = 3;
+
+/// How much longer the encoded form of a body may be than the body: what cannot be compressed grows by a little.
+pub const ENCODED_SLACK: u64 = 64 << 10;
+
+/// Largest window of a body in zstd, as a power of two: the 8 MiB that senders may use (RFC 9659).
+pub const ZSTD_CODING_WINDOW_LOG: u32 = 23;
+
+/// Longest blob that is decoded if it comes encoded as a whole, in memory: configurations and small layers. Who stores longer
+/// ones encoded serves no ranges of them either.
+pub const DECODED_BLOB_BYTES: u64 = 8 << 20;
+
+/// Pages of a list of tags that are read for a hint: a registry that gives fifty at a time still shows five hundred.
+pub const TAG_PAGES: usize = 10;

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Failure;
 pub use cache::{CacheReport, ImportReport, Usage, VerifyReport, other_cache_size};
-pub use indexes::{IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+pub use indexes::{
+    IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+};
 pub use outage::{OnOutage, OutageReport};
 
 /// Which image, and how its source may be asked.
@@ -169,12 +171,7 @@ pub enum Request {
     /// What indexes lie beside an image in its registry.
     ListIndexes(Image),
     /// Remove indexes that lie beside an image in its registry.
-    RemoveIndexes {
-        /// The image.
-        image: Image,
-        /// The artifact; all without it.
-        artifact: Option<String>,
-    },
+    RemoveIndexes(UnwantedIndexes),
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
@@ -328,9 +325,9 @@ pub struct ProfileReport {
     pub state: String,
     /// First accesses recorded so far.
     pub accesses: u64,
-    /// Why something was fetched ahead: `profile` or `entry point`; none if nothing was.
+    /// Why something was fetched ahead: `profile`, `landmark` or `entry point`; none if nothing was.
     pub ahead: Option<String>,
-    /// Spans fetched ahead because the profile names them.
+    /// Spans fetched ahead because the profile names them, or because they lie before a layer's landmark.
     pub replayed_spans: u64,
     /// Spans fetched ahead because the entry point needs them.
     pub entry_point_spans: u64,

@@ -21,7 +21,7 @@ use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
 use crate::store::Store;
-use crate::tree::{self, Tree};
+use crate::tree::Tree;
 
 /// What one mount fetches ahead and records. Fetching ahead ends with it.
 #[derive(Debug)]
@@ -155,6 +155,7 @@ impl Profiling {
         };
         let ahead = self.progress.reason().map(|reason| match reason {
             Reason::Profile => "profile".to_owned(),
+            Reason::Landmark => "landmark".to_owned(),
             Reason::EntryPoint => "entry point".to_owned(),
         });
         ProfileReport {
@@ -212,9 +213,10 @@ fn keep(recorder: &Recorder, tree: &Tree, store: &Store, image: Digest, dir: Pat
 /// The profile of an image.
 pub(super) async fn get(images: &Images, wanted: &control::Image) -> Result<ProfileText, Failure> {
     let resolved = resolve(images, wanted).await?;
-    let reference = wanted.reference.clone();
+    let (reference, opened) = (wanted.reference.clone(), images.clone());
     blocking(images, move |store| {
-        let image_bytes = tree_size(store, &resolved);
+        // The sum of the image's file sizes, if it was mounted before.
+        let image_bytes = opened.opened_tree(&resolved.digest).map(|tree| tree.total_size());
         let text = store.profile(&resolved.digest).map_err(|error| Failure::from(&error))?;
         let text = text.ok_or_else(|| none(&reference))?;
         // Checked when it was stored, so it is ASCII.
@@ -250,13 +252,6 @@ pub(super) async fn remove(images: &Images, wanted: &control::Image) -> Result<(
 fn none(reference: &str) -> Failure {
     Failure::new(Code::NotFound, format!("there is no profile of {reference}"))
         .hint("one is recorded when the image is mounted and its program starts, or `ocifs profile import` brings one")
-}
-
-/// The sum of the image's file sizes, if it was merged before; nothing is fetched to know it.
-fn tree_size(store: &Store, resolved: &Resolved) -> Option<u64> {
-    let layers: Vec<_> = resolved.manifest.layers.iter().map(|layer| layer.digest).collect();
-    let mapped = store.tree(&tree::id(&layers)).ok()??;
-    Some(Tree::open(mapped.bytes().clone()).ok()?.total_size())
 }
 
 async fn resolve(images: &Images, wanted: &control::Image) -> Result<Resolved, Failure> {

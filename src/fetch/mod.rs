@@ -10,6 +10,7 @@
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
 //! verifies the whole of it. A layer whose index somebody else made is proven at the end of its [`fill()`].
 
+mod anew;
 mod buffers;
 mod demand;
 mod fill;

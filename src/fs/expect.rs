@@ -82,7 +82,8 @@ impl FileSystem {
                 spans.all(|span| layer.has(span))
             }),
         };
-        let assembled = || Handle::current().block_on(assemble(&self.fetcher, &self.patience, &self.layers, &parts)).ok();
+        let assembled =
+            || Handle::current().block_on(assemble(&self.fetcher, &self.patience, &self.layers, &parts)).ok();
         parts.iter().all(is_here).then(assembled).flatten()
     }
 }

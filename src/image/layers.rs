@@ -42,6 +42,14 @@ struct Claim {
     windows: Option<WindowSource>,
 }
 
+/// What a first contact is about. Mounts share one only if they ask the same source for the same: another image may list the
+/// layer with a lie about it, or have it from a place that has something else, and fails alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Contact {
+    expected: Expected,
+    source: String,
+}
+
 /// Where indexes that others made are looked for.
 #[derive(Clone, Copy)]
 pub(super) struct Others<'a> {
@@ -72,6 +80,7 @@ impl Images {
         let streams = Semaphore::new(limits::PARALLEL_LAYERS);
         let streams = &streams;
         let count = distinct.len();
+        let name = &source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut opening: Vec<BoxFuture<'_, Result<Opened, Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let descriptor = first[&expected.layer];
@@ -86,7 +95,8 @@ impl Images {
                             return Ok(Err(lack));
                         }
                         let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
-                        self.first_contact(expected, reader, progress, reason).await?
+                        let contact = Contact { expected, source: name.clone() };
+                        self.first_contact(contact, reader, progress, reason).await?
                     }
                 };
                 Ok(Ok((expected.layer, indexed)))
@@ -98,7 +108,6 @@ impl Images {
             return Err(Error::Lacking { lacking, count });
         }
         let opened: HashMap<Digest, Indexed> = opened.into_iter().flatten().collect();
-        let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
             let Indexed { index, origin, reason, claim, streamed } = opened[&descriptor.digest].clone();
@@ -156,31 +165,32 @@ impl Images {
     /// The index of a layer that nobody made, for this `reason`; made now.
     async fn first_contact(
         &self,
-        expected: Expected,
+        contact: Contact,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
         reason: String,
     ) -> Result<Indexed, Error> {
         let store = Arc::clone(&self.store);
-        let watched = self.watch(expected.layer);
+        let expected = contact.expected;
+        let watched = self.watch(&contact);
         progress.add(expected.size, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
-        let contact = self
+        let joined = self
             .contacts
-            .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
-        let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
+            .join(contact, || async move { fetch::first_contact(&store, reader, expected, watched).await });
+        let index = joined.await.unwrap_or(Err(fetch::Error::Interrupted))?;
         Ok(Indexed { index, origin: Origin::FirstContact, reason, claim: None, streamed })
     }
 
-    /// The progress of the first contact of `layer`, shared by everyone who waits for it.
-    fn watch(&self, layer: Digest) -> Arc<fetch::Progress> {
+    /// The progress of a first contact, shared by everyone who waits for it.
+    fn watch(&self, contact: &Contact) -> Arc<fetch::Progress> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, progress| progress.strong_count() > 0);
-        if let Some(progress) = watched.get(&layer).and_then(std::sync::Weak::upgrade) {
+        if let Some(progress) = watched.get(contact).and_then(std::sync::Weak::upgrade) {
             return progress;
         }
         let progress = Arc::new(fetch::Progress::default());
-        watched.insert(layer, Arc::downgrade(&progress));
+        watched.insert(contact.clone(), Arc::downgrade(&progress));
         progress
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, Shared as SharedFuture};
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::Request;
@@ -84,6 +84,8 @@ pub(super) struct Search {
     /// Use only what was found before.
     offline: bool,
     store: Arc<Store>,
+    /// The right to read a zTOC that was too long to be read with the others.
+    long: Semaphore,
     /// The search under way. Held only to look at it.
     running: Mutex<Option<Begun>>,
 }
@@ -116,6 +118,7 @@ impl Search {
             repository,
             offline: request.offline,
             store: Arc::clone(store),
+            long: Semaphore::new(1),
             running: Mutex::default(),
         }
     }
@@ -189,7 +192,15 @@ impl Search {
 
     /// What a zTOC says, made into an index now that all that is expected of the layer is known.
     async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc, why: &'static str) -> Result<Found, String> {
-        let (store, wanted, given) = (Arc::clone(&self.store), *expected, ztoc.clone());
+        // One after the other: what is to be read now is what was too much to be held together.
+        let (_permit, given) = match ztoc.is_to_be_read().then(|| self.job()).flatten() {
+            Some(job) => {
+                let permit = self.long.acquire().await.ok();
+                (permit, job.read_ztoc(expected, ztoc).await?)
+            }
+            None => (None, ztoc.clone()),
+        };
+        let (store, wanted) = (Arc::clone(&self.store), *expected);
         let task = tokio::task::spawn_blocking(move || soci::index(&store, &wanted, &given));
         let index = task.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()));
         let refused = |why: &String| {
@@ -214,6 +225,11 @@ impl Search {
     fn running(&self) -> Option<Running> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.as_ref().map(|begun| begun.running.clone())
+    }
+
+    fn job(&self) -> Option<Job> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|begun| begun.job.clone())
     }
 
     /// What there is beside the image for the layers that the pinned index lists: looked for once, when one of its zTOCs

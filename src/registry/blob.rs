@@ -14,12 +14,13 @@ use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
 use super::client::{BlobKey, Call, Client, Target, complain};
+use super::encoded;
 use super::error::{Fault, Retry, origin};
 use super::range::{self, Content, RangeError};
 use super::redirect::{self, Location};
 use super::retry::Retries;
 use super::transport::Body;
-use crate::limits::{REDIRECTS, RESUME_PROGRESS};
+use crate::limits::{DECODED_BLOB_BYTES, REDIRECTS, RESUME_PROGRESS};
 use crate::oci::Descriptor;
 use crate::source::{BlobReader, BoxFuture, ByteStream, Error, ErrorKind};
 
@@ -303,6 +304,11 @@ impl Facts {
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE) {
             return Err(complain(&self.what, response).await);
         }
+        let stall = self.client.transport().stall();
+        let response = match !ranged && status == StatusCode::OK && self.size <= DECODED_BLOB_BYTES {
+            true => encoded::plain(&self.what, response, self.size, stall).await?,
+            false => response,
+        };
         let content = range::judge(status, response.headers(), range, self.size, ranged).map_err(|error| {
             let kind = match error {
                 RangeError::Size(..) | RangeError::Outside(_) => ErrorKind::Corrupt,
@@ -319,7 +325,7 @@ impl Facts {
             skip: if content == Content::Whole { range.start } else { 0 },
             must_end: exact && range::length(response.headers()).is_none(),
             exact,
-            body: Body::new(response, self.client.transport().stall()),
+            body: Body::new(response, stall),
         })
     }
 

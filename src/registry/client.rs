@@ -17,7 +17,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
-use super::error::{Complaint, Fault, answer, origin, refused};
+use super::error::{Complaint, Fault, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, contact};
 use super::redirect::{self, Location};
@@ -122,6 +122,12 @@ impl Target {
     /// Adds the right to read `repository` as well, which mounting its blobs needs.
     pub(super) fn also_reads(&self, repository: &str) {
         self.demand(&[Access::Pull.scope(repository)], true);
+    }
+
+    /// Gives up all rights but those to the repository itself.
+    pub(super) fn reads_only_itself(&self) {
+        let own = format!("repository:{}:", self.repository);
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner).retain(|scope| scope.starts_with(&own));
     }
 }
 
@@ -447,8 +453,7 @@ async fn denied(target: &Target, what: &str, response: Response, grant: Option<&
     let (at, status) = (response.url().clone(), response.status());
     let complaint = Complaint::of(response).await;
     // Registries hide what does not exist behind a refusal (B-122).
-    let message =
-        format!("cannot get {what}: access denied, or it does not exist: {}", answer(&at, status, &complaint));
+    let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
     advise(fault, target.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
 }

@@ -117,10 +117,18 @@ fn plain_text(body: &[u8]) -> String {
     escape(text, SHOWN_CHARACTERS)
 }
 
+/// How a request begins its name that is there to do something: `leave to push blob ...`.
+pub(super) const LEAVE_TO: &str = "leave to ";
+
+/// `cannot get blob ...`, or `cannot push blob ...`.
+pub(super) fn cannot(what: &str) -> String {
+    what.strip_prefix(LEAVE_TO).map_or_else(|| format!("cannot get {what}"), |deed| format!("cannot {deed}"))
+}
+
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
     let (kind, again) = retry::of_status(status);
-    let error = Error::new(kind, format!("cannot get {what}: {}", answer(at, status, complaint)));
+    let error = Error::new(kind, format!("{}: {}", cannot(what), answer(at, status, complaint)));
     Fault { error, retry: again.after(retry::wish(headers)), wrong_protocol: complaint.wants_tls() }
 }
 
@@ -158,7 +166,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         Trouble::Other => ("the request failed", None),
     };
     let mut shown =
-        Error::new(ErrorKind::Unreachable, format!("cannot get {what}: cannot reach {host}: {problem}")).because(error);
+        Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what))).because(error);
     if let Some(hint) = hint {
         shown = shown.hint(hint);
     }
@@ -311,6 +319,15 @@ mod tests {
         let url = Url::parse("https://u:p@cdn.example:8443/x?X-Amz-Signature=abc#f").expect("a valid URL");
         let fault = refused("blob x", &url, status(403), &HeaderMap::new(), &Complaint::default());
         assert_eq!(fault.error.to_string(), "cannot get blob x: https://cdn.example:8443 answered 403 Forbidden");
+    }
+
+    #[test]
+    fn what_failed_is_said_of_getting_and_of_pushing() {
+        let url = Url::parse("https://h/").expect("a valid URL");
+        let said =
+            |what: &str| refused(what, &url, status(403), &HeaderMap::new(), &Complaint::default()).error.to_string();
+        assert_eq!(said("blob a"), "cannot get blob a: https://h answered 403 Forbidden");
+        assert_eq!(said(&format!("{LEAVE_TO}push blob a")), "cannot push blob a: https://h answered 403 Forbidden");
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod blob;
 mod challenge;
 mod client;
 mod credentials;
+mod encoded;
 mod error;
 mod grant;
 mod health;

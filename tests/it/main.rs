@@ -16,6 +16,7 @@ mod merge_model;
 mod mount;
 mod outage;
 mod parcel;
+mod platform;
 mod profile;
 mod registry;
 mod runtime;

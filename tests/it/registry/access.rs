@@ -126,7 +126,9 @@ async fn b_114_b_123_a_password_goes_to_the_token_server_and_nowhere_else() {
 
 #[tokio::test]
 async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
-    for posts in [true, false] {
+    // What the server answers to POST, if it does not know that form.
+    for refusal in [None, Some(404), Some(405)] {
+        let posts = refusal.is_none();
         let server = tokens(
             |token, _| token == "t0",
             move |request, _| match request.method.as_str() {
@@ -139,7 +141,7 @@ async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
                     }
                     Reply::new(200, r#"{"access_token":"t0"}"#)
                 }
-                "POST" => Reply::new(405, ""),
+                "POST" => Reply::new(refusal.unwrap_or_default(), ""),
                 _ => numbered(0),
             },
         )
@@ -150,6 +152,65 @@ async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
         let gets = server.log().iter().filter(|request| request.path() == "/token" && request.method == "GET").count();
         assert_eq!(gets, usize::from(!posts));
     }
+}
+
+#[tokio::test]
+async fn b_125_a_refresh_token_brings_the_next_token_and_the_login_if_it_is_revoked() {
+    for revoked in [false, true] {
+        let good = Arc::new(AtomicUsize::new(0));
+        let current = Arc::clone(&good);
+        let server = tokens(
+            move |token, _| token == format!("t{}", current.load(Ordering::SeqCst)),
+            move |request, count| match (request.method.as_str(), request.header("authorization")) {
+                ("GET", Some(LOGIN_HEADER)) => {
+                    let token = count.min(1);
+                    Reply::new(200, format!(r#"{{"token":"t{token}","refresh_token":"r{token}"}}"#))
+                }
+                ("POST", None) if !revoked && request.body.contains("refresh_token=r0") => numbered(1),
+                _ => Reply::error(401, "UNAUTHORIZED", "revoked"),
+            },
+        )
+        .await;
+        let files = Files::new();
+        let auth_files = files.store(&server.host(), LOGIN);
+        let repository = repository(&server, Options { auth_files, ..quick() });
+        repository.resolve().await.expect("the first token is good");
+        good.store(1, Ordering::SeqCst);
+        repository.resolve().await.unwrap_or_else(|error| panic!("{}", shown(&error)));
+        let log = server.log();
+        let asked: Vec<_> =
+            log.iter().filter(|request| request.path() == "/token").map(|request| request.method.as_str()).collect();
+        assert_eq!(asked, if revoked { vec!["GET", "POST", "GET"] } else { vec!["GET", "POST"] });
+    }
+}
+
+#[tokio::test]
+async fn b_123_a_token_server_elsewhere_gets_the_login_and_the_registry_gets_the_token() {
+    let elsewhere = Server::start(|request, _| match request.header("authorization") {
+        Some(LOGIN_HEADER) => numbered(0),
+        _ => Reply::new(401, ""),
+    })
+    .await;
+    let realm = elsewhere.url("/token");
+    let registry = Server::start(move |request, _| match request.header("authorization") {
+        Some("Bearer t0") => Reply::new(200, BODY),
+        _ => Reply::bearer(&realm, ""),
+    })
+    .await;
+    let files = Files::new();
+    // A login for the token server's own name is not what the registry asks for.
+    let auth_files = files.store(&registry.host(), LOGIN);
+    repository(&registry, Options { auth_files, ..quick() }).resolve().await.expect("the login is good");
+    let sent: Vec<_> =
+        registry.log().iter().map(|request| request.header("authorization").map(str::to_owned)).collect();
+    assert_eq!(sent, [None, Some("Bearer t0".to_owned())]);
+    assert_eq!(elsewhere.log().len(), 1);
+
+    // Anonymous first: nothing is sent before it is asked for.
+    let auth_files = files.store("elsewhere.example", LOGIN);
+    let error = repository(&registry, Options { auth_files, ..quick() }).resolve().await.expect_err("no login for it");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{}", shown(&error));
+    assert!(elsewhere.log()[1..].iter().all(|request| request.header("authorization").is_none()));
 }
 
 #[tokio::test]
