@@ -17,6 +17,7 @@ mod mount;
 mod parcel;
 mod profile;
 mod registry;
+mod round_trips;
 mod runtime;
 mod share;
 mod source;
