@@ -19,6 +19,7 @@ mod profile;
 mod registry;
 mod round_trips;
 mod runtime;
+mod secrets;
 mod share;
 mod source;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]
