@@ -16,6 +16,7 @@ mod merge_model;
 mod mount;
 mod parcel;
 mod profile;
+mod real;
 mod registry;
 mod round_trips;
 mod runtime;
