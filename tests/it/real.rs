@@ -4,9 +4,10 @@
 //! The scripted servers of the other tests do what we think that registries do. These do what they do: a registry that wants
 //! tokens signed by somebody else (`tokens`), nginx with TLS of a private authority (`tls`), a registry that fills itself from
 //! another (`pull_through`), blobs in a store behind signed URLs that run out (`store`), and a proxy that is the only way out
-//! (`proxy`). Each test starts its own servers on free ports and ends them; [`Shown`] says what every one must serve.
+//! (`proxy`). The other way round, real clients pull from the embedded registry (`clients`). Each test starts its own servers on free ports and ends them; [`Shown`] says what every one must serve.
 
 mod certificates;
+mod clients;
 mod machine;
 mod proxy;
 mod pull_through;
@@ -43,14 +44,19 @@ struct Shown {
 impl Shown {
     fn new() -> Self {
         let directory = temp_dir();
+        Self::image().to_layout(&directory.path().join("layout"), "v1");
+        let unpacked = umoci_unpack(&directory.path().join("layout"), "v1", &directory.path().join("bundle"));
+        Self { tree: walk(&unpacked).expect("a tree"), directory }
+    }
+
+    /// Two layers, of which the second changes the first.
+    fn image() -> Image {
         let base = (0..7).fold(Layer::new().dir("").dir("usr"), |layer, number| {
             layer.file(format!("usr/file{number}"), noise(700_000, number))
         });
         let changes = Layer::new().file("usr/file0", noise(90_000, 9)).whiteout("usr/file1").dir("etc");
-        let image = Image::new().layer(base).layer(changes.file("etc/conf", "a = b\n").symlink("etc/link", "conf"));
-        image.to_layout(&directory.path().join("layout"), "v1");
-        let unpacked = umoci_unpack(&directory.path().join("layout"), "v1", &directory.path().join("bundle"));
-        Self { tree: walk(&unpacked).expect("a tree"), directory }
+        let changes = changes.file("etc/conf", "a = b\n").symlink("etc/link", "conf");
+        Image::new().layer(base).layer(changes)
     }
 
     fn layout(&self) -> PathBuf {
