@@ -9,10 +9,11 @@
 //! A SOCI index that the image's manifest pins is asked first; what it lists is looked for nowhere else.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, Shared as SharedFuture};
+use futures_util::future::{BoxFuture, Either, FutureExt, Shared as SharedFuture, select};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::AbortHandle;
@@ -26,7 +27,7 @@ use crate::limits::{PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest, ImageManifest, Reference};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Artifact, LayerBlob, Shared};
+use crate::share::{self, Artifact, LayerBlob, Shared, SociIndex};
 use crate::source::{Source, read_all};
 use crate::store::{IMPORTED, Store};
 
@@ -279,13 +280,16 @@ impl Job {
         if lacking.is_empty() || !self.is_believed {
             return Outcome::default();
         }
-        let artifacts = match self.remembered(&lacking).await {
-            Some(artifact) => vec![artifact],
-            None if self.offline => Vec::new(),
-            None => self.discover().await,
+        let (artifacts, soci) = match self.remembered(&lacking).await {
+            Some(artifact) => (vec![artifact], None),
+            None if self.offline => (Vec::new(), self.soci_index(&lacking).await),
+            None => self.discover_both(&lacking).await,
         };
         if artifacts.is_empty() {
-            return self.soci(&lacking).await;
+            return match soci {
+                Some((artifact, index)) => self.soci(artifact, &index, &lacking).await,
+                None => Outcome::default(),
+            };
         }
         let mut finding: Vec<BoxFuture<'_, Option<(Digest, Usable)>>> = Vec::new();
         for layer in lacking {
@@ -314,6 +318,19 @@ impl Job {
             all_here.then_some(Shared { manifest, artifact, document })
         };
         self.blocking(recall).await.flatten()
+    }
+
+    /// Our artifacts, and if there are none SOCI's index.
+    ///
+    /// Both are asked for at once: nobody knows beforehand which of them there are, and a mount over a slow line waits
+    /// longer for a second round trip than for a question more.
+    async fn discover_both(&self, lacking: &[Descriptor]) -> (Vec<Shared>, Option<(Digest, SociIndex)>) {
+        let (ours, soci) = (pin!(self.discover()), pin!(self.soci_index(lacking)));
+        match select(ours, soci).await {
+            Either::Left((ours, soci)) if ours.is_empty() => (ours, soci.await),
+            Either::Left((ours, _)) => (ours, None),
+            Either::Right((soci, ours)) => (ours.await, soci),
+        }
     }
 
     async fn discover(&self) -> Vec<Shared> {

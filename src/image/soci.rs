@@ -96,15 +96,18 @@ impl Job {
         Ok(index)
     }
 
-    /// The zTOCs of these layers from an index beside the image.
-    pub(super) async fn soci(&self, lacking: &[Descriptor]) -> Outcome {
-        let index = match self.remembered_soci(lacking).await {
+    /// An index beside the image, from the cache if all that it says of these layers is there.
+    pub(super) async fn soci_index(&self, lacking: &[Descriptor]) -> Option<(Digest, SociIndex)> {
+        match self.remembered_soci(lacking).await {
             Some(index) => Some(index),
             None if self.offline => None,
             None => self.discover_soci().await,
-        };
-        let Some((artifact, index)) = index else { return Outcome::default() };
-        let ztocs = self.ztocs(artifact, &index, lacking).await;
+        }
+    }
+
+    /// The zTOCs of these layers from an index beside the image.
+    pub(super) async fn soci(&self, artifact: Digest, index: &SociIndex, lacking: &[Descriptor]) -> Outcome {
+        let ztocs = self.ztocs(artifact, index, lacking).await;
         Outcome::of(ztocs.into_iter().filter_map(|(layer, ztoc)| Some((layer, ztoc?))).collect())
     }
 
@@ -154,7 +157,8 @@ impl Job {
     }
 
     async fn discover_soci(&self) -> Option<(Digest, SociIndex)> {
-        let found = share::discover_soci(&self.repository, &self.subject).await;
+        let found = tokio::time::timeout(DISCOVERY, share::discover_soci(&self.repository, &self.subject)).await;
+        let found = found.inspect_err(|_| tracing::warn!("looking for a SOCI index takes too long, given up")).ok()?;
         let found = found.inspect_err(|error| tracing::debug!(%error, "no SOCI index")).ok()?;
         let (manifest, index, document) = found.into_iter().next()?;
         let (key, digest) = (self.soci_key(), manifest.digest);

@@ -302,7 +302,8 @@ impl Client {
                     target.host.settle(scheme);
                     return Ok(found);
                 }
-                Err(fault) if fault.wrong_protocol && !last => first = Some(fault),
+                // Once it has answered in one way, a broken connection is no sign of another.
+                Err(fault) if fault.wrong_protocol && !last && !target.host.is_settled() => first = Some(fault),
                 // If neither way works, the first one was the likelier.
                 Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
                 Err(fault) => {
@@ -358,6 +359,7 @@ impl Client {
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);
             }
+            target.host.answered(at);
             let next = if rounds < AUTHORIZATION_ROUNDS {
                 self.grant_after(target, call, at, &response, grant.as_ref(), renewed).await?
             } else {

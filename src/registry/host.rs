@@ -72,6 +72,22 @@ impl Host {
         self.scheme.get().map_or(self.candidates, std::slice::from_ref)
     }
 
+    /// Whether it is known how the host speaks.
+    pub(super) fn is_settled(&self) -> bool {
+        self.scheme.get().is_some()
+    }
+
+    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do.
+    pub(super) fn answered(&self, at: &Location) {
+        if !at.moved {
+            self.settle(match (at.url.scheme(), at.verified) {
+                ("http", _) => Scheme::Plain,
+                (_, true) => Scheme::Tls,
+                (_, false) => Scheme::TlsUnverified,
+            });
+        }
+    }
+
     /// Notes that the host answered to `scheme`; the first note stays.
     pub(super) fn settle(&self, scheme: Scheme) {
         self.scheme.get_or_init(|| scheme);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ocifs::demo::registry::{Bearer, Content, Fault, Registry};
 use ocifs::registry::{Options, Repository, Selector};
 use ocifs::source::{ErrorKind, Source};
 
@@ -378,6 +379,23 @@ async fn b_140_a_broken_credential_file_is_never_taken_for_no_credentials() {
     let error = repository(&server, Options { auth_files, ..quick() }).resolve().await.expect_err("a broken file");
     assert!(error.to_string().contains("auth.json"), "{error}");
     assert_eq!(server.log().len(), 1, "no anonymous token was fetched");
+}
+
+#[tokio::test]
+async fn b_141_a_registry_that_hangs_up_after_its_challenge_is_not_taken_for_one_that_speaks_tls() {
+    let content = Content::new();
+    content.add_manifest("team/app", Some("v1"), "application/vnd.oci.image.manifest.v1+json", BODY);
+    let registry = Registry::start(content).await.expect("a port is free");
+    registry.set_faults(|request| {
+        let mut faults = vec![Fault::Bearer(Bearer::default())];
+        faults.extend((request.is_manifest() && request.attempt == 1).then_some(Fault::HangUp { after: 0 }));
+        Some(Fault::Many(faults))
+    });
+    let tag = Selector::Tag("v1".to_owned());
+    let repository = client(quick()).repository(&registry.addr().to_string(), "team/app", tag);
+    repository.resolve().await.unwrap_or_else(|error| panic!("{}", shown(&error)));
+    let statuses: Vec<_> = registry.requests().iter().map(|record| record.status).collect();
+    assert_eq!(statuses.len(), 4, "refused, given a token, cut off, answered: {statuses:?}");
 }
 
 #[tokio::test]
