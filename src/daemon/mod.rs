@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,6 +87,7 @@ pub fn socket_path(cache_dir: &Path, runtime_dir: &Path) -> PathBuf {
 /// anything else, and the daemon ends when it ends.
 pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
     memory::give_back_large_buffers();
+    leave_no_core();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
@@ -103,6 +105,14 @@ pub fn run(options: &Options, ready: Option<OwnedFd>, first: Option<control::Mou
         tell(&ready, &serde_json::to_string(failure).unwrap_or_default());
     }
     outcome
+}
+
+/// Keeps the memory of this process, which has passwords and tokens in it, from being written to disk if it crashes.
+fn leave_no_core() {
+    let none = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::debug!(%error, "a crash may leave a core file");
+    }
 }
 
 async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {

@@ -181,6 +181,10 @@ fn d_034_no_secret_reaches_an_argument_a_child_a_file_or_the_log() {
     let path = format!("{}:{}", files.programs.display(), std::env::var("PATH").unwrap_or_default());
     let mut watched = Watched { ocifs, path, traces: crate::support::temp_dir(), printed: String::new() };
     let mut daemon = watched.daemon();
+    let pid = watched.ocifs.daemon().expect("it answers");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero())).expect("it runs");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "a crash leaves no memory on disk: {core}");
     let points: Vec<_> = (0..3).map(|number| watched.ocifs.mount_point(&number.to_string())).collect();
     for ((number, registry), point) in registries.all().into_iter().enumerate().zip(&points) {
         assert_eq!(watched.mount(&files, &registry.name(&format!("it:v{number}")), point), 0, "{}", watched.printed);
