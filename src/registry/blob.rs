@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
-use super::client::{BlobKey, Call, Client, Target, complain};
+use super::client::{BlobKey, Call, Client, complain};
 use super::error::{Fault, Retry, origin};
 use super::range::{self, Content, RangeError};
 use super::redirect::{self, Location};
 use super::retry::Retries;
+use super::route::Route;
 use super::transport::Body;
 use crate::limits::{REDIRECTS, RESUME_PROGRESS};
 use crate::oci::Descriptor;
@@ -31,7 +32,7 @@ pub(super) struct Blob {
 
 struct Facts {
     client: Client,
-    target: Arc<Target>,
+    route: Arc<Route>,
     key: BlobKey,
     size: u64,
     what: String,
@@ -44,16 +45,17 @@ struct Facts {
 }
 
 impl Blob {
-    pub(super) fn new(client: Client, target: Arc<Target>, descriptor: &Descriptor) -> Self {
+    pub(super) fn new(client: Client, route: Arc<Route>, descriptor: &Descriptor) -> Self {
+        let registry = route.own();
         let key = BlobKey {
-            host: target.host.name().to_owned(),
-            repository: target.repository.clone(),
+            host: registry.host.name().to_owned(),
+            repository: registry.repository.clone(),
             digest: descriptor.digest,
         };
         let facts = Facts {
-            what: format!("blob {}@{}", target.name(), descriptor.digest),
+            what: format!("blob {}@{}", registry.name(), descriptor.digest),
             client,
-            target,
+            route,
             key,
             size: descriptor.size,
             data: descriptor.data.clone(),
@@ -240,10 +242,10 @@ impl Facts {
             let known = self.client.resolved(&self.key);
             let was_known = known.is_some();
             let answered = match known {
-                Some(at) => self.client.follow(&self.target, &call, at).await,
+                Some(at) => self.client.follow(self.route.own(), &call, at).await,
                 None => {
                     let digest = self.key.digest.to_string();
-                    self.client.request(&self.target, &["blobs", &digest], &call).await
+                    self.client.request(self.route.own(), &["blobs", &digest], &call).await
                 }
             };
             let stale = match &answered {
@@ -272,8 +274,9 @@ impl Facts {
             let message = format!("cannot get {}: a URL in its descriptor {why}", self.what);
             Fault::lasting(Error::new(ErrorKind::Invalid, message))
         };
-        let scheme = self.target.host.schemes()[0];
-        let registry = self.target.host.locate(scheme, &self.target.repository, &[]).map_err(Fault::lasting)?.url;
+        let scheme = self.route.own().host.schemes()[0];
+        let registry =
+            self.route.own().host.locate(scheme, &self.route.own().repository, &[]).map_err(Fault::lasting)?.url;
         let url = redirect::foreign(&registry, url, private).map_err(refuse)?;
         let mut at = Location { url, trusted: false, verified: true, moved: true };
         let call = self.call(range);
@@ -308,7 +311,7 @@ impl Facts {
             Fault::lasting(Error::new(kind, message).because(error))
         })?;
         if ranged && content == Content::Whole {
-            self.target.host.lacks_ranges();
+            self.route.own().host.lacks_ranges();
         }
         let exact = content == Content::Range || range.end == self.size;
         Ok(Arriving {

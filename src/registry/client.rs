@@ -17,15 +17,17 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
+use super::endpoint::{Access, Endpoint};
 use super::error::{Complaint, Fault, answer, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, contact};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
+use super::route::Route;
 use super::token;
 use super::transport::{Settings, Transport};
 use super::{Options, Repository, Selector};
-use crate::limits::{AUTHORIZATION_ROUNDS, REDIRECTS, REDIRECTS_KEPT, TOKEN_SCOPES};
+use crate::limits::{AUTHORIZATION_ROUNDS, REDIRECTS, REDIRECTS_KEPT};
 use crate::oci::Digest;
 use crate::source::{Error, ErrorKind};
 
@@ -54,75 +56,6 @@ pub(super) struct BlobKey {
     pub(super) host: String,
     pub(super) repository: String,
     pub(super) digest: Digest,
-}
-
-/// A repository as requests need to know it.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) host: Arc<Host>,
-    pub(super) repository: String,
-    /// What is done there, as scopes name it.
-    access: Access,
-    /// The scopes that this repository's registry asked for; empty until it did. Held only to copy them.
-    scopes: Mutex<Vec<String>>,
-}
-
-/// What is done with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// It is read.
-    Pull,
-    /// It is read and written.
-    Push,
-}
-
-impl Access {
-    /// The scope of this access to `repository`.
-    fn scope(self, repository: &str) -> String {
-        let actions = match self {
-            Self::Pull => "pull",
-            Self::Push => "pull,push",
-        };
-        format!("repository:{repository}:{actions}")
-    }
-}
-
-impl Target {
-    pub(super) fn new(host: Arc<Host>, repository: String, access: Access) -> Self {
-        Self { host, repository, access, scopes: Mutex::new(Vec::new()) }
-    }
-
-    /// `registry.example.com/library/debian`.
-    pub(super) fn name(&self) -> String {
-        format!("{}/{}", self.host.name(), self.repository)
-    }
-
-    /// The scopes to ask for: what the registry demanded, or else what every registry understands (B-112).
-    fn scopes(&self) -> Vec<String> {
-        let learned = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if learned.is_empty() { vec![self.access.scope(&self.repository)] } else { learned }
-    }
-
-    /// Notes the scopes of a challenge, new ones first (B-119); true if there were new ones.
-    fn demand(&self, wanted: &[String], asked_before: bool) -> bool {
-        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked_before && scopes.is_empty() {
-            scopes.push(self.access.scope(&self.repository));
-        }
-        let mut merged: Vec<String> = wanted.iter().filter(|scope| !scopes.contains(*scope)).cloned().collect();
-        if merged.is_empty() {
-            return false;
-        }
-        merged.append(&mut scopes);
-        merged.truncate(TOKEN_SCOPES);
-        *scopes = merged;
-        true
-    }
-
-    /// Adds the right to read `repository` as well, which mounting its blobs needs.
-    pub(super) fn also_reads(&self, repository: &str) {
-        self.demand(&[Access::Pull.scope(repository)], true);
-    }
 }
 
 /// One question to a registry.
@@ -219,8 +152,8 @@ impl Client {
     ///
     /// Does no I/O; names that cannot be part of a URL show at the first request.
     pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
-        let target = Target::new(self.host(host), repository.to_owned(), Access::Pull);
-        Repository::new(self.clone(), Arc::new(target), selector)
+        let registry = Endpoint::new(self.host(host), repository.to_owned(), Access::Pull);
+        Repository::new(self.clone(), Arc::new(Route::to(registry)), selector)
     }
 
     fn host(&self, name: &str) -> Arc<Host> {
@@ -272,19 +205,19 @@ impl Client {
     /// Asks the registry itself for `rest` below the repository, finding out how it speaks if that is not known.
     pub(super) async fn request(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         rest: &[&str],
         call: &Call<'_>,
     ) -> Result<(Response, Location), Fault> {
         let mut first = None;
-        let schemes = target.host.schemes();
+        let schemes = endpoint.host.schemes();
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
-            let mut start = target.host.locate(scheme, &target.repository, rest).map_err(Fault::lasting)?;
+            let mut start = endpoint.host.locate(scheme, &endpoint.repository, rest).map_err(Fault::lasting)?;
             if let Some(message) = call.message.filter(|message| !message.query.is_empty()) {
                 start.url.query_pairs_mut().extend_pairs(&message.query);
             }
-            let result = match self.follow(target, call, start.clone()).await {
+            let result = match self.follow(endpoint, call, start.clone()).await {
                 // A TLS port answers plain requests with a 400 that says so.
                 Ok((response, at)) if !last && response.status() == StatusCode::BAD_REQUEST && at.url == start.url => {
                     Err(complain(call.what, response).await)
@@ -293,7 +226,7 @@ impl Client {
             };
             match result {
                 Ok(found) => {
-                    target.host.settle(scheme);
+                    endpoint.host.settle(scheme);
                     return Ok(found);
                 }
                 Err(fault) if fault.wrong_protocol && !last => first = Some(fault),
@@ -312,13 +245,13 @@ impl Client {
     /// Asks at `at`, and wherever that redirects to.
     pub(super) async fn follow(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         mut at: Location,
     ) -> Result<(Response, Location), Fault> {
         for _ in 0..=REDIRECTS {
             let response = if at.trusted {
-                self.authorized(target, call, &at).await?
+                self.authorized(endpoint, call, &at).await?
             } else {
                 self.transport().send(call, &at, call.headers()).await?
             };
@@ -335,8 +268,8 @@ impl Client {
     ///
     /// A request is repeated only with another authorization than those refused: after the first challenge, with wider
     /// scopes, with a token newer than the one that was at hand, or when the user's credentials have changed.
-    async fn authorized(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
-        let mut grant = self.grant_at_hand(target, call, at).await?;
+    async fn authorized(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
+        let mut grant = self.grant_at_hand(endpoint, call, at).await?;
         let mut renewed = false;
         let mut rounds = 0;
         loop {
@@ -350,12 +283,12 @@ impl Client {
                 return Ok(response);
             }
             let next = if rounds < AUTHORIZATION_ROUNDS {
-                self.grant_after(target, call, at, &response, grant.as_ref(), renewed).await?
+                self.grant_after(endpoint, call, at, &response, grant.as_ref(), renewed).await?
             } else {
                 None
             };
             if next.is_none() {
-                return Err(denied(target, call.what, response, grant.as_ref()).await);
+                return Err(denied(endpoint, call.what, response, grant.as_ref()).await);
             }
             renewed = grant.is_some();
             grant = next;
@@ -364,11 +297,11 @@ impl Client {
     }
 
     /// The grant that the host's last challenge asks for, so that a known registry needs no second round trip.
-    async fn grant_at_hand(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Option<Grant>, Fault> {
-        let Some(challenge) = target.host.challenge() else {
+    async fn grant_at_hand(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Option<Grant>, Fault> {
+        let Some(challenge) = endpoint.host.challenge() else {
             return Ok(None);
         };
-        match self.grant(target, call, at, &challenge, None).await {
+        match self.grant(endpoint, call, at, &challenge, None).await {
             // The challenge was for something else; this repository may be public.
             Err(fault) if fault.error.kind() == ErrorKind::Denied => Ok(None),
             other => other,
@@ -378,7 +311,7 @@ impl Client {
     /// The grant to try after a refusal, if there is one that was not refused already.
     async fn grant_after(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         at: &Location,
         response: &Response,
@@ -388,10 +321,10 @@ impl Client {
         let forbidden = response.status() == StatusCode::FORBIDDEN;
         let challenge = match challenge::choose(response.headers()) {
             Ok(challenge) => {
-                target.host.learn(challenge.clone());
+                endpoint.host.learn(challenge.clone());
                 challenge
             }
-            Err(error) if forbidden => match (target.host.challenge(), refused) {
+            Err(error) if forbidden => match (endpoint.host.challenge(), refused) {
                 (Some(challenge), Some(_)) => challenge,
                 _ => {
                     tracing::debug!(%error, "forbidden without a challenge");
@@ -404,27 +337,27 @@ impl Client {
             }
         };
         let wider = match &challenge {
-            Challenge::Bearer(bearer) => target.demand(&bearer.scopes, refused.is_some()),
+            Challenge::Bearer(bearer) => endpoint.demand(&bearer.scopes, refused.is_some()),
             Challenge::Basic => false,
         };
         let refused = refused.filter(|_| !wider);
         let refused = refused.map(|grant| Refused { grant, final_unless_credential_changed: forbidden || renewed });
-        self.grant(target, call, at, &challenge, refused).await
+        self.grant(endpoint, call, at, &challenge, refused).await
     }
 
     async fn grant(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         at: &Location,
         challenge: &Challenge,
         refused: Option<Refused<'_>>,
     ) -> Result<Option<Grant>, Fault> {
-        let scopes = target.scopes();
+        let scopes = endpoint.scopes();
         let need = Need {
             what: call.what,
-            host: target.host.name(),
-            repository: &target.repository,
+            host: endpoint.host.name(),
+            repository: &endpoint.repository,
             registry: &at.url,
             challenge,
             scopes: &scopes,
@@ -440,14 +373,14 @@ impl fmt::Debug for Client {
 }
 
 /// The fault of a final 401 or 403.
-async fn denied(target: &Target, what: &str, response: Response, grant: Option<&Grant>) -> Fault {
+async fn denied(endpoint: &Endpoint, what: &str, response: Response, grant: Option<&Grant>) -> Fault {
     let (at, status) = (response.url().clone(), response.status());
     let complaint = Complaint::of(response).await;
     // Registries hide what does not exist behind a refusal (B-122).
     let message =
         format!("cannot get {what}: access denied, or it does not exist: {}", answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
-    advise(fault, target.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
+    advise(fault, endpoint.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
 }
 
 /// The fault of an answer with an unwanted status.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 
-use super::client::{Call, Client, Target, complain};
+use super::client::{Call, Client, complain};
+use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, answer, escape, refused};
 use super::tags;
 use super::transport::Body;
@@ -57,14 +58,14 @@ impl Wanted<'_> {
     }
 
     /// `manifest docker.io/library/debian:13`.
-    fn describe(&self, target: &Target) -> String {
+    fn describe(&self, target: &Endpoint) -> String {
         let separator = if self.digest().is_some() { '@' } else { ':' };
         escape(&format!("manifest {}{separator}{}", target.name(), self.reference()), SHOWN_CHARACTERS)
     }
 }
 
 /// Fetches and checks the document `wanted`.
-pub(super) async fn fetch(client: &Client, target: &Target, wanted: Wanted<'_>) -> Result<Document, Error> {
+pub(super) async fn fetch(client: &Client, target: &Endpoint, wanted: Wanted<'_>) -> Result<Document, Error> {
     let what = wanted.describe(target);
     if let Wanted::Child(descriptor) = wanted {
         if descriptor.size > MANIFEST_BYTES {
@@ -91,7 +92,7 @@ enum Reply {
 
 struct Asking<'a> {
     client: &'a Client,
-    target: &'a Target,
+    target: &'a Endpoint,
     wanted: Wanted<'a>,
     what: &'a str,
 }

@@ -13,6 +13,7 @@
 //! | `upload`, `push` | blobs in chunks that resume, manifests by tag and digest |
 //! | `referrers`, `tag_schema` | what refers to a manifest: the API, and the tag that stands in for it |
 //! | `blob`, `range` | ranged reads that resume, and what answers to a range are acceptable |
+//! | `route`, `endpoint` | where a repository may be had, and what it is called there |
 //! | `host` | how one host is named, contacted and spoken to |
 //! | `challenge`, `grant`, `token` | what a registry demands, what lets a request pass, asking a token server |
 //! | `credentials`, `helper`, `secret` | the user's files, helper programs, keeping secrets out of sight |
@@ -31,6 +32,7 @@ mod blob;
 mod challenge;
 mod client;
 mod credentials;
+mod endpoint;
 mod error;
 mod grant;
 mod helper;
@@ -42,6 +44,7 @@ mod redirect;
 mod referrers;
 mod repository;
 mod retry;
+mod route;
 mod secret;
 mod tag_schema;
 mod tags;

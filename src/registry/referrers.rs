@@ -6,7 +6,8 @@
 use reqwest::header::{HeaderMap, HeaderName, LINK};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, Target, complain};
+use super::client::{Call, Client, Message, complain};
+use super::endpoint::Endpoint;
 use super::error::Fault;
 use super::redirect::Location;
 use super::transport::Body;
@@ -29,7 +30,7 @@ struct Page {
 /// All entries of `artifact_type`; none if the registry has no such API.
 pub(super) async fn list(
     client: &Client,
-    target: &Target,
+    target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
 ) -> Result<Option<Vec<IndexEntry>>, Error> {
@@ -54,7 +55,7 @@ pub(super) async fn list(
 
 struct Asking<'a> {
     client: &'a Client,
-    target: &'a Target,
+    target: &'a Endpoint,
     subject: &'a Digest,
     artifact_type: &'a str,
     what: &'a str,

@@ -7,8 +7,10 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 
 use super::blob::Blob;
-use super::client::{Access, Client, Target};
+use super::client::Client;
+use super::endpoint::{Access, Endpoint};
 use super::manifest::{self, Wanted};
+use super::route::Route;
 use super::upload::{self, Pushed, Upload};
 use super::{push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
@@ -27,28 +29,32 @@ pub enum Selector {
 #[derive(Clone)]
 pub struct Repository {
     client: Client,
-    target: Arc<Target>,
+    route: Arc<Route>,
     selector: Selector,
 }
 
 impl Repository {
-    pub(super) fn new(client: Client, target: Arc<Target>, selector: Selector) -> Self {
-        Self { client, target, selector }
+    pub(super) fn new(client: Client, route: Arc<Route>, selector: Selector) -> Self {
+        Self { client, route, selector }
+    }
+
+    fn registry(&self) -> &Endpoint {
+        self.route.own()
     }
 
     /// False once the registry answered a request for a range with the whole blob; ranges then cost whole transfers.
     pub fn serves_ranges(&self) -> bool {
-        self.target.host.serves_ranges()
+        self.registry().host.serves_ranges()
     }
 
     /// The host as people name it.
     pub fn host(&self) -> &str {
-        self.target.host.name()
+        self.registry().host.name()
     }
 
     /// The name of the repository without its host.
     pub fn path(&self) -> &str {
-        &self.target.repository
+        &self.registry().repository
     }
 
     /// The same repository for who wants something else of it.
@@ -60,13 +66,13 @@ impl Repository {
     /// The same repository for who writes to it: asks for the right to push at once, not only when it is refused.
     #[must_use]
     pub fn for_pushing(&self) -> Self {
-        let target = Target::new(Arc::clone(&self.target.host), self.target.repository.clone(), Access::Push);
-        Self { target: Arc::new(target), ..self.clone() }
+        let registry = self.registry().with_access(Access::Push);
+        Self { route: Arc::new(Route::to(registry)), ..self.clone() }
     }
 
     /// True if the repository has the blob. One round trip.
     pub fn has_blob<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(upload::exists(&self.client, &self.target, digest))
+        Box::pin(upload::exists(&self.client, self.registry(), digest))
     }
 
     /// Brings a blob there, from the repository `from` of the same registry if that has it, else by sending `bytes`.
@@ -80,7 +86,7 @@ impl Repository {
         from: Option<&'a str>,
         sent: &'a AtomicU64,
     ) -> BoxFuture<'a, Result<Pushed, Error>> {
-        Box::pin(async move { Upload::new(&self.client, &self.target, digest, bytes, from, sent).run().await })
+        Box::pin(async move { Upload::new(&self.client, self.registry(), digest, bytes, from, sent).run().await })
     }
 
     /// Puts a manifest there, under its digest or a tag.
@@ -92,12 +98,12 @@ impl Repository {
         media_type: &'a str,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(push::manifest(&self.client, &self.target, name, media_type, bytes))
+        Box::pin(push::manifest(&self.client, self.registry(), name, media_type, bytes))
     }
 
     /// Removes the manifest with this digest. Registries may forbid that; one that is gone already is no error.
     pub fn remove_manifest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(push::remove(&self.client, &self.target, digest))
+        Box::pin(push::remove(&self.client, self.registry(), digest))
     }
 
     /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
@@ -106,7 +112,7 @@ impl Repository {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Option<Vec<IndexEntry>>, Error>> {
-        Box::pin(referrers::list(&self.client, &self.target, subject, artifact_type))
+        Box::pin(referrers::list(&self.client, self.registry(), subject, artifact_type))
     }
 
     /// The same by the tag that stands in for the API; empty if there is none.
@@ -115,7 +121,7 @@ impl Repository {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<IndexEntry>, Error>> {
-        Box::pin(tag_schema::list(&self.client, &self.target, subject, artifact_type))
+        Box::pin(tag_schema::list(&self.client, self.registry(), subject, artifact_type))
     }
 
     /// Adds `entry`, a descriptor as JSON, to the tag that stands in for the API.
@@ -126,7 +132,7 @@ impl Repository {
         subject: &'a Digest,
         entry: &'a serde_json::Value,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(tag_schema::add(&self.client, &self.target, subject, entry))
+        Box::pin(tag_schema::add(&self.client, self.registry(), subject, entry))
     }
 
     /// Takes the entry of a manifest out of that tag; true if it was there.
@@ -135,13 +141,13 @@ impl Repository {
         subject: &'a Digest,
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(tag_schema::remove(&self.client, &self.target, subject, digest))
+        Box::pin(tag_schema::remove(&self.client, self.registry(), subject, digest))
     }
 }
 
 impl Source for Repository {
     fn name(&self) -> String {
-        self.target.name()
+        self.registry().name()
     }
 
     fn resolve(&self) -> BoxFuture<'_, Result<Document, Error>> {
@@ -149,15 +155,15 @@ impl Source for Repository {
             Selector::Tag(tag) => Wanted::Tag(tag),
             Selector::Digest(digest) => Wanted::Digest(digest),
         };
-        Box::pin(manifest::fetch(&self.client, &self.target, wanted))
+        Box::pin(manifest::fetch(&self.client, self.registry(), wanted))
     }
 
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document, Error>> {
-        Box::pin(manifest::fetch(&self.client, &self.target, Wanted::Child(descriptor)))
+        Box::pin(manifest::fetch(&self.client, self.registry(), Wanted::Child(descriptor)))
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn BlobReader> {
-        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.target), descriptor))
+        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.route), descriptor))
     }
 }
 

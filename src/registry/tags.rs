@@ -6,7 +6,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::client::{Call, Client, Target};
+use super::client::{Call, Client};
+use super::endpoint::Endpoint;
 use super::error::{Complaint, escape};
 use super::transport::Body;
 use crate::limits::TAG_LIST_BYTES;
@@ -34,7 +35,7 @@ struct Wire {
 }
 
 /// Asks for the first page of tags, once; one page is plenty for a hint.
-pub(super) async fn list(client: &Client, target: &Target) -> Listing {
+pub(super) async fn list(client: &Client, target: &Endpoint) -> Listing {
     let what = format!("tags of {}", target.name());
     let call = Call { what: &what, accept: None, range: None, message: None };
     let asking = async {
