@@ -278,7 +278,7 @@ impl Facts {
         let registry =
             self.route.own().host.locate(scheme, &self.route.own().repository, &[]).map_err(Fault::lasting)?.url;
         let url = redirect::foreign(&registry, url, private).map_err(refuse)?;
-        let mut at = Location { url, trusted: false, verified: true, moved: true };
+        let mut at = Location { url, trusted: false, verified: true, moved: true, link: None };
         let call = self.call(range);
         for _ in 0..=REDIRECTS {
             let response = self.client.transport().get(&self.what, &at, call.headers()).await?;

@@ -20,7 +20,7 @@ use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint};
 use super::error::{Complaint, Fault, answer, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
-use super::host::{Host, contact};
+use super::host::{Host, Site};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
 use super::route::Route;
@@ -45,7 +45,7 @@ struct Shared {
     transport: Transport,
     grants: Grants,
     /// Held only to find a host.
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    hosts: Mutex<HashMap<Site, Arc<Host>>>,
     /// Where redirects led for each blob; held only to look one up.
     resolved: Mutex<LruCache<BlobKey, Location>>,
 }
@@ -152,14 +152,15 @@ impl Client {
     ///
     /// Does no I/O; names that cannot be part of a URL show at the first request.
     pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
-        let registry = Endpoint::new(self.host(host), repository.to_owned(), Access::Pull);
+        let registry =
+            Endpoint::new(self.host(&Site::of(host, self.options().plain_http)), repository.to_owned(), Access::Pull);
         Repository::new(self.clone(), Arc::new(Route::to(registry)), selector)
     }
 
-    fn host(&self, name: &str) -> Arc<Host> {
+    fn host(&self, site: &Site) -> Arc<Host> {
         let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let host = hosts.entry(contact(name)).or_insert_with(|| Arc::new(Host::new(name, self.options().plain_http)));
-        Arc::clone(host)
+        let new = || Arc::new(Host::new(site.clone()));
+        Arc::clone(hosts.entry(site.clone()).or_insert_with(new))
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -274,6 +275,7 @@ impl Client {
         let mut rounds = 0;
         loop {
             let mut headers = call.headers();
+            endpoint.host.add_headers(&mut headers);
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
@@ -359,6 +361,7 @@ impl Client {
             host: endpoint.host.name(),
             repository: &endpoint.repository,
             registry: &at.url,
+            link: endpoint.host.link(),
             challenge,
             scopes: &scopes,
         };

@@ -19,7 +19,7 @@
 //! | `credentials`, `helper`, `secret` | the user's files, helper programs, keeping secrets out of sight |
 //! | `redirect`, `address` | where outside data may send us, and what may travel along |
 //! | `retry`, `error`, `warning` | what is worth another attempt, what the user sees |
-//! | `transport` | connection pools, time-outs, bodies |
+//! | `transport`, `link` | connection pools, time-outs, bodies; what is special about one host |
 //!
 //! Trust: the registry is believed in nothing but availability, since whoever asked verifies every byte by digest.
 //! Credentials go to the host they are filed under and to the token server it names, and to nobody else.
@@ -37,6 +37,7 @@ mod error;
 mod grant;
 mod helper;
 mod host;
+mod link;
 mod manifest;
 mod push;
 mod range;

@@ -128,7 +128,7 @@ mod tests {
 
     fn follow(link: &'static str) -> Result<Option<String>, Fault> {
         let url = Url::parse("https://r.example/v2/a/referrers/sha256:0?artifactType=x").expect("a valid URL");
-        let at = Location { url, trusted: true, verified: true, moved: false };
+        let at = Location { url, trusted: true, verified: true, moved: false, link: None };
         let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);
         Ok(next("x", &at, &headers)?.map(|at| at.url.to_string()))
     }

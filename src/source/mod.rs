@@ -104,6 +104,8 @@ pub enum ErrorKind {
     Ambiguous,
     /// A local file cannot be read.
     Io,
+    /// What the user's files say about hosts is wrong.
+    Misconfigured,
 }
 
 /// A failure of a source: who failed, on what, and what a user could do about it.
@@ -154,7 +156,8 @@ impl Error {
             | ErrorKind::Invalid
             | ErrorKind::Unsupported
             | ErrorKind::Ambiguous
-            | ErrorKind::Io => false,
+            | ErrorKind::Io
+            | ErrorKind::Misconfigured => false,
         }
     }
 }
