@@ -181,6 +181,7 @@ impl Stage<'_> {
             offline: false,
             plain_http: true,
             auth_files: Vec::new(),
+            hosts: control::HostFiles::default(),
             trust_index: control::TrustIndex::default(),
         };
         let (dir, fill, io) = (self.dir.clone(), Fill::Off, control::Io::Auto);

@@ -63,6 +63,7 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             }
             Err(store::Error::Mismatch(_)) => {
                 tracing::warn!(layer = %layer.index.layer(), attempt, "layer does not have its digest");
+                layer.distrust(0..layer.blob.size());
                 wrong += 1;
             }
             Err(error) => return Err(error.into()),

@@ -28,7 +28,8 @@ pub struct Progress {
 
 /// Streams, indexes and verifies the layer that `expected` names, leaving its blob complete and its index stored.
 ///
-/// If bytes left over from an earlier run turn out to be wrong, everything is fetched anew once. Offline (`reader` is
+/// If bytes left over from an earlier run turn out to be wrong, everything is fetched anew once, and once more for each other
+/// host that the source has. Offline (`reader` is
 /// none) only what is already on disk is used.
 pub async fn first_contact(
     store: &Arc<Store>,
@@ -49,6 +50,10 @@ pub async fn first_contact(
                     if from_disk && reader.is_some() {
                         tracing::warn!(layer = %expected.layer, "bytes from an earlier run are wrong, fetching anew");
                         from_disk = false;
+                        continue;
+                    }
+                    if reader.as_ref().is_some_and(|reader| reader.distrust(0..expected.size)) {
+                        tracing::warn!(layer = %expected.layer, "a host sent wrong bytes, asking another");
                         continue;
                     }
                 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -17,13 +17,14 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
-use super::endpoint::{Access, Endpoint};
+use super::endpoint::{Access, Endpoint, Role};
 use super::error::{Complaint, Fault, answer, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, Site};
+use super::hosts::{self, Place, Wanted};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
-use super::route::Route;
+use super::route::{Round, Route};
 use super::token;
 use super::transport::{Settings, Transport};
 use super::{Options, Repository, Selector};
@@ -148,13 +149,50 @@ impl Client {
         })
     }
 
-    /// The repository `repository` at `host` (`docker.io`, `localhost:5000`) as a source of what `selector` names.
+    /// The repository `repository` at `host` (`docker.io`, `localhost:5000`) as a source of what `selector` names, had from
+    /// the registry itself.
     ///
     /// Does no I/O; names that cannot be part of a URL show at the first request.
     pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
-        let registry =
-            Endpoint::new(self.host(&Site::of(host, self.options().plain_http)), repository.to_owned(), Access::Pull);
-        Repository::new(self.clone(), Arc::new(Route::to(registry)), selector)
+        let host = self.host(&Site::of(host, self.options().plain_http));
+        let name = host.name().to_owned();
+        let endpoint = |access| Endpoint::own(Arc::clone(&host), repository.to_owned(), access);
+        let (registry, push) = (endpoint(Access::Pull), endpoint(Access::Push));
+        let route = Route::new((&name, repository), vec![registry], Some(push), None);
+        Repository::new(self.clone(), Arc::new(route), selector)
+    }
+
+    /// The same repository, had from where the user's files say it is.
+    ///
+    /// Reads the files, so that a change counts for whoever asks after it.
+    pub async fn find(&self, host: &str, repository: &str, selector: Selector) -> Result<Repository, Error> {
+        let Options { hosts: files, plain_http, .. } = self.options().clone();
+        let name = Site::of(host, plain_http).name;
+        let (asked, path, wanted) = (name.clone(), repository.to_owned(), selector.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            hosts::plan(&files, &Wanted { host: &asked, repository: &path, selector: &wanted, plain_http })
+        });
+        let plan = task.await.map_err(|_| Error::new(ErrorKind::Io, "the process is ending"))??;
+        if let Some(rule) = &plan.rule {
+            tracing::debug!(rule, hosts = plan.places.len(), "{name}/{repository} is had by a rule");
+        }
+        let last = plan.places.len().saturating_sub(1);
+        let endpoint = |place: &Place, access, is_own| Endpoint::of(self.host(&place.site), place, access, is_own);
+        let places = plan.places.iter().enumerate();
+        let endpoints = places.map(|(number, place)| endpoint(place, Access::Pull, number == last)).collect();
+        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push, true));
+        let route = Route::new((&name, repository), endpoints, push, plan.rule);
+        Ok(Repository::new(self.clone(), Arc::new(route), selector))
+    }
+
+    /// True if both are clones of one client.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// A client that does not keep what it shares from being dropped.
+    pub fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.shared))
     }
 
     fn host(&self, site: &Site) -> Arc<Host> {
@@ -203,7 +241,36 @@ impl Client {
         }
     }
 
-    /// Asks the registry itself for `rest` below the repository, finding out how it speaks if that is not known.
+    /// Asks one endpoint after the other by `attempt`, and repeats that as long as the faults are worth it.
+    pub(super) async fn persist_over<'a, T, F>(
+        &self,
+        route: &'a Route,
+        role: Role,
+        attempt: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let mut retries = Retries::new(self.policy());
+        loop {
+            let able = route.order(role);
+            let mut round = Round::new(0..able.len());
+            while let Some(number) = round.next() {
+                let answer = attempt(able[number]).await;
+                able[number].host.note(answer.as_ref().err().map(|fault| &fault.error));
+                match answer {
+                    Ok(value) => return Ok(value),
+                    Err(fault) => round.failed(number, fault),
+                }
+            }
+            match round.verdict(role, |number| able[number].is_own) {
+                Some(fault) => retries.pause(fault).await?,
+                None => return Err(route.nobody(role.describe())),
+            }
+        }
+    }
+
+    /// Asks an endpoint for `rest` below the repository, finding out how it speaks if that is not known.
     pub(super) async fn request(
         &self,
         endpoint: &Endpoint,
@@ -215,6 +282,9 @@ impl Client {
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
             let mut start = endpoint.host.locate(scheme, &endpoint.repository, rest).map_err(Fault::lasting)?;
+            if let Some(ns) = &endpoint.ns {
+                start.url.query_pairs_mut().append_pair("ns", ns);
+            }
             if let Some(message) = call.message.filter(|message| !message.query.is_empty()) {
                 start.url.query_pairs_mut().extend_pairs(&message.query);
             }
@@ -366,6 +436,23 @@ impl Client {
             scopes: &scopes,
         };
         self.shared.grants.get(self.transport(), &need, refused).await
+    }
+}
+
+/// A [`Client`] for as long as somebody else has it.
+#[derive(Clone)]
+pub struct WeakClient(Weak<Shared>);
+
+impl WeakClient {
+    /// The client, if there is still one.
+    pub fn upgrade(&self) -> Option<Client> {
+        Some(Client { shared: self.0.upgrade()? })
+    }
+}
+
+impl fmt::Debug for WeakClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WeakClient").finish()
     }
 }
 

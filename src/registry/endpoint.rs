@@ -1,11 +1,13 @@
 //! A repository at one host: what a request is sent to.
 //!
 //! A repository may be had from several hosts, each with a name of its own for it. An [`Endpoint`] is one of these: the
-//! [`Host`], the repository's name there, and the scopes that a token for it must have.
+//! [`Host`], the repository's name there, what the user lets the host do ([`Capabilities`]), and the scopes that a token
+//! for it must have.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::host::Host;
+use super::hosts::Place;
 use crate::limits::TOKEN_SCOPES;
 
 /// A host together with what a repository is called there.
@@ -13,10 +15,58 @@ use crate::limits::TOKEN_SCOPES;
 pub(super) struct Endpoint {
     pub(super) host: Arc<Host>,
     pub(super) repository: String,
+    /// The registry for which the host stands in, if it is to be told (B-146).
+    pub(super) ns: Option<String>,
+    pub(super) may: Capabilities,
+    /// True for the registry itself, false for a mirror of it.
+    pub(super) is_own: bool,
     /// What is done there, as scopes name it.
     access: Access,
     /// The scopes that this host asked for; empty until it did. Held only to copy them.
     scopes: Mutex<Vec<String>>,
+}
+
+/// What the user lets a host do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Capabilities {
+    /// It hands out what is named by a digest.
+    pub(super) pull: bool,
+    /// It says what a tag means: nothing checks that it tells the truth (D-041).
+    pub(super) resolve: bool,
+    /// It takes what is pushed.
+    pub(super) push: bool,
+}
+
+impl Capabilities {
+    /// What a registry does.
+    pub(super) const ALL: Self = Self { pull: true, resolve: true, push: true };
+
+    /// True if a host with these does what is needed.
+    pub(super) fn does(self, role: Role) -> bool {
+        match role {
+            Role::Pull => self.pull,
+            Role::Resolve => self.resolve,
+        }
+    }
+}
+
+/// What is needed of a host that is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Bytes whose digest is known.
+    Pull,
+    /// What belongs to a name now: a tag, or the list of what refers to a manifest.
+    Resolve,
+}
+
+impl Role {
+    /// What a host does that does it, for an error that nobody does.
+    pub(super) fn describe(self) -> &'static str {
+        match self {
+            Self::Pull => "is to be asked for the blobs and manifests of",
+            Self::Resolve => "is to be asked for the tags of",
+        }
+    }
 }
 
 /// What is done with a repository.
@@ -40,13 +90,22 @@ impl Access {
 }
 
 impl Endpoint {
-    pub(super) fn new(host: Arc<Host>, repository: String, access: Access) -> Self {
-        Self { host, repository, access, scopes: Mutex::new(Vec::new()) }
+    /// The registry itself.
+    pub(super) fn own(host: Arc<Host>, repository: String, access: Access) -> Self {
+        let may = Capabilities::ALL;
+        Self { host, repository, ns: None, may, is_own: true, access, scopes: Mutex::new(Vec::new()) }
     }
 
-    /// The same place for who does something else there.
-    pub(super) fn with_access(&self, access: Access) -> Self {
-        Self::new(Arc::clone(&self.host), self.repository.clone(), access)
+    /// A place that the user's files name; the registry itself if it `is_own`.
+    pub(super) fn of(host: Arc<Host>, place: &Place, access: Access, is_own: bool) -> Self {
+        let Place { repository, ns, may, .. } = place;
+        Self { ns: ns.clone(), may: *may, is_own, ..Self::own(host, repository.clone(), access) }
+    }
+
+    /// The same place, of which nothing is known, for who does the same there.
+    pub(super) fn again(&self, may: Capabilities) -> Self {
+        let (host, repository, ns) = (Arc::clone(&self.host), self.repository.clone(), self.ns.clone());
+        Self { ns, may, is_own: self.is_own, ..Self::own(host, repository, self.access) }
     }
 
     /// `registry.example.com/library/debian`.

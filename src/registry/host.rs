@@ -4,8 +4,9 @@
 //! demands before it answers and whether it serves ranges, so that each of these costs a round trip once per process and
 //! not once per request.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName};
@@ -21,6 +22,9 @@ use crate::source::{Error, ErrorKind};
 
 /// The names of Docker Hub; the last one is where it answers.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
+/// How long others are asked before a host that failed.
+const REST: Duration = Duration::from_secs(5);
 
 /// How a host is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +72,17 @@ impl Site {
     }
 }
 
+/// What a host has done for this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostState {
+    /// The name that people use.
+    pub name: String,
+    /// Bytes of blobs that it sent.
+    pub received: u64,
+    /// What was wrong when it was asked last; none if it did what was asked.
+    pub trouble: Option<String>,
+}
+
 /// A registry host.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -78,6 +93,18 @@ pub(super) struct Host {
     /// The last challenge; held only to copy it.
     challenge: Mutex<Option<Challenge>>,
     rangeless: AtomicBool,
+    /// Bytes of blobs that it sent.
+    received: AtomicU64,
+    /// What was wrong with its last answer, if anything was; held only to copy it.
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// What was wrong with a host.
+#[derive(Debug)]
+struct Trouble {
+    text: String,
+    /// Until when others are asked before it.
+    rest: Option<Instant>,
 }
 
 impl Host {
@@ -89,6 +116,39 @@ impl Host {
             scheme: OnceLock::new(),
             challenge: Mutex::new(None),
             rangeless: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            trouble: Mutex::default(),
+        }
+    }
+
+    /// Counts bytes of blobs that it sent.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes whether it has done what was asked of it.
+    pub(super) fn note(&self, error: Option<&Error>) {
+        let trouble = error.map(|error| Trouble {
+            text: error.to_string(),
+            // Who answers, but does not have something, needs no rest.
+            rest: error.is_transient().then(|| Instant::now() + REST),
+        });
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// True if whoever has a choice should ask another host first.
+    pub(super) fn rests(&self) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().and_then(|trouble| trouble.rest).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// How it is.
+    pub(super) fn state(&self) -> HostState {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        HostState {
+            name: self.name().to_owned(),
+            received: self.received.load(Ordering::Relaxed),
+            trouble: trouble.as_ref().map(|trouble| trouble.text.clone()),
         }
     }
 

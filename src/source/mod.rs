@@ -72,6 +72,14 @@ pub trait BlobReader: fmt::Debug + Send + Sync {
     /// Streams exactly the bytes of `range` (within the size), or fails. A short or long answer is an error, never
     /// a short stream. Dropping the stream cancels the transfer.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
+
+    /// Says that bytes of `range`, as they were read here, are wrong. True if another place has not had its turn: reading
+    /// again then asks that one. Repeated for the same range, it ends.
+    fn distrust(&self, range: Range<u64>) -> bool {
+        // Most sources are one place.
+        drop(range);
+        false
+    }
 }
 
 /// Reads `range` of `blob` as one buffer; for small objects such as configurations.
@@ -83,6 +91,21 @@ pub async fn read_all(blob: &dyn BlobReader, range: Range<u64>) -> Result<Bytes,
         whole.extend_from_slice(&piece?);
     }
     Ok(whole.into())
+}
+
+/// Reads the first bytes of `blob`, as many as have the digest `digest`, and compares; none if they are wrong wherever they
+/// can be had from.
+pub async fn read_checked(blob: &dyn BlobReader, size: u64, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    loop {
+        let bytes = read_all(blob, 0..size).await?;
+        if bytes.len() as u64 == size && digest.matches(&bytes) {
+            return Ok(Some(bytes));
+        }
+        if !blob.distrust(0..size) {
+            return Ok(None);
+        }
+        tracing::warn!(%digest, "bytes are wrong, asking another host for them");
+    }
 }
 
 /// What went wrong at a source, in the terms a caller decides by.
@@ -133,6 +156,13 @@ impl Error {
     /// Adds advice for the user, shown as `hint:`.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what else failed before, in a word for each.
+    #[must_use]
+    pub fn besides(mut self, others: &str) -> Self {
+        self.message.push_str(&format!(" (besides: {others})"));
         self
     }
 
