@@ -51,6 +51,10 @@
 //! neighbouring spans, keeps as many bytes on their way as the line was measured to hold, and asks again when an answer
 //! stalls. What comes before it is read is not decoded but put into the blob store; whoever reads it verifies it.
 //!
+//! A source that does not answer is waited for as long as the mount says ([`fetch::Patience`]): one reader tries every few
+//! seconds for all of them, background work rests, and the first answer lets everything go on. How a registry is treated
+//! meanwhile, which host is passed over and how fast one is asked, is the client's affair ([`registry`]).
+//!
 //! The kernel keeps what it was told: names, attributes, listings, links and pages. How files are opened is chosen for each
 //! mount ([`fuse::Io`]): in the cached mode the kernel opens files by itself, so that a warm mount sends no request at all
 //! but for extended attributes; in the passthrough mode each open asks, and reads of a decoded file go past the daemon.

@@ -311,6 +311,9 @@ pub const REPLAY_STEPS: u64 = 1 << 22;
 /// image. A profile that names everything must not turn a lazy mount into a pull.
 pub const AHEAD_BYTES: u64 = 64 << 20;
 
+/// Bytes of the cache that are read ahead of a start because a profile names them: the page cache is everybody's.
+pub const WARM_BYTES: u64 = 256 << 20;
+
 /// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
 pub const AHEAD_FILES: usize = 512;
 
@@ -432,3 +435,30 @@ pub const ENDPOINTS: usize = 16;
 
 /// Most ranges of one blob of which it is remembered which host served them.
 pub const SERVED_KEPT: usize = 256;
+/// Requests to one host that are under way at once as long as it does not complain: far more than the lines of a few images
+/// want, and below what registries and load balancers grant one client.
+pub const HOST_REQUESTS: usize = 64;
+
+/// Hosts whose pace is remembered.
+pub const PACES_KEPT: usize = 256;
+/// Bytes of an image's zTOCs that are held together until its configuration is known, which says what they must be about. An
+/// image of many layers may have gigabytes of them; those beyond this are read one after the other.
+pub const ZTOCS_HELD: u64 = 64 << 20;
+
+// Bodies that come encoded (`registry::encoded`).
+
+/// Codings that one body may have: caches add one to what a server has done.
+pub const BODY_CODINGS: usize = 3;
+
+/// How much longer the encoded form of a body may be than the body: what cannot be compressed grows by a little.
+pub const ENCODED_SLACK: u64 = 64 << 10;
+
+/// Largest window of a body in zstd, as a power of two: the 8 MiB that senders may use (RFC 9659).
+pub const ZSTD_CODING_WINDOW_LOG: u32 = 23;
+
+/// Longest blob that is decoded if it comes encoded as a whole, in memory: configurations and small layers. Who stores longer
+/// ones encoded serves no ranges of them either.
+pub const DECODED_BLOB_BYTES: u64 = 8 << 20;
+
+/// Pages of a list of tags that are read for a hint: a registry that gives fifty at a time still shows five hundred.
+pub const TAG_PAGES: usize = 10;

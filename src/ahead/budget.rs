@@ -70,6 +70,24 @@ impl Budget {
         spans
     }
 
+    /// The spans of `layer` that lie before `end` in its blob, in stream order, that were not taken yet, are not here, and can
+    /// be had.
+    pub(super) fn take_before(&mut self, layer: &Arc<Layer>, end: u64) -> Vec<(Arc<Layer>, SpanId)> {
+        let mut spans = Vec::new();
+        if !can_give(layer) {
+            return spans;
+        }
+        for span in layer.index.span_ids() {
+            if !self.step() {
+                break;
+            }
+            if layer.index.compressed(span).end <= end && self.accept(layer, span) {
+                spans.push((Arc::clone(layer), span));
+            }
+        }
+        spans
+    }
+
     fn accept(&mut self, layer: &Layer, span: SpanId) -> bool {
         let key = (layer.index.layer(), span);
         let compressed = layer.index.compressed(span);

@@ -2,8 +2,9 @@
 //!
 //! Between mount and first read lies the time in which a container runtime prepares its sandbox, and during a start the
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
-//! it in order (`replay`); without one the image's command line (`command`) leads to a program, its interpreter and
-//! its libraries (`programs`), looked up as kernel and dynamic loader would in the image's own tree (`names`). *How much*:
+//! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
+//! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
+//! would in the image's own tree (`names`). What a profile names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
 //! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged.
 //!
@@ -12,11 +13,13 @@
 mod budget;
 mod command;
 mod contents;
+mod landmark;
 mod names;
 mod programs;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -27,9 +30,12 @@ use crate::fetch::{Error, Fetcher, Layer, Priority};
 use crate::index::SpanId;
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
+use crate::store::Store;
 use crate::tree::{NodeId, Tree};
 
 use self::budget::Budget;
+
+pub use self::replay::places;
 
 /// An image's files and where their bytes come from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,6 +46,8 @@ pub struct Files {
     pub layers: Vec<Arc<Layer>>,
     /// What brings their bytes.
     pub fetcher: Fetcher,
+    /// Where decoded copies of them may be.
+    pub store: Arc<Store>,
 }
 
 /// Why something was fetched ahead.
@@ -47,6 +55,8 @@ pub struct Files {
 pub enum Reason {
     /// An earlier start read it.
     Profile,
+    /// Whoever made the layer put it before a landmark, because a start reads it.
+    Landmark,
     /// The entry point needs it.
     EntryPoint,
 }
@@ -66,7 +76,7 @@ impl Progress {
         self.reason.get().copied()
     }
 
-    /// Spans asked for because a profile names them; those that were here already do not count.
+    /// Spans asked for because a profile or a landmark names them; those that were here already do not count.
     pub fn replayed_spans(&self) -> u64 {
         self.replayed.load(Ordering::Relaxed)
     }
@@ -84,7 +94,7 @@ impl Progress {
     fn note(&self, reason: Reason, spans: usize) {
         self.reason.get_or_init(|| reason);
         let count = match reason {
-            Reason::Profile => &self.replayed,
+            Reason::Profile | Reason::Landmark => &self.replayed,
             Reason::EntryPoint => &self.needed,
         };
         count.fetch_add(spans as u64, Ordering::Relaxed);
@@ -97,9 +107,17 @@ impl Progress {
 /// The entry point is looked at also beside a profile that does not know it, such as one of somebody who only looked
 /// into the image.
 pub async fn run(files: &Files, config: &ImageConfig, profile: Option<&Profile>, progress: &Progress) {
-    if let Err(error) = fetch(files, config, profile, progress).await {
-        tracing::debug!(%error, "fetching ahead ends");
-    }
+    let fetched = async {
+        if let Err(error) = fetch(files, config, profile, progress).await {
+            tracing::debug!(%error, "fetching ahead ends");
+        }
+    };
+    let warmed = async {
+        if let Some(profile) = profile {
+            warm::run(files, profile).await;
+        }
+    };
+    tokio::join!(fetched, warmed);
     progress.done.store(true, Ordering::Relaxed);
 }
 
@@ -121,6 +139,11 @@ async fn fetch(
             files.layers.iter().for_each(|layer| layer.foretell());
             session.prefetch(Reason::Profile, spans).await?;
         }
+    }
+    let marked = if known.is_empty() { landmark::plan(&session) } else { Vec::new() };
+    if !marked.is_empty() {
+        // The program is among them if whoever optimised the image ran it, but nothing says so.
+        session.prefetch(Reason::Landmark, marked).await?;
     }
     let targets = command::targets(&files.tree, config);
     if targets.first().is_some_and(|target| known.contains(&target.place.node)) {
@@ -148,13 +171,19 @@ impl Session<'_> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).look()
     }
 
+    /// The spans of a layer that lie before `end` in its blob and are still to be fetched and may be.
+    fn take_before(&self, layer: &Arc<Layer>, end: u64) -> Vec<(Arc<Layer>, SpanId)> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take_before(layer, end)
+    }
+
     async fn prefetch(&self, reason: Reason, spans: Vec<(Arc<Layer>, SpanId)>) -> Result<(), Error> {
         self.progress.note(reason, spans.len());
         let priority = match reason {
-            Reason::Profile => Priority::Profile,
+            Reason::Profile | Reason::Landmark => Priority::Profile,
             // The program is being loaded already, and cannot begin without them.
             Reason::EntryPoint => Priority::ReadAhead,
         };
-        self.files.fetcher.prefetch(&spans, priority).await
+        // An outage delays it: what it knows of the start is worth the same afterwards.
+        self.files.fetcher.prefetch_in_the_end(&spans, priority).await
     }
 }

@@ -5,24 +5,30 @@
 //! the rest.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Session;
 use crate::fetch::Layer;
 use crate::index::SpanId;
 use crate::profile::Profile;
-use crate::tree::{NodeId, NodeKind};
+use crate::tree::{NodeId, NodeKind, Tree};
 
 /// The spans to fetch in the profile's order, and the files that it names.
 pub(super) fn plan(session: &Session<'_>, profile: &Profile) -> (Vec<(Arc<Layer>, SpanId)>, HashSet<NodeId>) {
-    let tree = &session.files.tree;
     let (mut spans, mut nodes) = (Vec::new(), HashSet::new());
-    for access in profile.accesses() {
-        let Some(node) = tree.resolve(access.path(), false) else { continue };
-        if tree.node(node).kind() == NodeKind::Regular {
-            nodes.insert(node);
-            spans.append(&mut session.take(node, access.start()..access.end()));
-        }
+    for (node, range) in places(&session.files.tree, profile) {
+        nodes.insert(node);
+        spans.append(&mut session.take(node, range));
     }
     (spans, nodes)
+}
+
+/// The accesses of `profile` that are to files of `tree`, in the profile's order. They may reach beyond the files.
+pub fn places(tree: &Tree, profile: &Profile) -> impl Iterator<Item = (NodeId, Range<u64>)> {
+    profile.accesses().iter().filter_map(|access| {
+        let node = tree.resolve(access.path(), false)?;
+        let is_file = tree.node(node).kind() == NodeKind::Regular;
+        is_file.then(|| (node, access.start()..access.end()))
+    })
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::elf::Elf;
 use crate::fetch::Options;
-use crate::index::{Expected, build};
+use crate::index::{Claim, ClaimedSpan, Expected, LayerIndex, SpanDigest, Start, Times, build};
 use crate::oci::Digest;
 use crate::profile::{Access, Origin};
 use crate::source::{self, BlobReader, BoxFuture, ByteStream};
@@ -35,6 +35,7 @@ impl BlobReader for Memory {
 
 struct Scene {
     files: Files,
+    tar: Bytes,
     _cache: TempDir,
 }
 
@@ -68,12 +69,12 @@ fn scene(items: &[(&str, Item<'_>)]) -> Scene {
     merger.layer(Some(digest), index.entries()).expect("a good layer");
     let tree = Tree::open(Bytes::from(merger.finish())).expect("a good tree");
     let cache = tempfile::tempdir().expect("a temporary directory");
-    let store = Store::open(&cache.path().join("cache")).expect("a new store");
+    let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let blob = store.blob(&digest, expected.size).expect("a new blob");
-    let reader = Arc::new(Memory(tar, AtomicU64::new(0)));
+    let reader = Arc::new(Memory(tar.clone(), AtomicU64::new(0)));
     let layer = Layer::new(index, blob, Some(reader), "memory", store.dir().join("tmp"));
-    let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()) };
-    Scene { files, _cache: cache }
+    let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()), store };
+    Scene { files, tar, _cache: cache }
 }
 
 impl Scene {
@@ -167,6 +168,59 @@ fn no_profile_fetches_more_than_half_of_a_large_image() {
     let (spans, total) = (scene.plan(&all), index.compressed_size());
     let fraction = spans.len() as f64 / f64::from(index.span_count());
     assert!((0.4..=0.5).contains(&fraction), "{fraction} of {total}");
+}
+
+/// The same layer with another tool's index of it, in which a landmark is at `prefetch_end`.
+fn with_landmark(mut scene: Scene, prefetch_end: u64) -> Scene {
+    let own = Arc::clone(&scene.files.layers[0]);
+    let (truth, size) = (&own.index, scene.tar.len() as u64);
+    let span = |start: u64| {
+        let range = start..size.min(start + (1 << 20));
+        let bytes = &scene.tar[range.start as usize..range.end as usize];
+        ClaimedSpan {
+            compressed: range.clone(),
+            bit: 0,
+            skip: 0,
+            length: range.end - range.start,
+            start: Start::Fresh,
+            digest: SpanDigest::Decoded(Digest::sha256(bytes).bytes().try_into().expect("32 bytes")),
+        }
+    };
+    let claim = Claim {
+        compression: truth.compression(),
+        entries: truth.entries().collect::<Result<_, _>>().expect("a good index"),
+        spans: (0..size).step_by(1 << 20).map(span).collect(),
+        uncompressed_size: size,
+        fidelity: Times::Exact,
+        prefetch_end: Some(prefetch_end),
+    };
+    let expected = Expected { layer: truth.layer(), size, diff_id: truth.diff_id() };
+    let index = LayerIndex::claimed(&expected, claim).expect("it is well-formed");
+    let scratch = scene._cache.path().join("cache/tmp");
+    let layer = Layer::new(index, Arc::clone(&own.blob), own.reader.clone(), "memory", scratch);
+    scene.files.layers = vec![Arc::new(layer)];
+    scene
+}
+
+#[tokio::test]
+async fn what_lies_before_a_landmark_is_fetched_where_there_is_no_profile() {
+    let contents = [big(1), big(2), big(3)];
+    let items: Vec<_> = ["a", "b", "c"].into_iter().zip(contents.iter().map(|content| Item::File(content))).collect();
+    let marked = || with_landmark(scene(&items), 7 << 20);
+    let unprofiled = marked();
+    let progress = unprofiled.run("{}", None).await;
+    assert_eq!((progress.reason(), progress.replayed_spans()), (Some(Reason::Landmark), 7));
+    assert_eq!(unprofiled.local(&["a", "b", "c"]), [true, true, false]);
+
+    let profiled = marked();
+    let progress = profiled.run("{}", Some(&profile(&[(b"c", 0, 3 << 20)]))).await;
+    assert_eq!(progress.reason(), Some(Reason::Profile));
+    assert_eq!(profiled.local(&["a", "b", "c"]), [false, false, true]);
+
+    // One at the end, or none, says nothing.
+    let nothing = with_landmark(scene(&items), u64::MAX);
+    assert_eq!(nothing.run("{}", None).await.reason(), None);
+    assert_eq!(scene(&items).run("{}", None).await.reason(), None);
 }
 
 /// An image with the shell of this host and everything that it needs, and the paths of all of that.
@@ -289,4 +343,36 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
     }
+}
+
+#[tokio::test]
+async fn copies_that_a_profile_names_are_verified_before_they_are_asked_for() {
+    let bytes = |name: &str| name.repeat(crate::limits::CONTENT_DIGEST_BYTES as usize).into_bytes();
+    let (good, bad, other) = (bytes("good"), bytes("bad"), bytes("other"));
+    let scene = scene(&[("good", Item::File(&good)), ("bad", Item::File(&bad)), ("other", Item::File(&other))]);
+    let content = |name: &str| {
+        let id = scene.files.tree.resolve(name.as_bytes(), false).expect("it is there");
+        *scene.files.tree.node(id).content().expect("a file has a digest")
+    };
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let open = || Store::open(&cache.path().join("cache")).expect("a store");
+    let store = open();
+    for name in ["good", "bad", "other"] {
+        let file = store.new_file(&content(name), bytes(name).len() as u64).expect("a new file");
+        file.write(0, &bytes(name)).expect("written");
+        file.publish().expect("the digest is right");
+    }
+    let damaged = store.file(&content("bad")).expect("a file").expect("it is there");
+    drop(store);
+    // A file of the cache is read-only, but not to root and not to a disk that rots.
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*damaged)));
+    let path = path.expect("an open file has a path");
+    std::fs::remove_file(&path).expect("it is there");
+    std::fs::write(&path, b"rot").expect("written");
+
+    let files = Files { store: Arc::new(open()), ..scene.files.clone() };
+    assert!(!files.store.is_verified(&content("good")), "this process has not read it");
+    warm::run(&files, &profile(&[(b"good", 0, 4), (b"bad", 0, 3), (b"good", 2, 4), (b"nothing", 0, 1)])).await;
+    let state = |name: &str| (files.store.is_verified(&content(name)), files.store.has_file(&content(name)));
+    assert_eq!([state("good"), state("bad"), state("other")], [(true, true), (false, false), (false, true)]);
 }

@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::stop::usage;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
-use crate::daemon::control::{Fill, Io, TrustIndex};
+use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::oci::Printable;
 
 /// What one configuration file says.
@@ -23,6 +23,7 @@ pub(super) struct ConfigFile {
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
     pub(super) io: Option<Io>,
+    pub(super) on_outage: Option<OnOutage>,
     /// Seconds.
     pub(super) profile_until: Option<u32>,
     pub(super) trust_index: Option<TrustIndex>,
@@ -41,6 +42,7 @@ struct Wire {
     runtime_dir: Option<Spanned<PathBuf>>,
     fill: Option<Fill>,
     io: Option<Io>,
+    on_outage: Option<Spanned<String>>,
     profile_until: Option<Spanned<String>>,
     trust_index: Option<TrustIndex>,
     idle_seconds: Option<u32>,
@@ -85,6 +87,10 @@ impl ConfigFile {
             duration::recording(text.get_ref())
                 .map_err(|problem| wrong(Some(text.span()), &format!("profile-until: {problem}")))
         };
+        let on_outage = |text: Spanned<String>| {
+            duration::on_outage(text.get_ref())
+                .map_err(|problem| wrong(Some(text.span()), &format!("on-outage: {problem}")))
+        };
         let size = |text: Spanned<String>| {
             byte_size::cache_size(text.get_ref())
                 .map_err(|problem| wrong(Some(text.span()), &format!("cache-size: {problem}")))
@@ -95,6 +101,7 @@ impl ConfigFile {
             runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
             fill: wire.fill,
             io: wire.io,
+            on_outage: wire.on_outage.map(on_outage).transpose()?,
             profile_until: wire.profile_until.map(until).transpose()?,
             trust_index: wire.trust_index,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
@@ -112,6 +119,7 @@ impl ConfigFile {
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
+            on_outage: self.on_outage.or(other.on_outage),
             profile_until: self.profile_until.or(other.profile_until),
             trust_index: self.trust_index.or(other.trust_index),
             idle: self.idle.or(other.idle),
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nprofile-until = '2m'\n\
+        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
                     trust-index = 'registry'\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\nhosts-dir = '/h'\nregistries-conf = '/r.conf'\n";
         let expected = ConfigFile {
@@ -151,6 +159,7 @@ mod tests {
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
+            on_outage: Some(OnOutage::Wait(Some(3600))),
             profile_until: Some(120),
             trust_index: Some(TrustIndex::Registry),
             idle: Some(Duration::from_secs(5)),
@@ -169,6 +178,7 @@ mod tests {
             ("\n\nfill = 'sometimes'", 3, "unknown variant `sometimes`"),
             ("io = 'fast'", 1, "unknown variant `fast`"),
             ("idle-seconds = -1", 1, "invalid value"),
+            ("on-outage = 'wait:ever'", 1, "on-outage: write it as eio, wait, or wait:DURATION"),
             ("\nprofile-until = '6m'", 2, "profile-until: a start is recorded for 5 minutes at most"),
             ("cache-size = '2'", 1, "cache-size: a cache has 1M at least"),
             ("cache-size = 2", 1, "invalid type"),

@@ -16,7 +16,7 @@ use super::settings::settled;
 use super::stop::{Stop, usage};
 use super::table::{Column, Rows, count, percent, short_digest, size};
 use crate::daemon::Failure;
-use crate::daemon::control::{self, IndexProfile, IndexWork, IndexedImage, Request, SharedIndex};
+use crate::daemon::control::{self, IndexProfile, IndexWork, IndexedImage, Request, SharedIndex, UnwantedIndexes};
 use crate::limits::PROFILE_TEXT_BYTES;
 use crate::oci::Printable;
 use crate::profile::Profile;
@@ -91,11 +91,20 @@ enum Format {
     Soci,
 }
 
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ocifs => "ocifs",
+            Self::Soci => "soci",
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// List the indexes beside an image in its registry
     ///
-    /// The first is the one that a mount uses.
+    /// The first is the one that a mount uses. Those of the SOCI snapshotter are listed as well.
     #[command(after_long_help = "Examples:\n  ocifs index list debian:12\n  ocifs index list --json debian:12")]
     List {
         #[command(flatten)]
@@ -119,14 +128,20 @@ enum Action {
     ///
     /// The image is not changed. A registry may not allow that a manifest is deleted; it is then taken out of the list, so
     /// that nobody finds it, where the list is kept under a tag.
-    #[command(after_long_help = "Examples:\n  ocifs index rm ghcr.io/owner/name:1.2")]
+    #[command(
+        after_long_help = "Examples:\n  ocifs index rm ghcr.io/owner/name:1.2\n  ocifs index rm --format soci ghcr.io/owner/name:1.2"
+    )]
     Rm {
         #[command(flatten)]
         image: ImageArgs,
 
-        /// Only the one with this digest
-        #[arg(long, value_name = "DIGEST")]
+        /// Only the one with this digest, whatever program it is for
+        #[arg(long, value_name = "DIGEST", conflicts_with = "format")]
         artifact: Option<String>,
+
+        /// Those for this program
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "ocifs")]
+        format: Format,
     },
 }
 
@@ -135,8 +150,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     match (&args.action, &args.image) {
         (Some(Action::List { image, json }), _) => list(&shared(image, context)?, *json, list_text),
         (Some(Action::Show { image, json }), _) => list(&shared(image, context)?, *json, show_text),
-        (Some(Action::Rm { image, artifact }), _) => {
-            let request = Request::RemoveIndexes { image: image.request(context)?, artifact: artifact.clone() };
+        (Some(Action::Rm { image, artifact, format }), _) => {
+            let request = Request::RemoveIndexes(UnwantedIndexes {
+                image: image.request(context)?,
+                format: format.name().to_owned(),
+                artifact: artifact.clone(),
+            });
             let what = format!("removing indexes of {}", Printable::of(image.reference()));
             ask::<usize>(request, Meter::new(what), context).map(drop)
         }
@@ -155,11 +174,7 @@ fn make(make: &Args, image: &ImageArgs, context: &Context) -> Result<(), Stop> {
         push: make.push,
         replace: make.replace,
         output: make.output.as_deref().map(settled).transpose()?,
-        format: match make.format {
-            Format::Ocifs => "ocifs",
-            Format::Soci => "soci",
-        }
-        .to_owned(),
+        format: make.format.name().to_owned(),
     };
     let images: Vec<IndexedImage> = ask(Request::Index(work), meter, context)?;
     let mut output = Output::new();
@@ -277,6 +292,7 @@ fn list_text(listed: &[SharedIndex]) -> String {
     let Some(first) = listed.first() else { return "the registry has no index of the image\n".to_owned() };
     let mut rows = Rows::new(&[
         Column::Text("ARTIFACT"),
+        Column::Text("FORMAT"),
         Column::Text("PLATFORM"),
         Column::Text("LAYERS"),
         Column::Number("SIZE"),
@@ -285,6 +301,7 @@ fn list_text(listed: &[SharedIndex]) -> String {
     for shared in listed {
         rows.add([
             Printable::of(&shared.digest).to_string(),
+            Printable::of(&shared.format).to_string(),
             Printable::of(&shared.platform).to_string(),
             format!("{} of {}", shared.layers.len(), shared.image_layers),
             size(shared.layers.iter().map(|layer| layer.index_size).sum()),
@@ -409,6 +426,7 @@ abababababab is not lazy: one frame
         };
         let shared = SharedIndex {
             digest: "sha256:2".to_owned(),
+            format: "soci".to_owned(),
             image: "sha256:1".to_owned(),
             platform: "linux/amd64".to_owned(),
             image_layers: 2,
@@ -419,8 +437,8 @@ abababababab is not lazy: one frame
         };
         let listed = [shared];
         let expected = "\
-ARTIFACT  PLATFORM     LAYERS      SIZE  PROFILE
-sha256:2  linux/amd64  1 of 2  10.0 KiB     none
+ARTIFACT  FORMAT  PLATFORM     LAYERS      SIZE  PROFILE
+sha256:2  soci    linux/amd64  1 of 2  10.0 KiB     none
 
 a mount does not believe them: because
 ";

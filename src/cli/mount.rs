@@ -14,7 +14,7 @@ use super::output::Output;
 use super::progress::Meter;
 use super::settings::settled;
 use super::stop::{Stop, usage};
-use crate::daemon::control::{self, Fill, Io, Request, TrustIndex};
+use crate::daemon::control::{self, Fill, Io, OnOutage, Request, TrustIndex};
 use crate::daemon::{self, End};
 use crate::oci::Printable;
 
@@ -24,6 +24,7 @@ Examples:
   ocifs mount --platform linux/arm64 ghcr.io/owner/name:1.2 rootfs
   ocifs mount --wait debian:12 /mnt/debian               # complete when it returns
   ocifs mount --trust-index registry NAME@sha256:... /mnt  # believe an index beside a pinned image
+  ocifs mount --on-outage wait:1h debian:12 /mnt/debian # reads outlast a registry that is away for an hour
   ocifs mount --offline --fill off oci:build/image:latest /mnt
   ocifs mount --foreground localhost:5000/name /mnt     # for service managers";
 
@@ -54,6 +55,16 @@ pub(super) struct Args {
     /// small files, one with models or databases few large ones. `ocifs status` shows what was chosen, and why.
     #[arg(long, value_enum, value_name = "MODE")]
     io: Option<How>,
+
+    /// What a read does while the registry does not answer [default: wait:5m]
+    ///
+    /// With wait:DURATION it waits, at most so long, and goes on by itself as soon as the registry is back; with wait it waits
+    /// without an end. The process that reads can be killed all the same. With eio it fails when the usual attempts are used up,
+    /// after some seconds. This is about reading: a mount whose layers are not known yet fails if they cannot be fetched now.
+    /// `ocifs status` shows an outage.
+    #[arg(long, value_name = "POLICY", value_parser = duration::on_outage)]
+    on_outage: Option<OnOutage>,
+
     /// How long to record what the start reads, such as 30s; 0 for not at all [default: until it is quiet]
     ///
     /// A later mount of the same image fetches what was recorded ahead (see `ocifs profile`). Without this, a start is
@@ -159,6 +170,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
+        on_outage: args.on_outage.unwrap_or(context.settings.on_outage),
         profile_until: args.profile_until.or(context.settings.profile_until),
         cache_size: context.settings.cache_size,
     };

@@ -11,7 +11,7 @@ use super::config_file::ConfigFile;
 use super::environment::Environment;
 use super::paths;
 use super::stop::usage;
-use crate::daemon::control::{Fill, Io, TrustIndex};
+use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::daemon::{Code, Failure};
 use crate::oci::{Printable, Reference};
 
@@ -34,6 +34,8 @@ pub(super) struct Settings {
     pub(super) fill: Fill,
     /// How files are read.
     pub(super) io: Io,
+    /// What reads do while a registry does not answer.
+    pub(super) on_outage: OnOutage,
     /// How long starts are recorded, in seconds; none until they are quiet.
     pub(super) profile_until: Option<u32>,
     /// Whose indexes are believed.
@@ -85,6 +87,7 @@ impl Settings {
             runtime_dir: settled(&runtime_dir)?,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
+            on_outage: file.on_outage.unwrap_or_default(),
             profile_until: file.profile_until,
             trust_index: file.trust_index.unwrap_or_default(),
             idle: file.idle.unwrap_or(IDLE),

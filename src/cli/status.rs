@@ -6,6 +6,7 @@ use clap::ValueHint;
 use serde_json::json;
 
 use super::context::Context;
+use super::duration;
 use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
@@ -110,6 +111,7 @@ fn describe(mount: &MountReport) -> String {
         ("hosts", hosts(mount)),
         ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
         ("kernel", count(mount.kernel_requests.values().sum(), "request")),
+        ("outage", outage(mount)),
         ("fill", filling(mount.fill, &mount.filling)),
         ("profile", profile(&mount.profile)),
         ("ahead", ahead(&mount.profile)),
@@ -131,6 +133,22 @@ fn hosts(mount: &MountReport) -> String {
     });
     let rule = mount.hosts_rule.as_ref().map_or_else(String::new, |rule| format!(" by {}", Printable::of(rule)));
     hosts.collect::<Vec<_>>().join(", ") + &rule
+}
+
+/// The outage that the mount is in, and what its readers do; or would do.
+fn outage(mount: &MountReport) -> String {
+    let policy = Printable::of(&mount.on_outage);
+    let Some(report) = &mount.outage else { return format!("none ({policy})") };
+    let waiting = match (report.waiting, report.fails_in) {
+        (None, _) => format!("nobody waits ({policy})"),
+        (Some(waiting), None) => format!("readers have waited for {} ({policy})", duration::shown(waiting)),
+        (Some(waiting), Some(left)) => {
+            let (waiting, left) = (duration::shown(waiting), duration::shown(left));
+            format!("readers have waited for {waiting}, the first will fail in {left} ({policy})")
+        }
+    };
+    let (host, lasting) = (Printable::of(&report.host), duration::shown(report.seconds));
+    format!("{host} has not answered for {lasting}, {waiting}: {}", Printable::of(&report.error))
 }
 
 /// When the rest is fetched, and how far that is.
@@ -228,7 +246,7 @@ fn reasons(layers: &[LayerReport]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::control::HostReport;
+    use crate::daemon::control::{HostReport, OutageReport};
 
     fn layer() -> LayerReport {
         LayerReport {
@@ -261,6 +279,8 @@ mod tests {
                 platform: "linux/amd64".to_owned(),
                 fill: Fill::Idle,
                 filling: FillReport { state: "failed".to_owned(), error: Some("gone: for\never".to_owned()) },
+                on_outage: "wait:5m".to_owned(),
+                outage: None,
                 bytes_needed: 3 << 20,
                 bytes_local: 1 << 20,
                 bytes_fetched: 1 << 20,
@@ -313,6 +333,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   hosts      m.example (0 B, it\\nfailed), r.example:5000 (1.0 MiB) by /etc/h/hosts.toml
   io         cached (files are small: 28 KiB on average)
   kernel     7 requests
+  outage     none (wait:5m)
   fill       idle, failed: gone: for\\never
   profile    stored
   ahead      3 spans by profile
@@ -323,5 +344,31 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   abababababab is not lazy: one frame of 9 MiB
 ";
         assert_eq!(text(&report()), expected);
+    }
+
+    #[test]
+    fn status_says_who_is_away_and_how_long_readers_wait() {
+        let mut mount = report().mounts.remove(0);
+        let outage = OutageReport {
+            host: "r.example:5000".to_owned(),
+            since: 1_700_000_000,
+            seconds: 130,
+            error: "connection\nrefused".to_owned(),
+            waiting: Some(90),
+            fails_in: Some(210),
+        };
+        let mut line = |outage| {
+            mount.outage = Some(outage);
+            let text = describe(&mount);
+            text.lines().find_map(|line| line.strip_prefix("  outage     ")).map(str::to_owned)
+        };
+        let away = "r.example:5000 has not answered for 2m 10s,";
+        let why = "(wait:5m): connection\\nrefused";
+        let expected = format!("{away} readers have waited for 1m 30s, the first will fail in 3m 30s {why}");
+        assert_eq!(line(outage.clone()), Some(expected));
+        let patient = OutageReport { fails_in: None, ..outage.clone() };
+        assert_eq!(line(patient), Some(format!("{away} readers have waited for 1m 30s {why}")));
+        let alone = OutageReport { waiting: None, fails_in: None, ..outage };
+        assert_eq!(line(alone), Some(format!("{away} nobody waits {why}")));
     }
 }

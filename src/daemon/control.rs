@@ -3,17 +3,22 @@
 //! Both sides are the same program, and a daemon may be older than its client after an upgrade; unknown requests are
 //! answered with a failure that says so. A `data` event is followed by exactly that many raw bytes.
 
+mod cache;
 mod indexes;
+mod outage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
 use crate::registry;
-pub use indexes::{IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+pub use cache::{CacheReport, ImportReport, Usage, VerifyReport, other_cache_size};
+pub use indexes::{
+    IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+};
+pub use outage::{OnOutage, OutageReport};
 
 /// Which image, and how its source may be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,6 +110,9 @@ pub struct Mount {
     /// How files are read.
     #[serde(default)]
     pub io: Io,
+    /// What readers do while the registry does not answer.
+    #[serde(default)]
+    pub on_outage: OnOutage,
     /// How long to record the start, in seconds: 0 for not at all, none until it is quiet.
     #[serde(default)]
     pub profile_until: Option<u32>,
@@ -186,12 +194,7 @@ pub enum Request {
     /// What indexes lie beside an image in its registry.
     ListIndexes(Image),
     /// Remove indexes that lie beside an image in its registry.
-    RemoveIndexes {
-        /// The image.
-        image: Image,
-        /// The artifact; all without it.
-        artifact: Option<String>,
-    },
+    RemoveIndexes(UnwantedIndexes),
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
@@ -297,6 +300,12 @@ pub struct MountReport {
     /// How far that is.
     #[serde(default)]
     pub filling: FillReport,
+    /// What readers do while the registry does not answer, as it is written on the command line.
+    #[serde(default)]
+    pub on_outage: String,
+    /// The outage it is in, if it is in one.
+    #[serde(default)]
+    pub outage: Option<OutageReport>,
     /// Bytes of all layers, compressed.
     pub bytes_needed: u64,
     /// Bytes of them that are in the cache.
@@ -356,9 +365,9 @@ pub struct ProfileReport {
     pub state: String,
     /// First accesses recorded so far.
     pub accesses: u64,
-    /// Why something was fetched ahead: `profile` or `entry point`; none if nothing was.
+    /// Why something was fetched ahead: `profile`, `landmark` or `entry point`; none if nothing was.
     pub ahead: Option<String>,
-    /// Spans fetched ahead because the profile names them.
+    /// Spans fetched ahead because the profile names them, or because they lie before a layer's landmark.
     pub replayed_spans: u64,
     /// Spans fetched ahead because the entry point needs them.
     pub entry_point_spans: u64,
@@ -460,74 +469,4 @@ pub struct LayerSummary {
     pub size: u64,
     /// True if its index is in the cache, so that mounting does not stream it.
     pub indexed: bool,
-}
-
-/// What a part of the cache holds or lost.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Objects.
-    pub count: u64,
-    /// Bytes on disk.
-    pub bytes: u64,
-}
-
-/// What the cache holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CacheReport {
-    /// The cache directory.
-    pub dir: PathBuf,
-    /// Bytes that the cache may take.
-    #[serde(default)]
-    pub limit: Option<u64>,
-    /// Bytes that it takes.
-    #[serde(default)]
-    pub used: u64,
-    /// Manifests and configurations.
-    pub manifests: Usage,
-    /// Layer blobs.
-    pub blobs: Usage,
-    /// Layer indexes.
-    pub indexes: Usage,
-    /// Merged trees.
-    pub trees: Usage,
-    /// Decoded files.
-    pub files: Usage,
-    /// Profiles of starts.
-    #[serde(default)]
-    pub profiles: Usage,
-}
-
-/// What `cache import` brought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImportReport {
-    /// The reference that can be mounted offline now.
-    pub reference: Option<String>,
-    /// Layers, whole or in parts.
-    pub layers: u64,
-    /// Bytes of layers.
-    pub bytes: u64,
-    /// True if there was a profile.
-    pub profile: bool,
-}
-
-/// What `cache verify` found.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct VerifyReport {
-    /// Objects that are what their names say.
-    pub good: u64,
-    /// Objects that were not, by path below the cache directory; they were removed.
-    pub removed: Vec<String>,
-}
-
-/// The warning for a user who wants a cache of another size than `limit`, which its daemon keeps.
-pub fn other_cache_size(limit: Option<u64>, wanted: Option<u64>) -> Option<String> {
-    let (limit, wanted) = (limit?, wanted?);
-    let shown = |bytes| ByteSize::b(bytes).display().iec();
-    (limit != wanted).then(|| {
-        format!(
-            "the cache may grow to {}, not {}: its daemon was started so, and keeps that until it ends",
-            shown(limit),
-            shown(wanted)
-        )
-    })
 }

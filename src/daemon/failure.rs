@@ -138,6 +138,9 @@ impl From<&image::Error> for Failure {
             image::Error::Manifest { source, .. } if matches!(**source, ManifestError::NotRunnable(_)) => {
                 return Self::of(Code::BadImage, error).hint("this is an artifact, not a container image");
             }
+            image::Error::Lacking { lacking, count } => {
+                return super::lacking::failure(lacking, *count).unwrap_or_else(|| Self::of(Code::Unreachable, error));
+            }
             image::Error::Offline(_) => {
                 return Self::of(Code::Unreachable, error).hint("leave out --offline to fetch it");
             }

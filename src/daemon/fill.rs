@@ -5,25 +5,17 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use bytesize::ByteSize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::control::{self, Event, FillReport};
 use super::events::{TELL, send};
-use super::{Code, Failure};
+use super::{Failure, lacking};
 use crate::fetch::{self, Fetcher, Layer, Urgency};
 use crate::fs::Chain;
 use crate::image::ImageLayer;
 use crate::source::ErrorKind;
-
-/// How long fill waits after a failure that may pass.
-const RETRY: Duration = Duration::from_secs(30);
-
-/// Most layers that one failure names; the others are counted.
-const NAMED: usize = 8;
 
 /// The fill of one mount; ends when dropped.
 #[derive(Debug)]
@@ -157,8 +149,9 @@ impl Worker {
     /// Completes the layers from the bottom, one after the other.
     async fn run(self, layers: Vec<Arc<Layer>>) {
         let (layers, lacking): (Vec<_>, Vec<_>) =
-            layers.into_iter().partition(|layer| layer.reader.is_some() || missing(layer) == 0);
-        let mut given_up = offline(&lacking, lacking.len() + layers.len());
+            layers.into_iter().partition(|layer| layer.reader.is_some() || lacking::of(layer).missing == 0);
+        let lacks: Vec<_> = lacking.iter().map(|layer| lacking::of(layer)).collect();
+        let mut given_up = lacking::failure(&lacks, lacks.len() + layers.len());
         self.become_state(Phase::Running, given_up.clone());
         for layer in layers {
             if let Err(failure) = self.complete(&layer, given_up.as_ref()).await {
@@ -181,7 +174,7 @@ impl Worker {
                 Err(fetch::Error::Source(error)) if error.kind() == ErrorKind::Unreachable => {
                     tracing::info!(layer = %layer.index.layer(), %error, "fill waits");
                     self.become_state(Phase::Waiting, Some(Failure::from(&error)));
-                    tokio::time::sleep(RETRY).await;
+                    self.fetcher.rest(layer).await;
                     self.become_state(Phase::Running, given_up.cloned());
                 }
                 Err(error) => {
@@ -201,27 +194,4 @@ impl Worker {
 /// True if nothing is left to be done for a layer: all of it is here, and its index says what is so.
 fn is_settled(layer: &Layer) -> bool {
     layer.blob.is_complete() && layer.is_proven()
-}
-
-/// Bytes of the layer that are not in the cache.
-fn missing(layer: &Layer) -> u64 {
-    layer.blob.size() - layer.blob.present_bytes()
-}
-
-/// The failure that names what the cache lacks of `lacking`, if anything.
-fn offline(lacking: &[Arc<Layer>], count: usize) -> Option<Failure> {
-    if lacking.is_empty() {
-        return None;
-    }
-    let bytes = ByteSize::b(lacking.iter().map(|layer| missing(layer)).sum()).display().iec();
-    let what = format!("{bytes} of {} of {count} layers are not in the cache and the mount is offline", lacking.len());
-    let failure = Failure::new(Code::Unreachable, what).hint("leave out --offline to fetch them");
-    let named = lacking.iter().take(NAMED).fold(failure, |failure, layer| {
-        let (missing, size) = (ByteSize::b(missing(layer)).display().iec(), ByteSize::b(layer.blob.size()));
-        failure.because(format!("layer {} lacks {missing} of {}", layer.blob.digest(), size.display().iec()))
-    });
-    Some(match lacking.len().saturating_sub(NAMED) {
-        0 => named,
-        more => named.because(format!("and {more} more")),
-    })
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::control::{self, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer};
+use super::control::{
+    self, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+};
 use super::events::{TELL, send, tell};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
@@ -16,7 +18,7 @@ use crate::image::{ImageLayer, Images, Progress, Request, Resolved, verdict};
 use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Bundle, Format, Known, Listed};
+use crate::share::{self, Bundle, Format, Known, LayerBlob, Listed};
 
 /// The type of an image's manifest where its source did not say: local ones need not.
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -246,48 +248,77 @@ pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec
     let about = |failure: Failure| failure.about(format!("cannot list the indexes of {}", wanted.reference));
     let repository = repository(images, &request).await.map_err(about)?;
     let resolved = images.resolve(&request).await.map_err(|error| about(Failure::from(&error)))?;
-    let found = share::discover(&repository, &resolved.digest).await;
-    let found = found.map_err(|error| about(Failure::from(&error)))?;
+    let found = found(&repository, &resolved.digest).await.map_err(about)?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
     let verdict = verdict(request.trust, is_pinned);
     let sizes: std::collections::HashMap<_, _> =
         resolved.manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
-    let describe = |shared: share::Shared| SharedIndex {
-        digest: shared.manifest.digest.to_string(),
+    let layer = |blob: LayerBlob| SharedLayer {
+        digest: blob.layer.to_string(),
+        size: sizes.get(&blob.layer).copied(),
+        index: blob.blob.digest.to_string(),
+        index_size: blob.blob.size,
+        metadata_size: blob.metadata.size,
+    };
+    let describe = |found: Found| SharedIndex {
+        digest: found.digest.to_string(),
+        format: found.format.name().to_owned(),
         image: resolved.digest.to_string(),
         platform: resolved.config.platform.to_string(),
-        profile_size: shared.artifact.profile.as_ref().map(|blob| blob.size),
+        profile_size: found.profile_size,
         image_layers: sizes.len(),
-        layers: shared
-            .artifact
-            .layers
-            .iter()
-            .map(|blob| SharedLayer {
-                digest: blob.layer.to_string(),
-                size: sizes.get(&blob.layer).copied(),
-                index: blob.blob.digest.to_string(),
-                index_size: blob.blob.size,
-                metadata_size: blob.metadata.size,
-            })
-            .collect(),
+        layers: found.layers.into_iter().map(layer).collect(),
         believed: verdict.is_believed,
         reason: verdict.why.to_owned(),
     };
     Ok(found.into_iter().map(describe).collect())
 }
 
-/// Takes the artifacts of an image out of its registry, or the one with this digest; answers how many.
+/// An artifact beside an image, whomever it is for.
+struct Found {
+    format: Format,
+    digest: Digest,
+    layers: Vec<LayerBlob>,
+    profile_size: Option<u64>,
+}
+
+/// The artifacts beside an image: ours, of which a mount uses the first, then those that it falls back to.
+async fn found(repository: &Repository, subject: &Digest) -> Result<Vec<Found>, Failure> {
+    let (ours, soci) = tokio::join!(share::discover(repository, subject), share::discover_soci(repository, subject));
+    let ours = ours.map_err(|error| Failure::from(&error))?.into_iter().map(|shared| Found {
+        format: Format::Ocifs,
+        digest: shared.manifest.digest,
+        profile_size: shared.artifact.profile.map(|blob| blob.size),
+        layers: shared.artifact.layers,
+    });
+    let soci = soci.map_err(|error| Failure::from(&error))?.into_iter().map(|(manifest, index, _)| Found {
+        format: Format::Soci,
+        digest: manifest.digest,
+        profile_size: None,
+        layers: index.layers.iter().map(LayerBlob::of_ztoc).collect(),
+    });
+    Ok(ours.chain(soci).collect())
+}
+
+/// Takes artifacts of an image out of its registry; answers how many.
+///
+/// Those for other programs go only if they are asked for: whoever put them there need not know of this one.
 pub(super) async fn remove(
     images: &Images,
-    wanted: &control::Image,
-    artifact: Option<&str>,
+    unwanted: &UnwantedIndexes,
     events: &mpsc::Sender<Event>,
 ) -> Result<usize, Failure> {
+    let UnwantedIndexes { image: wanted, format, artifact } = unwanted;
+    let format = format_of(format)?.name();
     let listed = list(images, wanted).await?;
     let repository = repository(images, &request_of(wanted)?).await?.for_pushing();
     let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));
-    let chosen: Vec<_> = listed.iter().filter(|shared| artifact.is_none_or(|wanted| shared.digest == wanted)).collect();
+    let is_chosen = |shared: &&SharedIndex| match artifact {
+        Some(artifact) => shared.digest == *artifact,
+        None => shared.format == format,
+    };
+    let chosen: Vec<_> = listed.iter().filter(is_chosen).collect();
     if chosen.is_empty() {
         let failure = Failure::new(Code::NotFound, format!("there is no such index of {}", wanted.reference));
         return Err(failure.hint("`ocifs index list REF` shows what there is"));

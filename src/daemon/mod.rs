@@ -12,6 +12,7 @@ mod events;
 mod failure;
 mod fill;
 mod indexing;
+mod lacking;
 mod memory;
 mod mount;
 mod mounts;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::control::{self, Event, Fill};
 use super::events::{open_image, send};
@@ -12,8 +13,8 @@ use super::mounts::{Counts, Mounted, Mounts};
 use super::profiles::Profiling;
 use super::query::request_of;
 use super::served::{self, Served};
-use super::{Code, Failure};
-use crate::fetch::Urgency;
+use super::{Code, Failure, lacking};
+use crate::fetch::{OnOutage, Urgency};
 use crate::fs::{FileSystem, Ino};
 use crate::fuse::{self, Access};
 use crate::image::{Image, Images};
@@ -38,6 +39,11 @@ pub(super) async fn mount(
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
     for text in &image.resolved.warnings {
         send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
+    }
+    if (wanted.image.offline || image.resolved.is_remembered)
+        && let Some(text) = lacking::warning(&image, wanted.image.offline)
+    {
+        send(events, Event::Warning { text }).await;
     }
     if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
         send(events, Event::Warning { text }).await;
@@ -79,14 +85,16 @@ async fn attach(
             let recorder = served.fs.recorder();
             // The start of another mount of it is being recorded.
             let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
-            let profiling = Profiling::start(images, &wanted, &image, recorder);
+            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&served.fs), recorder);
             (mount, served, using, profiling)
         }
         None => {
             let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
             let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-            let fs = Arc::new(FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store));
-            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(fs.recorder()));
+            let fs = FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store);
+            let fs = Arc::new(fs.on_outage(patience(wanted.on_outage)));
+            let recorder = Arc::clone(fs.recorder());
+            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&fs), recorder);
             let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
             let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
             let (served, using) = mounts.served().enter(key, &image, served);
@@ -121,6 +129,13 @@ async fn attach(
         mounts.remove(&watched);
     });
     Ok(mounted)
+}
+
+fn patience(wanted: control::OnOutage) -> OnOutage {
+    match wanted {
+        control::OnOutage::Wait(seconds) => OnOutage::Wait(seconds.map(|seconds| Duration::from_secs(seconds.into()))),
+        control::OnOutage::Eio => OnOutage::Fail,
+    }
 }
 
 /// Makes a connection for `fs` and its first mount.

@@ -15,12 +15,13 @@ use super::control::{self, ProfileReport, ProfileText};
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
+use crate::fs::FileSystem;
 use crate::fs::profile::{Recorder, Until, origin_now};
 use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
 use crate::store::Store;
-use crate::tree::{self, Tree};
+use crate::tree::Tree;
 
 /// What one mount fetches ahead and records. Fetching ahead ends with it.
 #[derive(Debug)]
@@ -51,15 +52,22 @@ impl Drop for Profiling {
 }
 
 impl Profiling {
-    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount fetches nothing.
-    pub(super) fn start(images: &Images, wanted: &control::Mount, image: &Image, recorder: Arc<Recorder>) -> Arc<Self> {
+    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount has nobody to
+    /// fetch from.
+    pub(super) fn start(
+        images: &Images,
+        wanted: &control::Mount,
+        image: &Image,
+        fs: Arc<FileSystem>,
+        recorder: Arc<Recorder>,
+    ) -> Arc<Self> {
         let store = Arc::clone(images.store());
         let (digest, config) = (image.resolved.digest, image.resolved.config.clone());
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
-        let files = Files { tree: image.tree.clone(), layers, fetcher: images.fetcher().clone() };
+        let fetcher = images.fetcher().clone();
+        let files = Files { tree: image.tree.clone(), layers, fetcher, store: Arc::clone(&store) };
         let (progress, stored) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
         let (inner, told, known) = (Arc::clone(&store), Arc::clone(&progress), Arc::clone(&stored));
-        let offline = wanted.image.offline;
         // Somebody else's is a hint like any other, but not kept: what is recorded here is.
         let shared = image.profile.clone();
         let task = tokio::spawn(async move {
@@ -67,9 +75,11 @@ impl Profiling {
             let profile = loaded.unwrap_or_default();
             known.store(profile.is_some(), Ordering::Relaxed);
             let profile = profile.or(shared);
-            if !offline {
-                ahead::run(&files, &config, profile.as_ref(), &told).await;
+            if let Some(profile) = &profile {
+                fs.expect(ahead::places(&files.tree, profile));
             }
+            drop(fs);
+            ahead::run(&files, &config, profile.as_ref(), &told).await;
         });
         Arc::new(Self {
             store,
@@ -145,6 +155,7 @@ impl Profiling {
         };
         let ahead = self.progress.reason().map(|reason| match reason {
             Reason::Profile => "profile".to_owned(),
+            Reason::Landmark => "landmark".to_owned(),
             Reason::EntryPoint => "entry point".to_owned(),
         });
         ProfileReport {
@@ -202,9 +213,10 @@ fn keep(recorder: &Recorder, tree: &Tree, store: &Store, image: Digest, dir: Pat
 /// The profile of an image.
 pub(super) async fn get(images: &Images, wanted: &control::Image) -> Result<ProfileText, Failure> {
     let resolved = resolve(images, wanted).await?;
-    let reference = wanted.reference.clone();
+    let (reference, opened) = (wanted.reference.clone(), images.clone());
     blocking(images, move |store| {
-        let image_bytes = tree_size(store, &resolved);
+        // The sum of the image's file sizes, if it was mounted before.
+        let image_bytes = opened.opened_tree(&resolved.digest).map(|tree| tree.total_size());
         let text = store.profile(&resolved.digest).map_err(|error| Failure::from(&error))?;
         let text = text.ok_or_else(|| none(&reference))?;
         // Checked when it was stored, so it is ASCII.
@@ -240,13 +252,6 @@ pub(super) async fn remove(images: &Images, wanted: &control::Image) -> Result<(
 fn none(reference: &str) -> Failure {
     Failure::new(Code::NotFound, format!("there is no profile of {reference}"))
         .hint("one is recorded when the image is mounted and its program starts, or `ocifs profile import` brings one")
-}
-
-/// The sum of the image's file sizes, if it was merged before; nothing is fetched to know it.
-fn tree_size(store: &Store, resolved: &Resolved) -> Option<u64> {
-    let layers: Vec<_> = resolved.manifest.layers.iter().map(|layer| layer.digest).collect();
-    let mapped = store.tree(&tree::id(&layers)).ok()??;
-    Some(Tree::open(mapped.bytes().clone()).ok()?.total_size())
 }
 
 async fn resolve(images: &Images, wanted: &control::Image) -> Result<Resolved, Failure> {

@@ -1,7 +1,11 @@
 //! What the daemon tells of itself: mounts, layers, images and the cache, in the words of [`control`].
 
-use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport};
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport, OutageReport};
 use super::mounts::Mounted;
+use crate::fetch::OnOutage;
+use crate::fs::FileSystem;
 use crate::fuse;
 use crate::image::{ImageLayer, Origin, Resolved};
 use crate::index::Compression;
@@ -21,6 +25,8 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         platform: image.resolved.config.platform.to_string(),
         fill: mounted.request.fill,
         filling: mounted.filling.report(),
+        on_outage: mounted.request.on_outage.to_string(),
+        outage: outage(&mounted.served.fs),
         bytes_needed: layers.iter().map(|layer| layer.size).sum(),
         bytes_local: layers.iter().map(|layer| layer.local).sum(),
         bytes_fetched: layers.iter().map(|layer| layer.fetched).sum(),
@@ -44,6 +50,24 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
 fn host(state: HostState) -> control::HostReport {
     let HostState { name, received, trouble } = state;
     control::HostReport { name, received, trouble }
+}
+
+/// The outage that readers of `fs` are in, or would be.
+fn outage(fs: &FileSystem) -> Option<OutageReport> {
+    let outage = fs.outage()?;
+    let waiting = fs.patience().longest_wait();
+    let left = match (fs.patience().policy(), waiting) {
+        (OnOutage::Wait(Some(longest)), Some(waited)) => Some(longest.saturating_sub(waited)),
+        _ => None,
+    };
+    Some(OutageReport {
+        host: outage.place.to_string(),
+        since: outage.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        seconds: outage.lasting.as_secs(),
+        error: crate::fs::Chain(&outage.error).to_string(),
+        waiting: waiting.as_ref().map(Duration::as_secs),
+        fails_in: left.as_ref().map(Duration::as_secs),
+    })
 }
 
 /// The kernel's requests since it was mounted, those of other mounts that are served together included.

@@ -41,6 +41,8 @@ pub(super) struct Key {
     is_remote: bool,
     source: Option<Arc<str>>,
     io: control::Io,
+    /// The kernel does not say through which directory a file is read, so the patience is the connection's.
+    on_outage: control::OnOutage,
     offline: bool,
     plain_http: bool,
     auth_files: Vec<PathBuf>,
@@ -56,6 +58,7 @@ impl Key {
             is_remote: image.is_remote,
             source: image.layers.first().map(|layer| Arc::clone(&layer.layer.source_name)),
             io: wanted.io,
+            on_outage: wanted.on_outage,
             offline: wanted.image.offline,
             plain_http: wanted.image.plain_http,
             auth_files: wanted.image.auth_files.clone(),

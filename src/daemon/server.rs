@@ -226,9 +226,9 @@ impl Server {
                 answers.while_running(made).await.and_then(|images| value(&images))
             }
             Request::ListIndexes(image) => indexing::list(&self.images, &image).await.and_then(|listed| value(&listed)),
-            Request::RemoveIndexes { image, artifact } => {
+            Request::RemoveIndexes(unwanted) => {
                 let events = answers.events.clone();
-                let removed = indexing::remove(&self.images, &image, artifact.as_deref(), &events);
+                let removed = indexing::remove(&self.images, &unwanted, &events);
                 answers.while_running(removed).await.and_then(|count| value(&count))
             }
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),

@@ -184,9 +184,16 @@ impl Stage<'_> {
             hosts: control::HostFiles::default(),
             trust_index: control::TrustIndex::default(),
         };
-        let (dir, fill, io) = (self.dir.clone(), Fill::Off, control::Io::Auto);
-        self.ask(Request::Mount(control::Mount { image, dir, fill, io, profile_until: Some(0), cache_size: None }))
-            .await
+        self.ask(Request::Mount(control::Mount {
+            image,
+            dir: self.dir.clone(),
+            fill: Fill::Off,
+            io: control::Io::Auto,
+            on_outage: control::OnOutage::Eio,
+            profile_until: Some(0),
+            cache_size: None,
+        }))
+        .await
     }
 
     async fn unmount(&self) -> Result<(), Failure> {

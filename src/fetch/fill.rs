@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::anew::{self, Had};
 use super::proof::{self, Proved};
 use super::{Error, Fetcher, Layer, Priority};
 use crate::index::SpanId;
@@ -21,8 +22,9 @@ const BATCH: usize = 256;
 /// Their compressed bytes, from which on no more are wanted at once: all of them may be held in memory for a moment.
 const BATCH_BYTES: u64 = 64 << 20;
 
-/// How often a layer is fetched before it counts as wrong at its source.
-const ATTEMPTS: u32 = 2;
+/// How often a layer is completed before its bytes count as not to be had: the blob is shared, and readers discard what is
+/// wrong in it at any time.
+const ATTEMPTS: u32 = 3;
 
 /// When fill may use the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,22 +38,33 @@ pub enum Urgency {
 /// Fetches what is missing of `layer`, then verifies the whole blob, and its index if that is not proven. Returns when that
 /// is done.
 ///
-/// A blob that does not have its digest has been forgotten by the store; it is fetched anew once, and [`Error::Corrupt`] if
-/// it is wrong again. If the index was made here, the mount goes on: by a pass in which layer digest and diffID were right, so
-/// it describes the true layer, a mismatch now can only mean wrong bytes, from the source or from the disk, and no reader is
-/// served those, because each span is compared with the index. If the index is a claim, nothing shows that it is one about
+/// A blob that does not have its digest has been forgotten by the store. Whose bytes were wrong is not known: another image
+/// that lists the layer may have filled the same blob from another source. So the layer is fetched anew from its own source
+/// alone, and [`Error::Corrupt`] only if that has something else. If the index was made here, the mount goes on even then: by a
+/// pass in which layer digest and diffID were right, so it describes the true layer, and no reader is served wrong bytes,
+/// because each span is compared with the index. If the index is a claim, nothing shows that it is one about
 /// this layer, and the layer is condemned (design.md, "Trust"), as it is if the claim turns out to be wrong.
 pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
-    let mut wrong = 0;
+    let mut were_wrong = false;
     for attempt in 0..ATTEMPTS {
-        fetch(fetcher, layer, urgency).await?;
+        if !were_wrong {
+            fetch(fetcher, layer, urgency).await?;
+        } else {
+            while anew::fetch(fetcher, layer, urgency).await? == Had::SomethingElse {
+                // It may be a mirror that has something else, and not the source.
+                if !layer.distrust(0..layer.blob.size()) {
+                    let error = proof::not_the_layer(layer);
+                    return Err(if layer.is_proven() { error } else { layer.condemn(error) });
+                }
+            }
+        }
         let blob = Arc::clone(&layer.blob);
         let completed = tokio::task::spawn_blocking(move || blob.complete(false)).await;
         match completed.map_err(|_| Error::Interrupted)? {
             Ok(()) if layer.is_proven() => return Ok(()),
             Ok(()) => match proof::prove(fetcher, layer, urgency).await {
                 Ok(Proved::Yes) => return Ok(()),
-                Ok(Proved::NotItsBytes) => wrong += 1,
+                Ok(Proved::NotItsBytes) => were_wrong = true,
                 Err(error) if layer.condemned().is_none() && is_lost(&error) => {
                     tracing::debug!(layer = %layer.index.layer(), attempt, "bytes were lost while they were compared");
                 }
@@ -63,15 +76,12 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             }
             Err(store::Error::Mismatch(_)) => {
                 tracing::warn!(layer = %layer.index.layer(), attempt, "layer does not have its digest");
-                layer.distrust(0..layer.blob.size());
-                wrong += 1;
+                were_wrong = true;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let error = proof::not_the_layer(layer);
-    // What was wrong once may have been the disk's; what is wrong again came from the source.
-    Err(if layer.is_proven() || wrong < ATTEMPTS { error } else { layer.condemn(error) })
+    Err(proof::not_the_layer(layer))
 }
 
 /// How many of `spans` to want at once, from their beginning on; at least one.
@@ -96,7 +106,9 @@ async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Resul
     let spans: Vec<_> = layer.index.span_ids().map(|span| (Arc::clone(layer), span)).collect();
     let mut rest = &spans[..];
     while !rest.is_empty() {
-        let (batch, later) = rest.split_at(batch(layer, rest));
+        // One try is enough to find out whether a source is back.
+        let count = if fetcher.is_away(layer) { 1 } else { batch(layer, rest) };
+        let (batch, later) = rest.split_at(count);
         rest = later;
         if urgency == Urgency::Now {
             fetcher.prefetch(batch, Priority::Fill).await?;

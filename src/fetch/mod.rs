@@ -4,11 +4,13 @@
 //! decoded once ([`OnceMap`]). *Nothing unverified*: bytes may come from a disk that rots or a server that lies, so a span
 //! counts only after its decoded form matched the index ([`Fetcher::span`]), and only then are its bytes recorded in the
 //! blob store. *Never in the way*: decoding runs on a bounded number of threads, decoded spans live in a byte-bounded
-//! cache (`SpanCache`), and background work yields to readers ([`Demand`]).
+//! cache (`SpanCache`), and background work yields to readers ([`Demand`]). A source that does not answer is waited for as
+//! long as the mount says ([`Patience`]).
 //!
 //! [`first_contact`] is the exception that proves a layer: it streams the blob once, in order, and the index builder
 //! verifies the whole of it. A layer whose index somebody else made is proven at the end of its [`fill()`].
 
+mod anew;
 mod buffers;
 mod demand;
 mod fill;
@@ -16,6 +18,7 @@ mod first_contact;
 mod large;
 mod line;
 mod once_map;
+mod outage;
 mod pieces;
 mod plan;
 mod prefetch;
@@ -41,6 +44,7 @@ pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
 use large::LargeSpans;
 pub use once_map::{Claim, OnceMap};
+pub use outage::{OnOutage, Outage, Patience};
 use readahead::ReadAhead;
 pub use windows::WindowSource;
 
@@ -124,6 +128,8 @@ pub struct Layer {
     pub source_name: Arc<str>,
     /// Tells sources apart, by that name.
     source: u64,
+    /// Whose outage it is when the source does not answer: its host, which other sources may share.
+    place: Arc<str>,
     /// What was moved for this layer.
     pub traffic: Traffic,
     /// What is known of its index, if that is a claim.
@@ -285,6 +291,10 @@ impl Fetcher {
         }
     }
 
+    fn outages(&self) -> &outage::Outages {
+        self.inner.planner.outages()
+    }
+
     /// Bytes that were asked of all sources and have not come.
     pub fn outstanding(&self) -> u64 {
         self.inner.planner.outstanding()
@@ -344,10 +354,12 @@ impl Layer {
         source_name: &str,
         scratch: std::path::PathBuf,
     ) -> Self {
+        let place = reader.as_ref().and_then(|reader| reader.host()).unwrap_or(source_name).into();
         Self {
             index,
             blob,
             reader,
+            place,
             source_name: source_name.into(),
             source: hash(source_name),
             traffic: Traffic::default(),

@@ -28,7 +28,7 @@ pub(super) fn pieces<'a>(
 }
 
 /// The ranges in which `range` is read.
-fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn chunks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let step = limits::READ_CHUNK;
     let count = (range.end - range.start).div_ceil(step);
     (0..count).map(move |number| {

@@ -9,14 +9,15 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::outage::Outages;
 use super::queue::{Outcome, Queue, Run};
 use super::spans::Key;
-use super::steady::Steady;
+use super::steady::{ANEW, Steady, Watch};
 use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::source::{self, ErrorKind};
@@ -26,6 +27,8 @@ use crate::source::{self, ErrorKind};
 pub(super) struct Planner {
     /// Protects the bookkeeping; never held across an await or I/O on layer bytes.
     queue: Arc<Mutex<Queue>>,
+    /// Learns what becomes of every read.
+    outages: Arc<Outages>,
 }
 
 /// The right to a span's compressed bytes, once they are here.
@@ -97,6 +100,11 @@ impl Planner {
         self.lock().outstanding()
     }
 
+    /// Which places are away.
+    pub(super) fn outages(&self) -> &Outages {
+        &self.outages
+    }
+
     /// How many bytes the line to `layer`'s source holds, as far as is known.
     pub(super) fn product(&self, layer: &Layer) -> u64 {
         self.lock().product(&layer.source_name)
@@ -163,6 +171,7 @@ impl Flight {
     async fn carry(mut self) {
         self.begun = true;
         self.planner.lock().begun(self.run.id);
+        let began = Instant::now();
         let streamed = self.stream().await;
         let layer = self.run.layer.index.layer();
         let error = match streamed {
@@ -175,6 +184,11 @@ impl Flight {
             .into(),
         };
         tracing::debug!(%layer, %error, "ranged read failed");
+        if let Error::Source(error) = &error
+            && error.is_transient()
+        {
+            self.planner.outages.failed(&self.run.layer.place, began, error);
+        }
         self.give_up(&error);
     }
 
@@ -219,7 +233,11 @@ impl Flight {
         let mut cutter = Cutter::new(layer, whole.start);
         self.deliver(&mut cutter, before).await;
         let sent = Instant::now();
-        let mut answer = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience).await?;
+        let (outages, place) = (Arc::clone(&self.planner.outages), Arc::clone(&layer.place));
+        let watch = Watch { outages, place, anew: ANEW };
+        let opening = Steady::open(Arc::clone(reader), asked, &layer.traffic, self.run.patience, watch);
+        let mut answer = opening.await?;
+        self.planner.outages.answered(&layer.place);
         self.planner.lock().answered(self.run.id, sent.elapsed());
         tracing::trace!(read = self.run.id, after = ?sent.elapsed(), "answered");
         while let Some(piece) = answer.next().await {

@@ -61,6 +61,10 @@ impl Fetcher {
         }
         let waited_for = first.get()..=last.get();
         wanted.retain(|span| !waited_for.contains(&span.get()) && is_missing(span));
+        // Nobody waits for these, so they are not worth a try at a source that is away.
+        if !wanted.is_empty() && self.is_away(layer) {
+            return must_wait;
+        }
         let wanted: Vec<_> = wanted.into_iter().map(|span| (Arc::clone(layer), span)).collect();
         self.inner.planner.bring(&wanted, Priority::ReadAhead, must_wait);
         must_wait
@@ -69,6 +73,7 @@ impl Fetcher {
     /// Fetches spans that a reader is on its way to.
     pub fn bring(&self, mut wanted: Vec<(Arc<Layer>, SpanId)>) {
         wanted.retain(|(layer, span)| !LargeSpans::is_large(&layer.index, *span) && !layer.has(*span));
+        wanted.retain(|(layer, _)| !self.is_away(layer));
         self.inner.planner.bring(&wanted, Priority::Profile, false);
     }
 

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::{Error, Fetcher, Layer, Urgency};
 use crate::index::{self, BuildError, Difference, Expected, LayerIndex};
 use crate::limits::READ_CHUNK;
-use crate::oci::Digest;
+use crate::oci::{Digest, Hasher};
 use crate::store::{self, Store};
 
 /// What is known of a claim, and where it is kept.
@@ -103,9 +103,21 @@ pub(super) async fn prove(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgenc
     if !layer.index.says_the_same(&truth) {
         layer.windows().await?;
     }
-    let compared = tokio::task::spawn_blocking(move || reading.compare(&truth)).await;
+    // What differs from the truth may be the disk's fault: the blob was right when it became complete, and that may be long ago.
+    let compared = tokio::task::spawn_blocking(move || -> Result<_, Error> {
+        Ok(match reading.compare(&truth) {
+            Err(Difference::Found { .. } | Difference::Truth(_)) if !reading.has_digest()? => None,
+            compared => Some(compared),
+        })
+    });
+    let compared = compared.await.map_err(|_| Error::Interrupted)?;
     drop(wanted);
-    match compared.map_err(|_| Error::Interrupted)? {
+    let Some(compared) = compared? else {
+        tracing::warn!(layer = %layer.index.layer(), "the layer's bytes have rotted");
+        layer.blob.discard(0..layer.blob.size())?;
+        return Ok(Proved::NotItsBytes);
+    };
+    match compared {
         Ok(()) => {
             layer.proof.outcome.get_or_init(|| Ok(()));
             tracing::info!(layer = %layer.index.layer(), "the layer's index is proven");
@@ -161,6 +173,18 @@ impl Reading {
             tracing::debug!(layer = %truth.layer(), %error, "the index is not kept");
         }
         Ok(truth)
+    }
+
+    /// True if the bytes of the layer are those that its digest names.
+    fn has_digest(&self) -> Result<bool, Error> {
+        let (blob, mut at) = (&self.layer.blob, 0);
+        let mut hasher = Hasher::new(blob.digest().algorithm());
+        while at < blob.size() {
+            let end = blob.size().min(at + READ_CHUNK);
+            hasher.update(&self.read(at..end)?);
+            at = end;
+        }
+        Ok(hasher.finish() == blob.digest())
     }
 
     fn compare(&self, truth: &LayerIndex) -> Result<(), Difference<Error>> {

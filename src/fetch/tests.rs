@@ -103,6 +103,15 @@ pub(super) fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
 }
 
 impl Scene {
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    /// The layer's uncompressed stream.
+    pub(super) fn stream(&self) -> &[u8] {
+        &self.tar
+    }
+
     pub(super) fn span(&self, number: u32) -> SpanId {
         self.layer.index.span_ids().nth(number as usize).expect("a span of the layer")
     }
@@ -276,7 +285,8 @@ async fn an_answer_that_stalls_is_asked_for_again_from_where_it_stopped() {
     let source = Arc::new(source);
     let (traffic, patience) = (Traffic::default(), Duration::from_millis(20));
     let reader = Arc::clone(&source) as Arc<dyn BlobReader>;
-    let mut answer = steady::Steady::open(reader, 0..10, &traffic, patience).await.expect("an answer");
+    let watch = steady::Watch { outages: Arc::default(), place: "memory".into(), anew: steady::ANEW };
+    let mut answer = steady::Steady::open(reader, 0..10, &traffic, patience, watch).await.expect("an answer");
     let mut bytes = Vec::new();
     while let Some(piece) = answer.next().await {
         bytes.extend_from_slice(&piece.expect("good pieces"));
@@ -284,4 +294,39 @@ async fn an_answer_that_stalls_is_asked_for_again_from_where_it_stopped() {
     assert_eq!(bytes, b"0123456789");
     assert_eq!(source.asked(), [0..10, 5..10]);
     assert_eq!((traffic.bytes(), traffic.requests()), (10, 2));
+}
+
+/// A source that says nothing to the first so many requests, for ever.
+#[derive(Debug)]
+struct Silent {
+    memory: Memory,
+    to_go: AtomicU64,
+}
+
+impl BlobReader for Silent {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        let is_silent = self.to_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if is_silent { Box::pin(std::future::pending()) } else { self.memory.read(range) }
+    }
+}
+
+#[tokio::test]
+async fn requests_to_a_source_that_is_away_are_made_anew_until_one_is_answered() {
+    let memory = Memory { blob: Bytes::from_static(b"0123456789"), ..Memory::default() };
+    let reader = Arc::new(Silent { memory, to_go: AtomicU64::new(4) });
+    let (traffic, patience) = (Traffic::default(), Duration::from_millis(20));
+    let (outages, place) = (Arc::new(outage::Outages::default()), Arc::from("memory"));
+    let watch = steady::Watch { outages: Arc::clone(&outages), place: Arc::clone(&place), anew: patience };
+    let answer = steady::Steady::open(Arc::clone(&reader) as _, 0..10, &traffic, patience, watch);
+    let mut answer = std::pin::pin!(answer);
+    assert!(tokio::time::timeout(patience * 10, answer.as_mut()).await.is_err());
+    assert_eq!(traffic.requests(), 2, "one that is only slow is not asked again and again");
+    outages.failed(&place, tokio::time::Instant::now(), &source::Error::new(source::ErrorKind::Unreachable, "gone"));
+    let mut answer = tokio::time::timeout(Duration::from_secs(5), answer).await.expect("in time").expect("an answer");
+    assert_eq!(traffic.requests(), 5);
+    assert_eq!(answer.next().await.expect("bytes").expect("good bytes"), &b"01234"[..]);
 }

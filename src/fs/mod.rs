@@ -13,6 +13,7 @@ mod attr;
 mod copies;
 mod directory;
 mod error;
+mod expect;
 mod open;
 pub mod profile;
 mod publish;
@@ -24,7 +25,7 @@ mod walk;
 
 use std::sync::Arc;
 
-use crate::fetch::{Fetcher, Layer};
+use crate::fetch::{Fetcher, Layer, OnOutage, Outage, Patience};
 use crate::store::Store;
 use crate::tree::{NodeId, Tree};
 
@@ -32,6 +33,7 @@ pub use attr::{Attr, FileType, StatFs};
 pub use directory::{DirEntry, Directory};
 pub use error::{Chain, Errno, Error};
 pub use open::{Backing, Open};
+pub use push::Batch;
 pub use read::{Pending, Read};
 
 /// An inode number as the kernel sees it: the node's number plus one, so that the root is 1 (FUSE_ROOT_ID).
@@ -50,24 +52,65 @@ pub struct FileSystem {
     tree: Tree,
     layers: Vec<Arc<Layer>>,
     fetcher: Fetcher,
+    /// How long readers wait for a source that is away.
+    patience: Arc<Patience>,
     copies: Arc<copies::Copies>,
     directories: ahead::Directories,
     walk: walk::Walk,
     push: push::Push,
+    expected: expect::Expected,
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Reads go on without it, and some would wait for ever, holding their layers.
+        self.patience.end();
+    }
+}
+
 impl FileSystem {
-    /// Serves `tree`, whose extents count `layers` from the bottom. Must be called on the runtime that fetches.
+    /// Serves `tree`, whose extents count `layers` from the bottom, to readers that do not outlast an outage. Must be called
+    /// on the runtime that fetches.
     pub fn new(tree: Tree, layers: Vec<Arc<Layer>>, fetcher: Fetcher, store: Arc<Store>) -> Self {
         let copies = Arc::new(copies::Copies::new(store, &tree));
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
         let push = push::Push::new(&tree);
-        let open = open::OpenFiles::default();
-        Self { tree, layers, fetcher, copies, directories, walk, push, open, publisher, recorder: Arc::default() }
+        Self {
+            tree,
+            layers,
+            fetcher,
+            patience: Arc::new(Patience::new(OnOutage::Fail)),
+            copies,
+            directories,
+            walk,
+            push,
+            expected: expect::Expected::default(),
+            open: open::OpenFiles::default(),
+            publisher,
+            recorder: Arc::default(),
+        }
+    }
+
+    /// The same file system, whose readers do `policy` while a source is away.
+    #[must_use]
+    pub fn on_outage(mut self, policy: OnOutage) -> Self {
+        self.patience = Arc::new(Patience::new(policy));
+        self
+    }
+
+    /// How long readers wait for a source that is away, and whether some do.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// The outage of a source from which something is still to come, if there is one.
+    pub fn outage(&self) -> Option<Outage> {
+        let lacking = |layer: &&Arc<Layer>| layer.reader.is_some() && !layer.blob.is_complete();
+        self.layers.iter().filter(lacking).find_map(|layer| self.fetcher.outage(layer))
     }
 
     /// The tree.

@@ -4,7 +4,8 @@
 //! request costs more than the bytes: two changes of threads, and on a virtual machine two wake-ups of a processor. But
 //! bytes may be put into the kernel's cache of pages unasked, for files whose names it knows. So when files of a directory
 //! are read in the order in which they are listed, those that follow are handed out here, as far as their bytes can be had
-//! without waiting, in batches that grow while the reader goes on.
+//! without waiting, in batches that grow while the reader goes on. And who asks whether the file it has just opened is a
+//! terminal, as the libraries of most languages do, is about to read it from its start.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,6 +19,9 @@ use crate::tree::{Node, NodeId, NodeKind, Tree};
 
 /// Longest file that is handed out: of longer ones the request is a small part of the cost.
 const SMALL: u64 = 128 << 10;
+
+/// Longest file that is handed out to who has opened it: two requests of the kernel's read-ahead.
+const OPENED: u64 = 256 << 10;
 
 /// Readers that are followed at once: one, and the directories that it will come back to.
 const RUNS: usize = 8;
@@ -56,6 +60,17 @@ struct Runs {
     list: [Run; RUNS],
     /// Files that were read in order, less those that were not.
     in_order: u32,
+}
+
+/// Files that are to be handed out.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch {
+    /// The file that was read.
+    behind: NodeId,
+    /// Where its directory ends, or what is looked at of it.
+    end: u32,
+    /// How many.
+    files: u32,
 }
 
 /// Files of one directory that are read in order.
@@ -119,19 +134,25 @@ impl FileSystem {
         }
     }
 
-    /// Takes note that the kernel has the first bytes of a file; hands `give` the small files that will be read next, whole.
-    ///
-    /// Blocks a few milliseconds at most, for decoding. Must be called in the fetcher's runtime or in its context.
-    pub fn read_next(&self, ino: Ino, mut give: impl FnMut(Ino, &Bytes)) {
-        let Ok(id) = self.node_id(ino) else { return };
+    /// Takes note that the kernel has the first bytes of a file; which small files will be read next, if that is known.
+    /// Cheap: it is asked at every first read.
+    pub fn comes_next(&self, ino: Ino) -> Option<Batch> {
+        let id = self.node_id(ino).ok()?;
         self.push.set(id, GIVEN);
         let siblings = self.directories.siblings(&self.tree, id);
-        let batch = self.push.step(id.get(), self.is_first(id, siblings.start));
-        if batch == 0 || !self.directories.of(&self.tree, id).is_some_and(|parent| self.push.has(parent, LISTED)) {
-            return;
-        }
+        let files = self.push.step(id.get(), self.is_first(id, siblings.start));
+        let is_listed = || self.directories.of(&self.tree, id).is_some_and(|parent| self.push.has(parent, LISTED));
+        let end = siblings.end.min(id.get() + 4 * LARGEST);
+        (files > 0 && is_listed()).then_some(Batch { behind: id, end, files })
+    }
+
+    /// Hands `give` the files of a batch, whole.
+    ///
+    /// Blocks a few milliseconds at most, for decoding. Must be called in the fetcher's runtime or in its context.
+    pub fn hand_out(&self, batch: Batch, mut give: impl FnMut(Ino, &Bytes)) {
+        let id = batch.behind;
         let (mut given, mut last) = (0, id.get());
-        for number in id.get() + 1..siblings.end.min(id.get() + 4 * LARGEST) {
+        for number in id.get() + 1..batch.end {
             let Some(next) = self.tree.id(number) else { break };
             let node = self.tree.node(next);
             if node.kind() != NodeKind::Regular || node.size() == 0 || node.size() > SMALL {
@@ -145,11 +166,25 @@ impl FileSystem {
             }
             last = number;
             given += 1;
-            if given == batch {
+            if given == batch.files {
                 break;
             }
         }
         self.push.moved(id.get(), last);
+    }
+
+    /// A file that somebody has opened to read it, whole; none if it is long, the kernel has it, or it cannot be had
+    /// without waiting. Must be called in the fetcher's runtime or in its context.
+    pub fn opened(&self, ino: Ino) -> Option<Bytes> {
+        let id = self.node_id(ino).ok()?;
+        let node = self.tree.node(id);
+        if node.kind() != NodeKind::Regular || node.size() == 0 || node.size() > OPENED || self.push.has(id, GIVEN) {
+            return None;
+        }
+        let bytes = self.whole(id, &node)?;
+        self.push.set(id, GIVEN);
+        self.recorder.note(id, 0..node.size());
+        Some(bytes)
     }
 
     /// True if no file with bytes has a number from `start` on and before that of `id`. Says no if there are many to look at.
@@ -164,7 +199,11 @@ impl FileSystem {
 
     /// A whole file, if that can be had without waiting.
     fn whole(&self, id: NodeId, node: &Node<'_>) -> Option<Bytes> {
-        let range: Range<u64> = 0..node.size();
+        self.now(id, node, 0..node.size())
+    }
+
+    /// A part of a file, if that can be had without waiting.
+    pub(super) fn now(&self, id: NodeId, node: &Node<'_>, range: Range<u64>) -> Option<Bytes> {
         match self.serving(id, node) {
             Serving::Copy(file) => read_copy(&file, range.start, range.end),
             Serving::Check(_) => None,
@@ -188,11 +227,13 @@ mod tests {
 
     fn given(fs: &FileSystem, ino: Ino) -> Vec<u64> {
         let mut given = Vec::new();
-        fs.read_next(ino, |ino, bytes| {
-            let size = fs.getattr(ino).expect("it is there").size;
-            assert_eq!(bytes.len() as u64, size);
-            given.push(ino.0);
-        });
+        if let Some(batch) = fs.comes_next(ino) {
+            fs.hand_out(batch, |ino, bytes| {
+                let size = fs.getattr(ino).expect("it is there").size;
+                assert_eq!(bytes.len() as u64, size);
+                given.push(ino.0);
+            });
+        }
         given
     }
 
@@ -243,5 +284,25 @@ mod tests {
         let directories: Vec<_> = (0..5).map(asked).collect();
         assert_eq!(directories[0], 4, "three until it is seen, then four and the rest");
         assert_eq!(directories[3..], [1, 1], "{directories:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_opened_file_is_handed_out_once_if_it_is_short_and_its_bytes_are_here() {
+        let long = OPENED as usize + 1;
+        let scene = scene(&[(file("short", 9), content(9)), (file("long", long), content(long))]);
+        let fs = &scene.fs;
+        let short = node(fs, "short");
+        assert_eq!(fs.opened(short), None, "it is not here");
+        if let super::super::Read::Later(pending) = fs.read(short, 0, 9).expect("a file") {
+            pending.await.expect("it is fetched");
+        }
+        assert_eq!(fs.opened(short).as_deref(), Some(content(9).as_slice()));
+        assert_eq!(fs.opened(short), None, "the kernel has it");
+        let later = fs.read(node(fs, "long"), 0, 9).expect("a file");
+        if let super::super::Read::Later(pending) = later {
+            pending.await.expect("it is fetched");
+        }
+        assert_eq!(fs.opened(node(fs, "long")), None, "it is long");
+        assert_eq!(fs.opened(Ino(1)), None, "a directory");
     }
 }

@@ -13,7 +13,7 @@ use rustix::buffer::spare_capacity;
 
 use super::copies::Found;
 use super::{Error, FileSystem, Ino};
-use crate::fetch::{Fetcher, Layer};
+use crate::fetch::{Fetcher, Layer, Patience};
 use crate::index::SpanId;
 use crate::tree::{Extent, Node, NodeId, NodeKind};
 
@@ -107,12 +107,12 @@ impl FileSystem {
         if let Some(bytes) = self.at_once(&parts) {
             return Read::Ready(bytes);
         }
-        let fetcher = self.fetcher.clone();
+        let (fetcher, patience) = (self.fetcher.clone(), Arc::clone(&self.patience));
         // A read touches few layers, and an extent beyond them cannot come out of a merge.
         let layers = self.layers.clone();
         Read::Later(Box::pin(async move {
             let since = std::time::Instant::now();
-            let result = assemble(&fetcher, &layers, &parts).await;
+            let result = assemble(&fetcher, &patience, &layers, &parts).await;
             tracing::trace!(waited = ?since.elapsed(), ?parts, "read");
             result
         }))
@@ -122,6 +122,7 @@ impl FileSystem {
     fn read_checked(&self, content: [u8; 32], parts: Vec<Part>, range: Range<u64>) -> Read {
         let check = self.copies.check(content);
         let (fetcher, layers) = (self.fetcher.clone(), self.layers.clone());
+        let patience = Arc::clone(&self.patience);
         Read::Later(Box::pin(async move {
             if let Some(file) = check.await {
                 let read = tokio::task::spawn_blocking(move || read_copy(&file, range.start, range.end)).await;
@@ -129,7 +130,7 @@ impl FileSystem {
                     return Ok(bytes);
                 }
             }
-            assemble(&fetcher, &layers, &parts).await
+            assemble(&fetcher, &patience, &layers, &parts).await
         }))
     }
 
@@ -217,8 +218,12 @@ pub(super) fn parts(extents: impl Iterator<Item = Extent>, offset: u64, end: u64
     parts
 }
 
-async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> Result<Bytes, Error> {
-    let _waiting = fetcher.demand().enter();
+pub(super) async fn assemble(
+    fetcher: &Fetcher,
+    patience: &Patience,
+    layers: &[Arc<Layer>],
+    parts: &[Part],
+) -> Result<Bytes, Error> {
     let mut pieces = Vec::new();
     for part in parts {
         match *part {
@@ -226,7 +231,8 @@ async fn assemble(fetcher: &Fetcher, layers: &[Arc<Layer>], parts: &[Part]) -> R
             Part::Data { layer, offset, length } => {
                 let layer = layers.get(layer).ok_or(Error::WrongType)?;
                 let spans: Vec<_> = layer.index.spans(offset..offset + length as u64).collect();
-                let part = |span: &SpanId| fetcher.part(layer, *span, within(layer, *span, offset, length));
+                let part =
+                    |span: &SpanId| fetcher.part_for(patience, layer, *span, within(layer, *span, offset, length));
                 let parts = stream::iter(spans.iter().map(part)).buffered(PARTS);
                 pieces.extend(parts.try_collect::<Vec<_>>().await?);
             }

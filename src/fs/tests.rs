@@ -345,6 +345,7 @@ async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
         spans: vec![span],
         uncompressed_size: truth.uncompressed_size(),
         fidelity: Times::Exact,
+        prefetch_end: None,
     };
     let expected = Expected { layer: truth.layer(), size: truth.compressed_size(), diff_id: truth.diff_id() };
     let claim = LayerIndex::claimed(&expected, claim).expect("it is well-formed");

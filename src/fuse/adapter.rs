@@ -64,11 +64,18 @@ pub(super) struct Offer {
 
 impl Shared {
     /// Takes note that the kernel was given bytes of a file.
-    fn has_read(&self, ino: INodeNo, offset: u64) {
+    fn has_read(&self, ino: INodeNo, offset: u64, bytes: &[u8]) {
         if offset == 0
             && let Some(pusher) = self.pusher.get()
         {
-            pusher.note(Ino(ino.0));
+            pusher.note(Ino(ino.0), bytes.len() as u64);
+        }
+    }
+
+    /// Takes note that somebody has opened a file and waits for an answer about it.
+    fn is_opened(&self, ino: INodeNo) {
+        if let Some(pusher) = self.pusher.get() {
+            pusher.opened(Ino(ino.0));
         }
     }
 }
@@ -176,7 +183,7 @@ impl Filesystem for Adapter {
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Read::Ready(bytes)) => {
                 reply.data(&bytes);
-                self.shared.has_read(ino, offset);
+                self.shared.has_read(ino, offset, &bytes);
             }
             Ok(Read::Later(pending)) => {
                 let shared = Arc::clone(&self.shared);
@@ -184,7 +191,7 @@ impl Filesystem for Adapter {
                     match pending.await {
                         Ok(bytes) => {
                             reply.data(&bytes);
-                            shared.has_read(ino, offset);
+                            shared.has_read(ino, offset, &bytes);
                         }
                         Err(error) => reply.error(logged(ino, &error)),
                     }
@@ -311,7 +318,7 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _handle: FileHandle,
         _flags: IoctlFlags,
         _command: u32,
@@ -320,7 +327,10 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         self.count(Kind::Ioctl);
-        // Languages ask of every file they open whether it is a terminal, and the kernel passes each question on.
+        let _runtime = self.runtime.enter();
+        // Languages ask of every file they open whether it is a terminal, and the kernel passes each question on. They
+        // read it next.
+        self.shared.is_opened(ino);
         reply.error(Errno::ENOTTY);
     }
 

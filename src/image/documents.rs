@@ -24,6 +24,8 @@ impl Images {
     ) -> Result<Resolved, Error> {
         let mut warnings = Vec::new();
         let top = self.top(request, source, &mut warnings).await?;
+        // Nothing else is told so early.
+        let is_remembered = !warnings.is_empty();
         let mut documents = vec![top.digest];
         let mut index: Option<ImageIndex> = None;
         let mut candidates = vec![Candidate { document: Found::Here(top), is_certain: true, depth: 0 }];
@@ -72,6 +74,7 @@ impl Images {
                 config,
                 config_bytes,
                 warnings,
+                is_remembered,
                 documents,
             });
         }

@@ -36,6 +36,15 @@ pub enum Error {
     /// The source must not be asked and the cache does not have it.
     #[error("{0} is not in the cache, and the source may not be asked")]
     Offline(String),
+    /// The source must not be asked, and the cache lacks bytes of layers of which it has no index: without one there is no
+    /// tree.
+    #[error("{} of {count} layers are not in the cache, and the source may not be asked", lacking.len())]
+    Lacking {
+        /// The layers.
+        lacking: Vec<Lack>,
+        /// How many layers the image has.
+        count: usize,
+    },
     /// The layer's uncompressed bytes are not what this image's configuration says.
     #[error(transparent)]
     DiffId(Box<DiffIdMismatch>),
@@ -51,6 +60,17 @@ pub enum Error {
     /// A task ended without an answer: the daemon is stopping.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A layer of which the cache has not all bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lack {
+    /// The layer.
+    pub layer: Digest,
+    /// Bytes that are not in the cache.
+    pub missing: u64,
+    /// Length of the layer.
+    pub size: u64,
 }
 
 /// A layer that the image's configuration describes wrongly.

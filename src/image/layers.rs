@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::inline::InlineBlob;
 use super::shared::{Found, Search};
 use super::toc::Tocs;
-use super::{DiffIdMismatch, Error, ImageLayer, Images, Origin, Progress, Resolved};
+use super::{DiffIdMismatch, Error, ImageLayer, Images, Lack, Origin, Progress, Resolved};
 use crate::fetch::{self, WindowSource};
 use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
@@ -30,6 +30,9 @@ struct Indexed {
     streamed: Option<Arc<fetch::Progress>>,
 }
 
+/// A layer with its index, or what it lacks for one.
+type Opened = Result<(Digest, Indexed), Lack>;
+
 /// An index that somebody else made.
 #[derive(Clone)]
 struct Claim {
@@ -37,6 +40,14 @@ struct Claim {
     name: Digest,
     /// What brings its windows, if they are not here.
     windows: Option<WindowSource>,
+}
+
+/// What a first contact is about. Mounts share one only if they ask the same source for the same: another image may list the
+/// layer with a lie about it, or have it from a place that has something else, and fails alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Contact {
+    expected: Expected,
+    source: String,
 }
 
 /// Where indexes that others made are looked for.
@@ -68,7 +79,9 @@ impl Images {
         // Many layers may be looked for at once, each a read or two; few are streamed at once.
         let streams = Semaphore::new(limits::PARALLEL_LAYERS);
         let streams = &streams;
-        let mut opening: Vec<BoxFuture<'_, Result<(Digest, Indexed), Error>>> = Vec::new();
+        let count = distinct.len();
+        let name = &source.map_or_else(|| "the cache".to_owned(), |source| source.name());
+        let mut opening: Vec<BoxFuture<'_, Result<Opened, Error>>> = Vec::new();
         for expected in distinct.into_values() {
             let descriptor = first[&expected.layer];
             let reader = reader(descriptor, source);
@@ -76,16 +89,25 @@ impl Images {
                 let indexed = match self.known_index(expected, descriptor, reader.as_ref(), others).await? {
                     Ok(indexed) => indexed,
                     Err(reason) => {
+                        if reader.is_none()
+                            && let Some(lack) = self.lack(expected).await?
+                        {
+                            return Ok(Err(lack));
+                        }
                         let _permit = streams.acquire().await.map_err(|_| Error::Interrupted)?;
-                        self.first_contact(expected, reader, progress, reason).await?
+                        let contact = Contact { expected, source: name.clone() };
+                        self.first_contact(contact, reader, progress, reason).await?
                     }
                 };
-                Ok((expected.layer, indexed))
+                Ok(Ok((expected.layer, indexed)))
             }));
         }
-        let opened: HashMap<Digest, Indexed> =
-            stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
-        let name = source.map_or_else(|| "the cache".to_owned(), |source| source.name());
+        let opened: Vec<_> = stream::iter(opening).buffer_unordered(limits::LINE_READS).try_collect().await?;
+        let lacking: Vec<Lack> = opened.iter().filter_map(|opened| opened.as_ref().err().copied()).collect();
+        if !lacking.is_empty() {
+            return Err(Error::Lacking { lacking, count });
+        }
+        let opened: HashMap<Digest, Indexed> = opened.into_iter().flatten().collect();
         let mut layers = Vec::new();
         for (descriptor, diff_id) in listed {
             let Indexed { index, origin, reason, claim, streamed } = opened[&descriptor.digest].clone();
@@ -131,34 +153,44 @@ impl Images {
         }))
     }
 
+    /// What the cache lacks of a layer, if anything.
+    async fn lack(&self, expected: Expected) -> Result<Option<Lack>, Error> {
+        let Expected { layer, size, .. } = expected;
+        let store = Arc::clone(&self.store);
+        let blob = tokio::task::spawn_blocking(move || store.blob(&layer, size)).await;
+        let missing = size.saturating_sub(blob.map_err(|_| Error::Interrupted)??.present_bytes());
+        Ok((missing > 0).then_some(Lack { layer, missing, size }))
+    }
+
     /// The index of a layer that nobody made, for this `reason`; made now.
     async fn first_contact(
         &self,
-        expected: Expected,
+        contact: Contact,
         reader: Option<Arc<dyn BlobReader>>,
         progress: &Arc<Progress>,
         reason: String,
     ) -> Result<Indexed, Error> {
         let store = Arc::clone(&self.store);
-        let watched = self.watch(expected.layer);
+        let expected = contact.expected;
+        let watched = self.watch(&contact);
         progress.add(expected.size, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
-        let contact = self
+        let joined = self
             .contacts
-            .join(expected.layer, || async move { fetch::first_contact(&store, reader, expected, watched).await });
-        let index = contact.await.unwrap_or(Err(fetch::Error::Interrupted))?;
+            .join(contact, || async move { fetch::first_contact(&store, reader, expected, watched).await });
+        let index = joined.await.unwrap_or(Err(fetch::Error::Interrupted))?;
         Ok(Indexed { index, origin: Origin::FirstContact, reason, claim: None, streamed })
     }
 
-    /// The progress of the first contact of `layer`, shared by everyone who waits for it.
-    fn watch(&self, layer: Digest) -> Arc<fetch::Progress> {
+    /// The progress of a first contact, shared by everyone who waits for it.
+    fn watch(&self, contact: &Contact) -> Arc<fetch::Progress> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, progress| progress.strong_count() > 0);
-        if let Some(progress) = watched.get(&layer).and_then(std::sync::Weak::upgrade) {
+        if let Some(progress) = watched.get(contact).and_then(std::sync::Weak::upgrade) {
             return progress;
         }
         let progress = Arc::new(fetch::Progress::default());
-        watched.insert(layer, Arc::downgrade(&progress));
+        watched.insert(contact.clone(), Arc::downgrade(&progress));
         progress
     }
 

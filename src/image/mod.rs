@@ -31,7 +31,7 @@ use crate::registry::{HostFiles, Repository};
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
-pub use error::{DiffIdMismatch, Error};
+pub use error::{DiffIdMismatch, Error, Lack};
 pub use trust::{Trust, Verdict, verdict};
 
 use clients::Clients;
@@ -79,6 +79,8 @@ pub struct Resolved {
     pub config_bytes: Bytes,
     /// Things the user should know, such as that a cached tag was used because the registry cannot be reached.
     pub warnings: Vec<String>,
+    /// True if the registry could not be asked what the reference names, and what it named last stands in.
+    pub is_remembered: bool,
     /// Every document this was read from, so that the cache keeps them while the image is in use.
     pub documents: Vec<Digest>,
 }
@@ -183,9 +185,9 @@ pub struct Images {
     store: Arc<Store>,
     fetcher: Fetcher,
     /// First contacts in progress, so that two mounts of one layer stream it once.
-    contacts: Arc<OnceMap<Digest, Result<LayerIndex, fetch::Error>>>,
+    contacts: Arc<OnceMap<layers::Contact, Result<LayerIndex, fetch::Error>>>,
     /// Their progress, for those who join later.
-    watched: Arc<Mutex<std::collections::HashMap<Digest, std::sync::Weak<fetch::Progress>>>>,
+    watched: Arc<Mutex<std::collections::HashMap<layers::Contact, std::sync::Weak<fetch::Progress>>>>,
     /// TOCs that may be read at once.
     readers: Arc<tokio::sync::Semaphore>,
     /// Registry clients.
@@ -255,12 +257,13 @@ impl Images {
         let tocs = Tocs::new(self, request);
         let others = Some(Others { tocs: &tocs, search: &search });
         let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, others).await?;
-        let (tree, tree_id, merged) = match self.tree(&layers).await {
+        let digest = resolved.digest;
+        let (tree, tree_id, merged) = match self.tree(digest, &layers).await {
             // What does not merge may be what somebody says of a layer, and not what it is.
             Err(Error::Tree(error)) if layers.iter().any(|layer| !layer.layer.index.is_proven()) => {
                 tocs.refuse(&error);
                 layers = self.layers(&resolved, opened.source.as_ref(), progress, None).await?;
-                self.tree(&layers).await?
+                self.tree(digest, &layers).await?
             }
             merged => merged?,
         };
@@ -283,14 +286,21 @@ impl Images {
         }
     }
 
-    /// The stored tree of `layers`, or a new one; its name; and whether it is new.
-    async fn tree(&self, layers: &[ImageLayer]) -> Result<(Tree, Digest, bool), Error> {
+    /// The tree of the image with this digest as it was opened last, if it is still here; nothing is fetched. Blocks.
+    pub fn opened_tree(&self, image: &Digest) -> Option<Tree> {
+        let (id, _) = self.store.reference(&tree_key(image)).ok().flatten()?;
+        stored_tree(&self.store, &id).ok().flatten()
+    }
+
+    /// The stored tree of `layers`, or a new one; its name; and whether it is new. The cache remembers which it is of `image`.
+    async fn tree(&self, image: Digest, layers: &[ImageLayer]) -> Result<(Tree, Digest, bool), Error> {
         let store = Arc::clone(&self.store);
         let layers: Vec<_> =
             layers.iter().map(|layer| (Arc::clone(&layer.layer), toc::is_pinned(&layer.descriptor))).collect();
         let task = tokio::task::spawn_blocking(move || {
             let id =
                 crate::tree::id(&layers.iter().map(|(layer, pinned)| identity(layer, *pinned)).collect::<Vec<_>>());
+            remember_tree(&store, &image, &id);
             if let Some(tree) = stored_tree(&store, &id)? {
                 return Ok((tree, id, false));
             }
@@ -311,6 +321,22 @@ impl Images {
 fn identity(layer: &fetch::Layer, pins_toc: bool) -> Digest {
     let identity = layer.index.identity();
     if pins_toc { Digest::sha256(format!("{identity} without its own index").as_bytes()) } else { identity }
+}
+
+/// By what the cache remembers the name of an image's tree, which depends on whose indexes its layers have. No reference has a
+/// blank in it.
+fn tree_key(image: &Digest) -> String {
+    format!("tree of {image}")
+}
+
+fn remember_tree(store: &Store, image: &Digest, id: &Digest) {
+    let key = tree_key(image);
+    if store.reference(&key).is_ok_and(|known| known.is_some_and(|(known, _)| known == *id)) {
+        return;
+    }
+    if let Err(error) = store.put_reference(&key, id, "") {
+        tracing::debug!(%image, %error, "the name of the tree is not remembered");
+    }
 }
 
 fn stored_tree(store: &Store, id: &Digest) -> Result<Option<Tree>, Error> {

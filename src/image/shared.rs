@@ -9,12 +9,13 @@
 //! A SOCI index that the image's manifest pins is asked first; what it lists is looked for nowhere else.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, Shared as SharedFuture};
+use futures_util::future::{BoxFuture, Either, FutureExt, Shared as SharedFuture, select};
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::Request;
@@ -26,7 +27,7 @@ use crate::limits::{PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest, ImageManifest, Reference};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Artifact, LayerBlob, Shared};
+use crate::share::{self, Artifact, LayerBlob, Shared, SociIndex};
 use crate::source::{Source, read_all};
 use crate::store::{IMPORTED, Store};
 
@@ -84,6 +85,8 @@ pub(super) struct Search {
     /// Use only what was found before.
     offline: bool,
     store: Arc<Store>,
+    /// The right to read a zTOC that was too long to be read with the others.
+    long: Semaphore,
     /// The search under way. Held only to look at it.
     running: Mutex<Option<Begun>>,
 }
@@ -116,6 +119,7 @@ impl Search {
             repository,
             offline: request.offline,
             store: Arc::clone(store),
+            long: Semaphore::new(1),
             running: Mutex::default(),
         }
     }
@@ -189,7 +193,15 @@ impl Search {
 
     /// What a zTOC says, made into an index now that all that is expected of the layer is known.
     async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc, why: &'static str) -> Result<Found, String> {
-        let (store, wanted, given) = (Arc::clone(&self.store), *expected, ztoc.clone());
+        // One after the other: what is to be read now is what was too much to be held together.
+        let (_permit, given) = match ztoc.is_to_be_read().then(|| self.job()).flatten() {
+            Some(job) => {
+                let permit = self.long.acquire().await.ok();
+                (permit, job.read_ztoc(expected, ztoc).await?)
+            }
+            None => (None, ztoc.clone()),
+        };
+        let (store, wanted) = (Arc::clone(&self.store), *expected);
         let task = tokio::task::spawn_blocking(move || soci::index(&store, &wanted, &given));
         let index = task.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()));
         let refused = |why: &String| {
@@ -214,6 +226,11 @@ impl Search {
     fn running(&self) -> Option<Running> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.as_ref().map(|begun| begun.running.clone())
+    }
+
+    fn job(&self) -> Option<Job> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|begun| begun.job.clone())
     }
 
     /// What there is beside the image for the layers that the pinned index lists: looked for once, when one of its zTOCs
@@ -263,13 +280,16 @@ impl Job {
         if lacking.is_empty() || !self.is_believed {
             return Outcome::default();
         }
-        let artifacts = match self.remembered(&lacking).await {
-            Some(artifact) => vec![artifact],
-            None if self.offline => Vec::new(),
-            None => self.discover().await,
+        let (artifacts, soci) = match self.remembered(&lacking).await {
+            Some(artifact) => (vec![artifact], None),
+            None if self.offline => (Vec::new(), self.soci_index(&lacking).await),
+            None => self.discover_both(&lacking).await,
         };
         if artifacts.is_empty() {
-            return self.soci(&lacking).await;
+            return match soci {
+                Some((artifact, index)) => self.soci(artifact, &index, &lacking).await,
+                None => Outcome::default(),
+            };
         }
         let mut finding: Vec<BoxFuture<'_, Option<(Digest, Usable)>>> = Vec::new();
         for layer in lacking {
@@ -298,6 +318,19 @@ impl Job {
             all_here.then_some(Shared { manifest, artifact, document })
         };
         self.blocking(recall).await.flatten()
+    }
+
+    /// Our artifacts, and if there are none SOCI's index.
+    ///
+    /// Both are asked for at once: nobody knows beforehand which of them there are, and a mount over a slow line waits
+    /// longer for a second round trip than for a question more.
+    async fn discover_both(&self, lacking: &[Descriptor]) -> (Vec<Shared>, Option<(Digest, SociIndex)>) {
+        let (ours, soci) = (pin!(self.discover()), pin!(self.soci_index(lacking)));
+        match select(ours, soci).await {
+            Either::Left((ours, soci)) if ours.is_empty() => (ours, soci.await),
+            Either::Left((ours, _)) => (ours, None),
+            Either::Right((soci, ours)) => (ours.await, soci),
+        }
     }
 
     async fn discover(&self) -> Vec<Shared> {

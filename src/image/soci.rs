@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::shared::{DISCOVERY, Job, Outcome};
 use crate::index::{Expected, LayerIndex, soci};
-use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER};
+use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER, ZTOCS_HELD};
 use crate::oci::{Descriptor, Digest, ImageManifest};
 use crate::share::{self, SOCI_PIN, SociIndex, SociLayer};
 use crate::source::{BoxFuture, Source};
@@ -21,11 +21,26 @@ pub(super) struct Ztoc {
     pub(super) artifact: Digest,
     /// Its digest, by which the store keeps what it says.
     pub(super) digest: Digest,
-    /// Its bytes; none if what it says is in the cache already.
-    bytes: Option<Bytes>,
+    content: Content,
+}
+
+/// Where the bytes of a zTOC are.
+#[derive(Debug, Clone)]
+enum Content {
+    /// What it says is in the cache already.
+    Known,
+    /// Here.
+    Read(Bytes),
+    /// In the registry: those of the image together are too long to be held.
+    Listed(Box<SociLayer>),
 }
 
 impl Ztoc {
+    /// True if its bytes are still in the registry.
+    pub(super) fn is_to_be_read(&self) -> bool {
+        matches!(self.content, Content::Listed(_))
+    }
+
     /// By what the cache keeps what it says of a layer.
     pub(super) fn claim(&self, expected: &Expected) -> Digest {
         claim(&self.digest, expected.size)
@@ -81,15 +96,18 @@ impl Job {
         Ok(index)
     }
 
-    /// The zTOCs of these layers from an index beside the image.
-    pub(super) async fn soci(&self, lacking: &[Descriptor]) -> Outcome {
-        let index = match self.remembered_soci(lacking).await {
+    /// An index beside the image, from the cache if all that it says of these layers is there.
+    pub(super) async fn soci_index(&self, lacking: &[Descriptor]) -> Option<(Digest, SociIndex)> {
+        match self.remembered_soci(lacking).await {
             Some(index) => Some(index),
             None if self.offline => None,
             None => self.discover_soci().await,
-        };
-        let Some((artifact, index)) = index else { return Outcome::default() };
-        let ztocs = self.ztocs(artifact, &index, lacking).await;
+        }
+    }
+
+    /// The zTOCs of these layers from an index beside the image.
+    pub(super) async fn soci(&self, artifact: Digest, index: &SociIndex, lacking: &[Descriptor]) -> Outcome {
+        let ztocs = self.ztocs(artifact, index, lacking).await;
         Outcome::of(ztocs.into_iter().filter_map(|(layer, ztoc)| Some((layer, ztoc?))).collect())
     }
 
@@ -101,14 +119,20 @@ impl Job {
         layers: &[Descriptor],
     ) -> Vec<(Digest, Option<Ztoc>)> {
         let mut reading: Vec<BoxFuture<'_, (Digest, Option<Ztoc>)>> = Vec::new();
+        let mut held = 0_u64;
         for layer in layers {
             let Some(listed) = index.layer(&layer.digest) else { continue };
+            held = held.saturating_add(listed.ztoc.size);
+            let is_long = held > ZTOCS_HELD;
             reading.push(Box::pin(async move {
-                let bytes = self.ztoc(layer, listed).await;
+                let content = match is_long {
+                    true => Ok(Content::Listed(Box::new(listed.clone()))),
+                    false => self.ztoc((layer.digest, layer.size), listed).await,
+                };
                 let refused =
                     |why: &String| tracing::warn!(layer = %layer.digest, %artifact, why, "a zTOC is not used");
-                let bytes = bytes.inspect_err(refused).ok();
-                (layer.digest, bytes.map(|bytes| Ztoc { artifact, digest: listed.ztoc.digest, bytes }))
+                let content = content.inspect_err(refused).ok();
+                (layer.digest, content.map(|content| Ztoc { artifact, digest: listed.ztoc.digest, content }))
             }));
         }
         stream::iter(reading).buffer_unordered(PARALLEL_INDEXES).collect().await
@@ -133,7 +157,8 @@ impl Job {
     }
 
     async fn discover_soci(&self) -> Option<(Digest, SociIndex)> {
-        let found = share::discover_soci(&self.repository, &self.subject).await;
+        let found = tokio::time::timeout(DISCOVERY, share::discover_soci(&self.repository, &self.subject)).await;
+        let found = found.inspect_err(|_| tracing::warn!("looking for a SOCI index takes too long, given up")).ok()?;
         let found = found.inspect_err(|error| tracing::debug!(%error, "no SOCI index")).ok()?;
         let (manifest, index, document) = found.into_iter().next()?;
         let (key, digest) = (self.soci_key(), manifest.digest);
@@ -152,28 +177,37 @@ impl Job {
         format!("zTOCs of {}@{}", Source::name(&self.repository), self.subject)
     }
 
-    /// The bytes of a zTOC; none if what it says is here.
-    async fn ztoc(&self, layer: &Descriptor, listed: &SociLayer) -> Result<Option<Bytes>, String> {
+    /// The same zTOC with its bytes, if it was not read yet. Those are not held for long: see to it that few are at once.
+    pub(super) async fn read_ztoc(&self, expected: &Expected, ztoc: &Ztoc) -> Result<Ztoc, String> {
+        let content = match &ztoc.content {
+            Content::Listed(listed) => self.ztoc((expected.layer, expected.size), listed).await?,
+            here => here.clone(),
+        };
+        Ok(Ztoc { content, ..ztoc.clone() })
+    }
+
+    /// The bytes of a zTOC of the layer with this digest and size, unless what it says is here.
+    async fn ztoc(&self, (layer, size): (Digest, u64), listed: &SociLayer) -> Result<Content, String> {
         let ztoc = &listed.ztoc;
-        if ztoc.size > layer.size.max(SMALL_LAYER) {
-            return Err(format!("it has {} bytes for a layer of {}", ztoc.size, layer.size));
+        if ztoc.size > size.max(SMALL_LAYER) {
+            return Err(format!("it has {} bytes for a layer of {size}", ztoc.size));
         }
-        let (layer, claim) = (layer.digest, claim(&ztoc.digest, layer.size));
+        let claim = claim(&ztoc.digest, size);
         let is_here = self.blocking(move |store| store.claim(&layer, &claim).is_ok_and(|claim| claim.is_some())).await;
         if is_here.unwrap_or(false) {
-            return Ok(None);
+            return Ok(Content::Known);
         }
         if self.offline {
             return Err("it is not in the cache".to_owned());
         }
-        share::read_blob(&self.repository, ztoc).await.map(Some).map_err(|error| error.to_string())
+        share::read_blob(&self.repository, ztoc).await.map(Content::Read).map_err(|error| error.to_string())
     }
 }
 
 /// What a zTOC says of the layer, kept in `store` for the next time. Blocks.
 pub(super) fn index(store: &Store, expected: &Expected, ztoc: &Ztoc) -> Result<LayerIndex, String> {
     let (layer, name) = (expected.layer, ztoc.claim(expected));
-    let Some(bytes) = &ztoc.bytes else {
+    let Content::Read(bytes) = &ztoc.content else {
         let stored = store.claim(&layer, &name).map_err(|error| error.to_string())?;
         let stored = stored.ok_or("it is not in the cache any more")?;
         let opened = LayerIndex::open_claim(stored.bytes().clone()).and_then(|index| index.check().map(|()| index));

@@ -12,7 +12,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::entries::{EntryWriter, is_clean};
-use super::format::{self, Content, Spans};
+use super::format::{self, Content, Form, Spans};
 use super::spans::{COMPRESSED, ClaimedRecord, DECODED, FRESH, ZEROS};
 use super::windows::WindowWriter;
 use super::{Compression, Expected, LayerIndex};
@@ -35,6 +35,8 @@ pub struct Claim {
     pub uncompressed_size: u64,
     /// How the times of entries compare with those of the layer.
     pub fidelity: Times,
+    /// Where the part of the blob ends that whoever made the layer wants to be fetched first, if it has one.
+    pub prefetch_end: Option<u64>,
 }
 
 /// How the times that an index has compare with those of the layer.
@@ -133,7 +135,7 @@ impl LayerIndex {
         let content = Content {
             compression: claim.compression,
             uncompressed_size: end,
-            payload_end: expected.size,
+            payload_end: claim.prefetch_end.unwrap_or(expected.size).min(expected.size),
             spans: Spans::Claimed(records, claim.fidelity),
             groups,
             windows,
@@ -148,6 +150,13 @@ impl LayerIndex {
 }
 
 impl LayerIndex {
+    /// Where the part of the blob ends that whoever made the layer wants to be fetched first; none if it has no such part,
+    /// or the index is ours.
+    pub fn prefetch_end(&self) -> Option<u64> {
+        let is_claim = matches!(self.parts.form, Form::Claimed(_));
+        (is_claim && self.parts.payload_end < self.parts.compressed_size).then_some(self.parts.payload_end)
+    }
+
     /// Reads all entries and checks them by the rules for claims: for an index of ours that comes from elsewhere, before it is
     /// believed. Those of [`Self::claimed`] are checked already.
     pub fn check_entries(&self) -> Result<(), Malformed> {

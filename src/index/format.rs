@@ -124,7 +124,8 @@ pub(super) struct Parts {
     pub(super) compression: Compression,
     pub(super) compressed_size: u64,
     pub(super) uncompressed_size: u64,
-    /// Where the compressed bytes end that the last span needs.
+    /// Where the compressed bytes end that the last span needs. In a claim, where each span says it by itself, where those
+    /// end that are to be fetched first; all of the blob if there are none.
     pub(super) payload_end: u64,
     pub(super) entry_count: u64,
     spans: Range<usize>,

@@ -73,7 +73,7 @@ impl SpanId {
 }
 
 /// What a layer's descriptor and its image's config promise, checked while it is indexed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Expected {
     /// Digest of the blob.
     pub layer: Digest,

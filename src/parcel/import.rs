@@ -136,7 +136,7 @@ impl<R: Read + Send> Import<'_, R> {
         if blob.is_complete() && known_index(self.store, expected)?.is_some() {
             return self.skip(expected.size);
         }
-        let was_empty = blob.present_bytes() == 0;
+        let mark = blob.mark();
         let (size, mut at, mut written) = (expected.size, 0, Vec::new());
         let pieces = std::iter::from_fn(|| {
             (at < size).then(|| {
@@ -159,7 +159,7 @@ impl<R: Read + Send> Import<'_, R> {
             }
         };
         self.store.put_index(&expected.layer, index.as_bytes())?;
-        blob.complete(was_empty)?;
+        blob.complete_since(mark)?;
         Ok(())
     }
 

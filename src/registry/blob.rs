@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
 use super::client::{BlobKey, Call, Client, complain};
+use super::encoded;
 use super::endpoint::{Endpoint, Role};
 use super::error::{Fault, Retry, origin};
 use super::host::Host;
@@ -23,7 +24,7 @@ use super::redirect::{self, Location};
 use super::retry::Retries;
 use super::route::{Round, Route};
 use super::transport::Body;
-use crate::limits::{REDIRECTS, RESUME_PROGRESS};
+use crate::limits::{DECODED_BLOB_BYTES, REDIRECTS, RESUME_PROGRESS};
 use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, ByteStream, Error, ErrorKind};
 
@@ -73,6 +74,10 @@ impl fmt::Debug for Blob {
 impl BlobReader for Blob {
     fn size(&self) -> u64 {
         self.facts.size
+    }
+
+    fn host(&self) -> Option<&str> {
+        Some(&self.facts.route.host)
     }
 
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
@@ -361,6 +366,11 @@ impl Facts {
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE) {
             return Err(complain(&self.what, response).await);
         }
+        let stall = self.client.transport().stall();
+        let response = match !ranged && status == StatusCode::OK && self.size <= DECODED_BLOB_BYTES {
+            true => encoded::plain(&self.what, response, self.size, stall).await?,
+            false => response,
+        };
         let content = range::judge(status, response.headers(), range, self.size, ranged).map_err(|error| {
             let kind = match error {
                 RangeError::Size(..) | RangeError::Outside(_) => ErrorKind::Corrupt,
@@ -377,7 +387,7 @@ impl Facts {
             skip: if content == Content::Whole { range.start } else { 0 },
             must_end: exact && range::length(response.headers()).is_none(),
             exact,
-            body: Body::new(response, self.client.transport().stall()),
+            body: Body::new(response, stall),
         })
     }
 

@@ -18,7 +18,7 @@ use reqwest::{Method, Response, StatusCode};
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint, Role};
-use super::error::{Complaint, Fault, answer, origin, refused};
+use super::error::{Complaint, Fault, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, Site};
 use super::hosts::{self, Place, Wanted};
@@ -140,7 +140,7 @@ impl Client {
         Ok(Self {
             shared: Arc::new(Shared {
                 policy,
-                transport: Transport::new(settings)?,
+                transport: Transport::new(settings)?.with_longest_pause(options.longest_pause),
                 grants: Grants::new(credentials),
                 hosts: Mutex::default(),
                 resolved: Mutex::new(LruCache::new(kept)),
@@ -300,7 +300,8 @@ impl Client {
                     endpoint.host.settle(scheme);
                     return Ok(found);
                 }
-                Err(fault) if fault.wrong_protocol && !last => first = Some(fault),
+                // Once it has answered in one way, a broken connection is no sign of another.
+                Err(fault) if fault.wrong_protocol && !last && !endpoint.host.is_settled() => first = Some(fault),
                 // If neither way works, the first one was the likelier.
                 Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
                 Err(fault) => {
@@ -349,11 +350,15 @@ impl Client {
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
-            let response = self.transport().send(call, at, headers).await?;
+            let asked = endpoint.host.health().ask();
+            let answer = self.transport().send(call, at, headers).await;
+            asked.heard(&answer);
+            let response = answer?;
             let status = response.status();
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);
             }
+            endpoint.host.answered(at);
             let next = if rounds < AUTHORIZATION_ROUNDS {
                 self.grant_after(endpoint, call, at, &response, grant.as_ref(), renewed).await?
             } else {
@@ -467,8 +472,7 @@ async fn denied(endpoint: &Endpoint, what: &str, response: Response, grant: Opti
     let (at, status) = (response.url().clone(), response.status());
     let complaint = Complaint::of(response).await;
     // Registries hide what does not exist behind a refusal (B-122).
-    let message =
-        format!("cannot get {what}: access denied, or it does not exist: {}", answer(&at, status, &complaint));
+    let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
     advise(fault, endpoint.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
 }

@@ -139,4 +139,10 @@ impl Endpoint {
     pub(super) fn also_reads(&self, repository: &str) {
         self.demand(&[Access::Pull.scope(repository)], true);
     }
+
+    /// Gives up all rights but those to the repository itself.
+    pub(super) fn reads_only_itself(&self) {
+        let own = format!("repository:{}:", self.repository);
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner).retain(|scope| scope.starts_with(&own));
+    }
 }

@@ -6,14 +6,13 @@
 //! (B-102, B-105).
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode, Url};
 use serde_json::Value;
 
-use super::retry::parse_retry_after;
-use super::transport;
+use super::{retry, transport};
 use crate::limits::{ERROR_BODY_BYTES, SHOWN_CHARACTERS};
 use crate::source::{Error, ErrorKind};
 
@@ -118,16 +117,19 @@ fn plain_text(body: &[u8]) -> String {
     escape(text, SHOWN_CHARACTERS)
 }
 
+/// How a request begins its name that is there to do something: `leave to push blob ...`.
+pub(super) const LEAVE_TO: &str = "leave to ";
+
+/// `cannot get blob ...`, or `cannot push blob ...`.
+pub(super) fn cannot(what: &str) -> String {
+    what.strip_prefix(LEAVE_TO).map_or_else(|| format!("cannot get {what}"), |deed| format!("cannot {deed}"))
+}
+
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
-    let error = Error::new(kind_of(status), format!("cannot get {what}: {}", answer(at, status, complaint)));
-    let retry = if is_passing(status) {
-        let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        Retry::Later(after.and_then(|value| parse_retry_after(value, SystemTime::now())))
-    } else {
-        Retry::Never
-    };
-    Fault { error, retry, wrong_protocol: complaint.wants_tls() }
+    let (kind, again) = retry::of_status(status);
+    let error = Error::new(kind, format!("{}: {}", cannot(what), answer(at, status, complaint)));
+    Fault { error, retry: again.after(retry::wish(headers)), wrong_protocol: complaint.wants_tls() }
 }
 
 /// `HOST answered 404 Not Found: MANIFEST_UNKNOWN: manifest unknown`.
@@ -142,21 +144,6 @@ pub(super) fn answer(at: &Url, status: StatusCode, complaint: &Complaint) -> Str
         text.push_str(&complaint.text);
     }
     text
-}
-
-fn kind_of(status: StatusCode) -> ErrorKind {
-    match status.as_u16() {
-        401 | 403 => ErrorKind::Denied,
-        404 | 410 => ErrorKind::NotFound,
-        416 => ErrorKind::Corrupt,
-        _ if is_passing(status) => ErrorKind::Unreachable,
-        _ => ErrorKind::Invalid,
-    }
-}
-
-/// The statuses worth a retry (B-097, B-098): the request was good, only not now. 501 and 505 are about the request.
-fn is_passing(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502..=504 | 506..)
 }
 
 /// The fault of a request that got no answer.
@@ -180,25 +167,20 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         Trouble::Other => ("the request failed", None),
     };
     let mut shown =
-        Error::new(ErrorKind::Unreachable, format!("cannot get {what}: cannot reach {host}: {problem}")).because(error);
+        Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what))).because(error);
     if let Some(hint) = hint {
         shown = shown.hint(hint);
     }
-    let retry = match trouble {
-        Trouble::Refused | Trouble::NoConnection | Trouble::Name | Trouble::NotHttp => Retry::Briefly,
-        Trouble::Certificate | Trouble::SpeaksPlain => Retry::Never,
-        Trouble::Timeout | Trouble::Tls | Trouble::Lost | Trouble::Other => Retry::Later(None),
-    };
     Fault {
         error: shown,
-        retry,
+        retry: retry::of_trouble(trouble).after(None),
         wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused | Trouble::SpeaksPlain),
     }
 }
 
 /// What a transport error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trouble {
+pub(super) enum Trouble {
     Refused,
     NoConnection,
     Timeout,
@@ -338,6 +320,15 @@ mod tests {
         let url = Url::parse("https://u:p@cdn.example:8443/x?X-Amz-Signature=abc#f").expect("a valid URL");
         let fault = refused("blob x", &url, status(403), &HeaderMap::new(), &Complaint::default());
         assert_eq!(fault.error.to_string(), "cannot get blob x: https://cdn.example:8443 answered 403 Forbidden");
+    }
+
+    #[test]
+    fn what_failed_is_said_of_getting_and_of_pushing() {
+        let url = Url::parse("https://h/").expect("a valid URL");
+        let said =
+            |what: &str| refused(what, &url, status(403), &HeaderMap::new(), &Complaint::default()).error.to_string();
+        assert_eq!(said("blob a"), "cannot get blob a: https://h answered 403 Forbidden");
+        assert_eq!(said(&format!("{LEAVE_TO}push blob a")), "cannot push blob a: https://h answered 403 Forbidden");
     }
 
     #[test]

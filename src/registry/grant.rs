@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::challenge::{Bearer, Challenge};
 use super::credentials::{Credential, Credentials, Proof};
-use super::error::Fault;
+use super::error::{Fault, cannot};
 use super::link::Link;
 use super::secret::Secret;
 use super::token;
@@ -217,7 +217,7 @@ fn basic(need: &Need<'_>, credential: Option<&Credential>) -> Result<Secret, Fau
         Some(Proof::Identity { user, token }) => Ok(token::basic_header(user, token)),
         Some(Proof::Registry(token)) => Ok(bearer_header(token)),
         None => {
-            let message = format!("cannot get {}: {} demands a login", need.what, need.host);
+            let message = format!("{}: {} demands a login", cannot(need.what), need.host);
             Err(Fault::lasting(Error::new(ErrorKind::Denied, message)))
         }
     }

@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName};
@@ -14,6 +13,7 @@ use reqwest::header::{HeaderMap, HeaderName};
 use super::address::Reach;
 use super::challenge::Challenge;
 use super::error::escape;
+use super::health::Health;
 use super::link::{Link, Wishes};
 use super::redirect::Location;
 use super::secret::Secret;
@@ -22,9 +22,6 @@ use crate::source::{Error, ErrorKind};
 
 /// The names of Docker Hub; the last one is where it answers.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
-
-/// How long others are asked before a host that failed.
-const REST: Duration = Duration::from_secs(5);
 
 /// How a host is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,18 +90,11 @@ pub(super) struct Host {
     /// The last challenge; held only to copy it.
     challenge: Mutex<Option<Challenge>>,
     rangeless: AtomicBool,
+    health: Health,
     /// Bytes of blobs that it sent.
     received: AtomicU64,
-    /// What was wrong with its last answer, if anything was; held only to copy it.
-    trouble: Mutex<Option<Trouble>>,
-}
-
-/// What was wrong with a host.
-#[derive(Debug)]
-struct Trouble {
-    text: String,
-    /// Until when others are asked before it.
-    rest: Option<Instant>,
+    /// What was wrong when it was asked last, if anything was; held only to copy it.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Host {
@@ -116,6 +106,7 @@ impl Host {
             scheme: OnceLock::new(),
             challenge: Mutex::new(None),
             rangeless: AtomicBool::new(false),
+            health: Health::default(),
             received: AtomicU64::new(0),
             trouble: Mutex::default(),
         }
@@ -126,29 +117,23 @@ impl Host {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Notes whether it has done what was asked of it.
+    /// Notes whether it has done what was asked of it, for whoever asks how it is.
     pub(super) fn note(&self, error: Option<&Error>) {
-        let trouble = error.map(|error| Trouble {
-            text: error.to_string(),
-            // Who answers, but does not have something, needs no rest.
-            rest: error.is_transient().then(|| Instant::now() + REST),
-        });
+        let trouble = error.map(ToString::to_string);
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// True if whoever has a choice should ask another host first.
     pub(super) fn rests(&self) -> bool {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.as_ref().and_then(|trouble| trouble.rest).is_some_and(|until| Instant::now() < until)
+        self.health.rests()
     }
 
     /// How it is.
     pub(super) fn state(&self) -> HostState {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         HostState {
             name: self.name().to_owned(),
             received: self.received.load(Ordering::Relaxed),
-            trouble: trouble.as_ref().map(|trouble| trouble.text.clone()),
+            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
@@ -172,9 +157,30 @@ impl Host {
         }
     }
 
+    /// How it has been doing.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// The ways to speak to the host that are still possible, the likeliest first.
     pub(super) fn schemes(&self) -> &[Scheme] {
         self.scheme.get().map_or(self.site.schemes.as_slice(), std::slice::from_ref)
+    }
+
+    /// Whether it is known how the host speaks.
+    pub(super) fn is_settled(&self) -> bool {
+        self.scheme.get().is_some()
+    }
+
+    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do.
+    pub(super) fn answered(&self, at: &Location) {
+        if !at.moved {
+            self.settle(match (at.url.scheme(), at.verified) {
+                ("http", _) => Scheme::Plain,
+                (_, true) => Scheme::Tls,
+                (_, false) => Scheme::TlsUnverified,
+            });
+        }
     }
 
     /// Notes that the host answered to `scheme`; the first note stays.

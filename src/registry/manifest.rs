@@ -5,15 +5,15 @@
 //! which shows in the media type.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 
 use super::client::{Call, Client, complain};
 use super::endpoint::{Endpoint, Role};
 use super::error::{Complaint, Fault, answer, escape, refused};
 use super::route::Route;
-use super::tags;
 use super::transport::Body;
+use super::{encoded, tags};
 use crate::limits::{MANIFEST_BYTES, SHOWN_CHARACTERS};
 use crate::oci::{Algorithm, Descriptor, Digest};
 use crate::source::{Document, Error, ErrorKind};
@@ -137,12 +137,9 @@ impl Asking<'_> {
     }
 
     async fn accept(&self, response: Response) -> Result<Document, Fault> {
-        let headers = response.headers().clone();
-        if headers.get_all(CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let message = format!("cannot get {}: the answer is encoded although that was declined", self.what);
-            return Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)));
-        }
         let stall = self.client.transport().stall();
+        let response = encoded::plain(self.what, response, MANIFEST_BYTES, stall).await?;
+        let headers = response.headers().clone();
         let body = Body::new(response, stall);
         let bytes = body.whole(self.what, MANIFEST_BYTES, stall.saturating_mul(DEADLINE_FACTOR)).await?;
         self.check(&headers, bytes).map_err(Fault::lasting)

@@ -21,6 +21,7 @@
 //! | `credentials`, `helper`, `secret` | the user's files, helper programs, keeping secrets out of sight |
 //! | `redirect`, `address` | where outside data may send us, and what may travel along |
 //! | `retry`, `error`, `warning` | what is worth another attempt, what the user sees |
+//! | `health`, `pace` | which host to leave in peace for a while, and how fast one may be asked |
 //! | `transport`, `link` | connection pools, time-outs, bodies; what is special about one host |
 //!
 //! Trust: the registry is believed in nothing but availability, since whoever asked verifies every byte by digest.
@@ -35,14 +36,17 @@ mod blob;
 mod challenge;
 mod client;
 mod credentials;
+mod encoded;
 mod endpoint;
 mod error;
 mod grant;
+mod health;
 mod helper;
 mod host;
 pub mod hosts;
 mod link;
 mod manifest;
+mod pace;
 mod places;
 mod push;
 mod range;

@@ -10,7 +10,7 @@ use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{StatusCode, Url};
 
 use super::address::Reach;
-use super::error::origin;
+use super::error::{cannot, origin};
 use super::link::Link;
 use crate::limits::URL_BYTES;
 use crate::source::{Error, ErrorKind};
@@ -47,7 +47,7 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
 /// The place to which the answer of `from` redirects.
 pub(super) fn next(what: &str, from: &Location, headers: &HeaderMap) -> Result<Location, Error> {
     let refuse = |why: &str| {
-        let message = format!("cannot get {what}: {} redirects to {why}", origin(&from.url));
+        let message = format!("{}: {} redirects to {why}", cannot(what), origin(&from.url));
         Err(Error::new(ErrorKind::Invalid, message))
     };
     let Some(target) = headers.get(LOCATION).and_then(|value| str::from_utf8(value.as_bytes()).ok()) else {

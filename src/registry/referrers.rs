@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, HeaderName, LINK};
 use reqwest::{Method, StatusCode};
 
 use super::client::{Call, Client, Message, complain};
+use super::encoded;
 use super::endpoint::Endpoint;
 use super::error::Fault;
 use super::redirect::Location;
@@ -82,6 +83,7 @@ impl Asking<'_> {
             _ => return Err(complain(self.what, response).await),
         }
         let stall = self.client.transport().stall();
+        let response = encoded::plain(self.what, response, MANIFEST_BYTES, stall).await?;
         let bytes = Body::new(response, stall).whole(self.what, MANIFEST_BYTES, stall).await?;
         let Ok(Manifest::Index(index)) = Manifest::parse(&bytes, INDEX_TYPE) else {
             // A page for people, as some servers send for every path.
@@ -94,8 +96,8 @@ impl Asking<'_> {
     }
 }
 
-/// The place of the next page, which must be at the same server: the list is not to be continued by somebody else.
-fn next(what: &str, at: &Location, headers: &HeaderMap) -> Result<Option<Location>, Fault> {
+/// The place of the next page of a list, which must be at the same server: it is not to be continued by somebody else.
+pub(super) fn next(what: &str, at: &Location, headers: &HeaderMap) -> Result<Option<Location>, Fault> {
     let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let Some(link) = links.filter_map(next_link).next() else { return Ok(None) };
     match at.url.join(link) {
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_found_and_stays_at_its_server() {
+    fn b_160_b_162_the_next_page_is_found_and_stays_at_its_server() {
         let next = follow("</v2/a/referrers/sha256:0?last=1>; rel=\"next\"").expect("allowed");
         assert_eq!(next.as_deref(), Some("https://r.example/v2/a/referrers/sha256:0?last=1"));
         assert_eq!(

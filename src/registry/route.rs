@@ -178,7 +178,7 @@ fn joined(faults: &[(bool, Fault)]) -> Retry {
 fn without_object(error: &Error) -> String {
     let text = error.to_string();
     match text.split_once(": ") {
-        Some((start, rest)) if start.starts_with("cannot get ") => rest.to_owned(),
+        Some((start, rest)) if start.starts_with("cannot ") => rest.to_owned(),
         _ => text,
     }
 }

@@ -16,8 +16,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::client::{Call, Client, Message, complain};
+use super::encoded;
 use super::endpoint::Endpoint;
-use super::error::Fault;
+use super::error::{Fault, LEAVE_TO};
 use super::referrers::INDEX_TYPE;
 use super::transport::Body;
 use crate::limits::{INDEX_ENTRIES, MANIFEST_BYTES, REFERRER_ROUNDS};
@@ -39,6 +40,27 @@ struct List {
     bytes: Bytes,
 }
 
+/// What is under the tag.
+enum Read {
+    List(List),
+    Nothing,
+    /// Something else, which is not ours to change.
+    Foreign(Error),
+}
+
+/// The tag of a subject: its digest, cut to what a tag may have in the way that the specification lays down (B-163).
+fn tag_of(subject: &Digest) -> String {
+    let text = subject.to_string();
+    let (algorithm, encoded) = text.split_once(':').unwrap_or(("", &text));
+    let part = |text: &str, length: usize| -> String {
+        let legal = |character: char| {
+            if character.is_ascii_alphanumeric() || "._-".contains(character) { character } else { '-' }
+        };
+        text.chars().take(length).map(legal).collect()
+    };
+    format!("{}-{}", part(algorithm, 32), part(encoded, 64))
+}
+
 /// What came of writing a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Written {
@@ -55,15 +77,19 @@ pub(super) async fn list(
     artifact_type: &str,
 ) -> Result<Vec<IndexEntry>, Error> {
     let place = Place::new(client, target, subject);
-    let Some(list) = client.persist(|| place.read()).await? else { return Ok(Vec::new()) };
-    match Manifest::parse(&list.bytes, INDEX_TYPE)? {
-        Manifest::Index(index) => Ok(index
-            .entries
-            .into_iter()
-            .filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type))
-            .collect()),
-        Manifest::Image(_) => Err(place.foreign()),
-    }
+    let entries = match client.persist(|| place.read()).await? {
+        Read::List(list) => match Manifest::parse(&list.bytes, INDEX_TYPE) {
+            Ok(Manifest::Index(index)) => index.entries,
+            _ => Vec::new(),
+        },
+        Read::Foreign(why) => {
+            // The tag may be somebody's own; then nothing refers to the subject.
+            tracing::debug!("{why}");
+            Vec::new()
+        }
+        Read::Nothing => Vec::new(),
+    };
+    Ok(entries.into_iter().filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type)).collect())
 }
 
 /// Adds `entry`, a descriptor; it is there once when this returns.
@@ -101,7 +127,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn new(client: &'a Client, target: &'a Endpoint, subject: &Digest) -> Self {
-        let tag = subject.to_string().replacen(':', "-", 1);
+        let tag = tag_of(subject);
         let what = format!("referrers of {}@{subject} (tag {tag})", target.name());
         Self { client, target, tag, what }
     }
@@ -111,7 +137,11 @@ impl<'a> Place<'a> {
         let mut written = false;
         for _ in 0..REFERRER_ROUNDS {
             let begun = Instant::now();
-            let list = self.client.persist(|| self.read()).await?;
+            let list = match self.client.persist(|| self.read()).await? {
+                Read::List(list) => Some(list),
+                Read::Nothing => None,
+                Read::Foreign(why) => return Err(why),
+            };
             let mut document = list.as_ref().map_or_else(empty, |list| list.document.clone());
             let Some(Value::Array(entries)) = document.get_mut("manifests") else { return Err(self.foreign()) };
             if is_right(entries) {
@@ -131,24 +161,25 @@ impl<'a> Place<'a> {
         Err(Error::new(ErrorKind::Unreachable, message).hint("try again later"))
     }
 
-    /// Reads the list; none if there is none.
-    async fn read(&self) -> Result<Option<List>, Fault> {
+    /// Reads what is there.
+    async fn read(&self) -> Result<Read, Fault> {
         let call = Call { what: &self.what, accept: Some(INDEX_TYPE), range: None, message: None };
         let (response, _) = self.client.request(self.target, &["manifests", &self.tag], &call).await?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(None),
+            StatusCode::NOT_FOUND => return Ok(Read::Nothing),
             _ => return Err(complain(&self.what, response).await),
         }
         let tag = response.headers().get(ETAG).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let stall = self.client.transport().stall();
+        let response = encoded::plain(&self.what, response, MANIFEST_BYTES, stall).await?;
         let bytes = Body::new(response, stall).whole(&self.what, MANIFEST_BYTES, stall).await?;
         // Parsed for its faults: what is ambiguous must not be written again.
-        let parsed = Manifest::parse(&bytes, INDEX_TYPE).map_err(|error| Fault::lasting(error.into()))?;
-        match (parsed, serde_json::from_slice(&bytes)) {
-            (Manifest::Index(_), Ok(Value::Object(document))) => Ok(Some(List { document, tag, bytes })),
-            _ => Err(Fault::lasting(self.foreign())),
-        }
+        Ok(match (Manifest::parse(&bytes, INDEX_TYPE), serde_json::from_slice(&bytes)) {
+            (Ok(Manifest::Index(_)), Ok(Value::Object(document))) => Read::List(List { document, tag, bytes }),
+            (Err(error), _) => Read::Foreign(self.foreign().because(error)),
+            _ => Read::Foreign(self.foreign()),
+        })
     }
 
     async fn write(&self, bytes: &Bytes, tag: Option<&str>) -> Result<Written, Fault> {
@@ -157,7 +188,7 @@ impl<'a> Place<'a> {
         if let Some(tag) = tag {
             message = message.header(IF_MATCH, tag);
         }
-        let what = format!("{} uploaded", self.what);
+        let what = format!("{LEAVE_TO}push {}", self.what);
         let call = Call::sending(&what, &message);
         let (response, _) = self.client.request(self.target, &["manifests", &self.tag], &call).await?;
         match response.status() {

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
 
 use super::client::{Call, Client};
 use super::endpoint::Endpoint;
-use super::error::{Complaint, escape};
+use super::error::{Complaint, Fault, escape};
+use super::redirect::Location;
 use super::transport::Body;
-use crate::limits::TAG_LIST_BYTES;
+use super::{encoded, referrers};
+use crate::limits::{TAG_LIST_BYTES, TAG_PAGES};
 
 /// How many tags a hint names.
 const SHOWN: usize = 10;
@@ -21,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What could be learned about a repository's tags.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Listing {
-    /// The first page of them.
+    /// Those on the pages that were read.
     Tags(Vec<String>),
     /// The repository does not exist.
     NoRepository,
@@ -34,31 +37,70 @@ struct Wire {
     tags: Option<Vec<String>>,
 }
 
-/// Asks for the first page of tags, once; one page is plenty for a hint.
+/// Asks for the tags, once for each page, as long as that is worth it for a hint. What fails after the first page only makes
+/// the list shorter.
 pub(super) async fn list(client: &Client, target: &Endpoint) -> Listing {
     let what = format!("tags of {}", target.name());
-    let call = Call { what: &what, accept: None, range: None, message: None };
-    let asking = async {
-        let (response, _) = client.request(target, &["tags", "list"], &call).await?;
-        let stall = client.transport().stall();
-        Ok(match response.status() {
-            StatusCode::OK => {
-                let body = Body::new(response, stall).whole(&what, TAG_LIST_BYTES, PATIENCE).await?;
-                parse(&body)
+    let end = Instant::now() + PATIENCE;
+    let (mut tags, mut next) = (Vec::new(), None);
+    for number in 0..TAG_PAGES {
+        let page = match timeout_at(end, page(client, target, &what, next.take())).await {
+            Ok(Ok(page)) => page,
+            Ok(Err(fault)) => {
+                tracing::debug!(error = %fault.error, "no more tags for the hint");
+                Page::end(Listing::Unknown)
             }
-            StatusCode::NOT_FOUND if Complaint::of(response).await.has("NAME_UNKNOWN") => Listing::NoRepository,
-            _ => Listing::Unknown,
-        })
-    };
-    match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(Ok(listing)) => listing,
-        Ok(Err(fault)) => {
-            let fault: super::error::Fault = fault;
-            tracing::debug!(error = %fault.error, "no tags for the hint");
-            Listing::Unknown
+            Err(_) => Page::end(Listing::Unknown),
+        };
+        match page.listing {
+            Listing::Tags(more) => tags.extend(more),
+            other if number == 0 => return other,
+            _ => break,
         }
-        Err(_) => Listing::Unknown,
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
     }
+    Listing::Tags(tags)
+}
+
+/// One page, and where the next one is.
+struct Page {
+    listing: Listing,
+    next: Option<Location>,
+}
+
+impl Page {
+    fn end(listing: Listing) -> Self {
+        Self { listing, next: None }
+    }
+}
+
+/// The page at `at`, or the first. An empty or short page need not be the last; where the list goes on, the registry says.
+async fn page(client: &Client, target: &Endpoint, what: &str, at: Option<Location>) -> Result<Page, Fault> {
+    let call = Call { what, accept: None, range: None, message: None };
+    let (response, at) = match at {
+        Some(at) => client.follow(target, &call, at).await?,
+        None => client.request(target, &["tags", "list"], &call).await?,
+    };
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::NOT_FOUND if Complaint::of(response).await.has("NAME_UNKNOWN") => {
+            return Ok(Page::end(Listing::NoRepository));
+        }
+        _ => return Ok(Page::end(Listing::Unknown)),
+    }
+    let stall = client.transport().stall();
+    let response = encoded::plain(what, response, TAG_LIST_BYTES, stall).await?;
+    let next = referrers::next(what, &at, response.headers());
+    let body = Body::new(response, stall).whole(what, TAG_LIST_BYTES, PATIENCE).await?;
+    let next = next.unwrap_or_else(|fault| {
+        tracing::debug!(error = %fault.error, "the list of tags ends here");
+        None
+    });
+    // A page that leads to itself would come again and again.
+    Ok(Page { listing: parse(&body), next: next.filter(|next| next.url != at.url) })
 }
 
 fn parse(body: &[u8]) -> Listing {

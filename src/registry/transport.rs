@@ -20,13 +20,18 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::address::Reach;
 use super::client::{Call, Message};
 use super::error::{Fault, origin, unanswered};
+use super::pace::Paces;
 use super::redirect::Location;
+use super::retry;
 use super::warning::Warnings;
 use crate::limits::LOW_SPEED;
 use crate::source::{Error, ErrorKind};
 
 /// Idle connections kept per host: as many as the widest window of parallel ranges.
 const IDLE_CONNECTIONS: usize = 32;
+
+/// The longest pause that a host is granted unless the options say otherwise.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Bytes of a request body that are handed to the connection at once; a peer that takes none of them is stalling.
 const SENT_PIECE: usize = 64 << 10;
@@ -47,6 +52,7 @@ pub(super) struct Transport {
     plain: Client,
     verified: OnceCell<Client>,
     warnings: Warnings,
+    paces: Paces,
 }
 
 impl Transport {
@@ -62,8 +68,14 @@ impl Transport {
             plain: plain.build().map_err(failed)?,
             verified: OnceCell::new(),
             warnings: Warnings::default(),
+            paces: Paces::new(LONGEST_PAUSE),
             settings,
         })
+    }
+
+    /// The same, which waits so long at most when a host asks to be left in peace.
+    pub(super) fn with_longest_pause(self, pause: Duration) -> Self {
+        Self { paces: Paces::new(pause), ..self }
     }
 
     /// The longest silence of a peer.
@@ -91,7 +103,8 @@ impl Transport {
         self.answer(what, &to.url, request, &AtomicUsize::new(0)).await
     }
 
-    /// Waits for the answer to `request` as long as the peer takes its body, which counts in `taken`.
+    /// Waits until the host may be asked, and then for the answer to `request` as long as the peer takes its body, which
+    /// counts in `taken`.
     async fn answer(
         &self,
         what: &str,
@@ -101,12 +114,18 @@ impl Transport {
     ) -> Result<Response, Fault> {
         // Connecting has a time-out of its own; a proxy and a TLS handshake come on top of it.
         let patience = self.settings.stall.saturating_add(self.settings.connect);
+        let permit = self.paces.enter(url).await;
         let mut sending = std::pin::pin!(request.send());
         let mut before = 0;
         loop {
             match timeout(patience, sending.as_mut()).await {
-                Ok(Ok(response)) => {
+                Ok(Ok(mut response)) => {
                     self.warnings.note(url, response.headers());
+                    self.paces.heard(&permit, response.status(), retry::wish(response.headers()));
+                    // What has a body is under way until that is read. Whoever holds a refusal may have to ask again first.
+                    if response.status().is_success() {
+                        response.extensions_mut().insert(permit);
+                    }
                     return Ok(response);
                 }
                 Ok(Err(error)) => return Err(unanswered(what, url, error)),

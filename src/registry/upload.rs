@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RANGE};
@@ -15,15 +16,18 @@ use reqwest::{Method, StatusCode};
 
 use super::client::{Call, Client, Message, complain};
 use super::endpoint::Endpoint;
-use super::error::{Fault, Retry};
+use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
 use super::retry::Retries;
 use crate::limits::{PUSH_CHUNK, PUSH_CHUNK_LARGEST, RESUME_PROGRESS};
-use crate::oci::Digest;
+use crate::oci::{Algorithm, Digest};
 use crate::source::{Error, ErrorKind};
 
 /// The least length of a chunk that the registry takes.
 const LEAST_CHUNK: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+
+/// How long giving up an upload may take: it has failed, and somebody waits to be told why.
+const ABANDON_TIME: Duration = Duration::from_secs(5);
 
 /// How a blob came to be in the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +46,12 @@ pub(super) async fn exists(client: &Client, target: &Endpoint, digest: &Digest) 
     let message = Message::bare(Method::HEAD);
     let ask = async || {
         let call = Call::sending(&what, &message);
-        let (response, _) = client.request(target, &["blobs", &digest.to_string()], &call).await?;
+        let response = match client.request(target, &["blobs", &digest.to_string()], &call).await {
+            Ok((response, _)) => response,
+            // The answer to HEAD has no body that would say why. If pushing is forbidden as well, the answer to that does.
+            Err(fault) if fault.error.kind() == ErrorKind::Denied => return Ok(false),
+            Err(fault) => return Err(fault),
+        };
         match response.status() {
             StatusCode::OK => Ok(true),
             // Some servers know GET only; what is there already is then sent once more.
@@ -90,6 +99,8 @@ struct Session {
 struct State {
     way: Way,
     session: Option<Session>,
+    /// The repository that the blob may be mounted from, until that is refused.
+    from: Option<String>,
 }
 
 impl<'a> Upload<'a> {
@@ -101,15 +112,14 @@ impl<'a> Upload<'a> {
         from: Option<&'a str>,
         sent: &'a AtomicU64,
     ) -> Self {
-        // Reads after "cannot get".
-        let what = format!("blob {}@{digest} uploaded", target.name());
+        let what = format!("{LEAVE_TO}push blob {}@{digest}", target.name());
         Self { client, target, what, digest, bytes, from, sent }
     }
 
     /// Brings the blob there.
     pub(super) async fn run(&self) -> Result<Pushed, Error> {
         let mut retries = Retries::new(self.client.policy());
-        let mut state = State { way: Way::Chunks, session: None };
+        let mut state = State { way: Way::Chunks, session: None, from: self.from.map(str::to_owned) };
         if self.bytes.len() <= PUSH_CHUNK {
             state.way = Way::Whole;
         }
@@ -128,8 +138,25 @@ impl<'a> Upload<'a> {
                         retries.progress();
                     }
                 }
-                Err(fault) => retries.pause(fault).await?,
+                Err(fault) => {
+                    if let Err(error) = retries.pause(fault).await {
+                        self.abandon(state).await;
+                        return Err(error);
+                    }
+                }
             }
+        }
+    }
+
+    /// Tells the registry that nothing more comes, so that it need not keep what it has until it is tired of waiting.
+    async fn abandon(&self, state: State) {
+        let Some(session) = state.session else { return };
+        let message = Message::bare(Method::DELETE);
+        let call = Call::sending(&self.what, &message);
+        match tokio::time::timeout(ABANDON_TIME, self.client.follow(self.target, &call, session.at)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(fault)) => tracing::debug!(error = %fault.error, "an upload that failed is left behind"),
+            Err(_) => tracing::debug!("an upload that failed is left behind"),
         }
     }
 
@@ -148,14 +175,27 @@ impl<'a> Upload<'a> {
     /// Opens a session, or has the blob mounted. A registry that cannot mount opens a session all the same.
     async fn begin(&self, state: &mut State) -> Result<Option<Pushed>, Fault> {
         let mut message = Message::bare(Method::POST);
-        if let Some(from) = self.from {
+        if let Some(from) = &state.from {
             self.target.also_reads(from);
-            message.query = vec![("mount", self.digest.to_string()), ("from", from.to_owned())];
+            message.query = vec![("mount", self.digest.to_string()), ("from", from.clone())];
+        }
+        if self.digest.algorithm() != Algorithm::Sha256 {
+            // Registries hash what arrives, and begin with the usual algorithm unless they are told.
+            message.query.push(("digest-algorithm", self.digest.algorithm().name().to_owned()));
         }
         let call = Call::sending(&self.what, &message);
-        let (response, at) = self.client.request(self.target, &["blobs", "uploads", ""], &call).await?;
+        let answered = self.client.request(self.target, &["blobs", "uploads", ""], &call).await;
+        if let (Err(fault), Some(from)) = (&answered, &state.from)
+            && fault.error.kind() == ErrorKind::Denied
+        {
+            tracing::debug!(error = %fault.error, from, "the blob cannot be mounted, it is sent");
+            self.target.reads_only_itself();
+            state.from = None;
+            return Ok(None);
+        }
+        let (response, at) = answered?;
         match response.status() {
-            StatusCode::CREATED if self.from.is_some() => Ok(Some(Pushed::Mounted)),
+            StatusCode::CREATED if state.from.is_some() => Ok(Some(Pushed::Mounted)),
             StatusCode::ACCEPTED => {
                 let at = redirect::next(&self.what, &at, response.headers()).map_err(Fault::lasting)?;
                 let chunk = least_chunk(response.headers()).max(PUSH_CHUNK);
@@ -224,7 +264,7 @@ impl<'a> Upload<'a> {
             _ if range.start == 0 && refuses_chunks(status) => {
                 let fault = complain(&self.what, response).await;
                 tracing::debug!(error = %fault.error, "the registry takes no chunks, the blob is sent as a whole");
-                *state = State { way: Way::Whole, session: None };
+                *state = State { way: Way::Whole, session: None, from: state.from.take() };
                 Ok(())
             }
             StatusCode::NOT_FOUND => {
@@ -270,7 +310,7 @@ impl<'a> Upload<'a> {
 
     fn kept_only(&self, kept: usize, sent: &Range<usize>) -> Fault {
         let message =
-            format!("cannot get {}: the registry kept {kept} bytes after it was sent those to {}", self.what, sent.end);
+            format!("{}: the registry kept {kept} bytes after it was sent those to {}", cannot(&self.what), sent.end);
         Fault::passing(Error::new(ErrorKind::Invalid, message))
     }
 }
@@ -322,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_registry_has_of_an_upload_is_read_with_and_without_a_unit() {
+    fn b_167_what_a_registry_has_of_an_upload_is_read_with_and_without_a_unit() {
         for (written, bytes) in [
             ("0-0", Some(0)),
             ("0-1", Some(2)),
@@ -339,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_least_chunk_is_bounded() {
+    fn b_166_a_least_chunk_is_bounded() {
         assert_eq!(least_chunk(&headers(LEAST_CHUNK, "5242880")), 5 << 20);
         assert_eq!(least_chunk(&headers(LEAST_CHUNK, "99999999999999")), PUSH_CHUNK_LARGEST);
         assert_eq!(least_chunk(&headers(LEAST_CHUNK, "-1")), 0);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::wire::WireDescriptor;
-use super::{ARTIFACT_TYPE, Error, LAYER_INDEX_TYPE, PROFILE_TYPE};
+use super::{ARTIFACT_TYPE, Error, LAYER_INDEX_TYPE, PROFILE_TYPE, SociLayer};
 use crate::limits::{INDEX_BYTES, LAYERS, PROFILE_TEXT_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest};
 
@@ -78,6 +78,12 @@ impl LayerBlob {
     /// of the rest.
     pub fn claim(&self) -> Digest {
         crate::store::claim_name("shared index", &[&self.metadata.digest, &self.blob.size])
+    }
+
+    /// A zTOC, which is read as a whole before anything else.
+    pub fn of_ztoc(listed: &SociLayer) -> Self {
+        let SociLayer { layer, ztoc, .. } = listed;
+        Self { layer: *layer, blob: ztoc.clone(), metadata: Metadata { size: ztoc.size, digest: ztoc.digest } }
     }
 
     /// The blob of an encoded index whose first `metadata` bytes come before its windows.

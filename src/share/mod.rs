@@ -52,6 +52,14 @@ pub enum Format {
 }
 
 impl Format {
+    /// How it is named to people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ocifs => "ocifs",
+            Self::Soci => "soci",
+        }
+    }
+
     /// The type by which the artifact is found.
     pub fn artifact_type(self) -> &'static str {
         match self {

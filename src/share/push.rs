@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use lru::LruCache;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::artifact::{EMPTY, MANIFEST_TYPE};
 use super::{Artifact, Error, Format, LayerBlob, PROFILE_TYPE, SociIndex, SociLayer};
@@ -189,12 +189,17 @@ pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progr
     let name = Selector::Digest(digest);
     let noted = repository.push_manifest(&name, MANIFEST_TYPE, bundle.manifest.clone()).await?;
     if !noted {
-        let entry = json!({
+        let mut entry = json!({
             "mediaType": MANIFEST_TYPE,
             "digest": digest.to_string(),
             "size": bundle.manifest.len(),
             "artifactType": bundle.format.artifact_type(),
         });
+        // Whoever reads the list sees what the registry would have shown.
+        let manifest: Value = serde_json::from_slice(&bundle.manifest).unwrap_or_default();
+        if let Some(annotations) = manifest.get("annotations") {
+            entry["annotations"] = annotations.clone();
+        }
         repository.add_tagged_referrer(&bundle.artifact.subject.digest, &entry).await?;
     }
     let count = |wanted: Pushed| pushed.iter().filter(|(pushed, _)| *pushed == wanted).count();

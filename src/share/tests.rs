@@ -126,3 +126,19 @@ fn d_025_what_an_artifact_says_is_kept_by_what_is_checked_and_not_by_what_it_cla
         assert_eq!(lying.claim(), evil.claim(), "by its bytes alone");
     }
 }
+
+#[test]
+fn b_173_what_is_pushed_has_no_byte_of_a_layer() {
+    // Whether a layer may be distributed at all is its owner's business: only what was made of it travels.
+    let layer =
+        Descriptor::new("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Digest::sha256(b"one"), 3);
+    let soci = Bundle::soci(&subject(), &[(layer, Bytes::from_static(b"zTOC of one"))]);
+    for (bundle, made) in [(bundle(), &b"index of one"[..]), (soci, b"zTOC of one")] {
+        let is_pushed = |bytes: &[u8]| bundle.blobs.iter().any(|(digest, _)| *digest == Digest::sha256(bytes));
+        assert!(is_pushed(made) && !is_pushed(b"one"));
+        let manifest: Value = serde_json::from_slice(&bundle.manifest).expect("JSON");
+        let listed = manifest["layers"].as_array().expect("a list").iter().chain([&manifest["config"]]);
+        let digests: Vec<_> = listed.map(|blob| blob["digest"].as_str().expect("a digest").to_owned()).collect();
+        assert!(bundle.blobs.iter().all(|(digest, _)| digests.contains(&digest.to_string())));
+    }
+}

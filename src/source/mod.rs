@@ -69,6 +69,12 @@ pub trait BlobReader: fmt::Debug + Send + Sync {
     /// The length that the descriptor states.
     fn size(&self) -> u64;
 
+    /// The host that sends the bytes, if it is another machine's matter whether they can be had: what it sends of other
+    /// blobs is away when this is.
+    fn host(&self) -> Option<&str> {
+        None
+    }
+
     /// Streams exactly the bytes of `range` (within the size), or fails. A short or long answer is an error, never
     /// a short stream. Dropping the stream cancels the transfer.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;

@@ -4,7 +4,7 @@
 //! and only while no value exists. [`Registry`] decides both, without a lock during the disk work: a digest is *claimed*
 //! for as long as somebody loads or removes it, and others wait for the claim, not for a lock.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -26,7 +26,10 @@ pub(super) struct Registry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    live: HashMap<Digest, Weak<Blob>>,
+    /// By digest: one value for each size that some manifest says it has. More than one is a lie of somebody, which must not
+    /// be at the cost of the others.
+    live: HashMap<Digest, Vec<(u64, Weak<Blob>)>>,
+    /// Of all sizes together.
     claimed: HashSet<Digest>,
     sweep_at: usize,
 }
@@ -45,20 +48,23 @@ enum Found<'a> {
 }
 
 /// What the disk has of one blob.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct OnDisk {
     pub(super) usage: Usage,
     pub(super) used: SystemTime,
     pub(super) complete: bool,
+    /// The sizes of which there are some bytes.
+    pub(super) sizes: BTreeSet<u64>,
 }
 
 impl Registry {
-    fn find(&self, digest: &Digest) -> Found<'_> {
+    fn find(&self, digest: &Digest, size: u64) -> Found<'_> {
         let mut inner = lock(&self.inner);
         while inner.claimed.contains(digest) {
             inner = self.released.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        match inner.live.get(digest).and_then(Weak::upgrade) {
+        let live = inner.live_of(digest).find(|(known, _)| *known == size);
+        match live.and_then(|(_, blob)| blob.upgrade()) {
             Some(blob) => Found::Live(blob),
             None => Found::Free(self.claim_in(&mut inner, digest)),
         }
@@ -67,16 +73,15 @@ impl Registry {
     /// The right to the files of `digest`, unless it is in use or claimed.
     pub(super) fn claim_idle(&self, digest: &Digest) -> Option<Claim<'_>> {
         let mut inner = lock(&self.inner);
-        let live = inner.live.get(digest).is_some_and(|blob| blob.strong_count() > 0);
-        if live || inner.claimed.contains(digest) {
+        if inner.live_of(digest).next().is_some() || inner.claimed.contains(digest) {
             return None;
         }
         Some(self.claim_in(&mut inner, digest))
     }
 
-    /// The value for `digest` if it is in use.
-    pub(super) fn live(&self, digest: &Digest) -> Option<Arc<Blob>> {
-        lock(&self.inner).live.get(digest).and_then(Weak::upgrade)
+    /// The values for `digest` that are in use.
+    pub(super) fn live(&self, digest: &Digest) -> Vec<Arc<Blob>> {
+        lock(&self.inner).live_of(digest).filter_map(|(_, blob)| blob.upgrade()).collect()
     }
 
     fn claim_in(&self, inner: &mut Inner, digest: &Digest) -> Claim<'_> {
@@ -85,14 +90,22 @@ impl Registry {
     }
 }
 
+impl Inner {
+    fn live_of(&self, digest: &Digest) -> impl Iterator<Item = &(u64, Weak<Blob>)> {
+        self.live.get(digest).into_iter().flatten().filter(|(_, blob)| blob.strong_count() > 0)
+    }
+}
+
 impl Claim<'_> {
     fn publish(&self, blob: &Arc<Blob>) {
         let mut inner = lock(&self.registry.inner);
         if inner.live.len() >= inner.sweep_at.max(SWEEP) {
-            inner.live.retain(|_, blob| blob.strong_count() > 0);
+            inner.live.retain(|_, blobs| blobs.iter().any(|(_, blob)| blob.strong_count() > 0));
             inner.sweep_at = inner.live.len() * 2;
         }
-        inner.live.insert(self.digest, Arc::downgrade(blob));
+        let blobs = inner.live.entry(self.digest).or_default();
+        blobs.retain(|(_, blob)| blob.strong_count() > 0);
+        blobs.push((blob.size(), Arc::downgrade(blob)));
     }
 }
 
@@ -106,12 +119,12 @@ impl Drop for Claim<'_> {
 impl Store {
     /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
     ///
-    /// [`Error::Size`] if the blob is known to have another size: as an open value, or complete and good. Waits while
-    /// another thread loads or removes the same blob.
+    /// [`Error::Size`] if the blob is known to have another size, because it is complete and good. Before that nobody knows,
+    /// and there may be several values of different sizes, of which only one can ever be complete. Waits while another
+    /// thread loads or removes the same blob.
     pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<Blob>, Error> {
-        match self.shared.blobs.find(digest) {
-            Found::Live(blob) if blob.size() == size => Ok(blob),
-            Found::Live(blob) => Err(Error::Size { digest: *digest, known: blob.size(), asked: size }),
+        match self.shared.blobs.find(digest, size) {
+            Found::Live(blob) => Ok(blob),
             Found::Free(claim) => {
                 let blob = Arc::new(Blob::load(&self.shared, digest, size)?);
                 claim.publish(&blob);
@@ -124,7 +137,7 @@ impl Store {
     pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
         let mut freed = Usage::default();
         for (digest, on_disk) in self.shared.blobs_on_disk()? {
-            if !keep.contains(&digest) && self.shared.remove_blob(&digest)? {
+            if !keep.contains(&digest) && self.shared.remove_blob(&digest, &on_disk.sizes)? {
                 freed.add(on_disk.usage);
             }
         }
@@ -133,10 +146,10 @@ impl Store {
 }
 
 impl Shared {
-    /// Removes the files of a blob; false if it is in use.
-    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<bool, Error> {
+    /// Removes the files of a blob, of which there are partial ones of these `sizes`; false if it is in use.
+    pub(super) fn remove_blob(&self, digest: &Digest, sizes: &BTreeSet<u64>) -> Result<bool, Error> {
         let Some(_claim) = self.blobs.claim_idle(digest) else { return Ok(false) };
-        blob::remove_files(self, digest)?;
+        blob::remove_files(self, digest, sizes, Some(BlobFile::Complete))?;
         Ok(true)
     }
 
@@ -149,10 +162,14 @@ impl Shared {
                 usage: Usage { count: 1, bytes: 0 },
                 used: SystemTime::UNIX_EPOCH,
                 complete: false,
+                sizes: BTreeSet::new(),
             });
             known.usage.bytes = known.usage.bytes.saturating_add(found.usage().bytes);
             known.used = known.used.max(found.used());
-            known.complete |= file == BlobFile::Complete;
+            match file {
+                BlobFile::Complete => known.complete = true,
+                BlobFile::Partial(size) | BlobFile::Map(size) => drop(known.sizes.insert(size)),
+            }
             Ok(())
         })?;
         Ok(blobs)

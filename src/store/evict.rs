@@ -5,7 +5,7 @@
 //! what is open, stays. Documents, references and profiles are tiny and stay as well; profiles have a bound
 //! of their own.
 
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -49,7 +49,8 @@ struct Candidate {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Object {
     File([u8; 32]),
-    Blob(Digest),
+    /// With the sizes of which some bytes are here.
+    Blob(Digest, BTreeSet<u64>),
     Index(Digest),
     /// What one claim says of one layer.
     Claim(Digest, Digest),
@@ -158,7 +159,7 @@ impl Shared {
             Tier::Blobs => {
                 for (digest, blob) in self.blobs_on_disk()? {
                     if !keep.contains(&digest) {
-                        offer(blob.used, blob.usage.bytes, Object::Blob(digest));
+                        offer(blob.used, blob.usage.bytes, Object::Blob(digest, blob.sizes));
                     }
                 }
             }
@@ -191,7 +192,7 @@ impl Shared {
         match object {
             Object::File(content) if self.files.in_use(content) => Ok(false),
             Object::File(content) => self.remove_file(content),
-            Object::Blob(digest) => self.remove_blob(digest),
+            Object::Blob(digest, sizes) => self.remove_blob(digest, sizes),
             Object::Index(digest) => object::remove(&self.layout.object(Part::Indexes, digest)),
             Object::Claim(layer, claim) => object::remove(&self.layout.claim(layer, claim)),
             Object::Tree(digest) => object::remove(&self.layout.object(Part::Trees, digest)),

@@ -56,15 +56,16 @@ impl Part {
     }
 }
 
-/// The three files that one blob may have.
+/// The three files that a blob of one size may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlobFile {
     /// All bytes, under the bare digest.
     Complete,
-    /// Some bytes of a sparse file, `.partial`.
-    Partial,
-    /// Which bytes those are, `.map`.
-    Map,
+    /// Some bytes of a sparse file of this length, `.SIZE.partial`. Before a blob is complete nobody knows its size, and two
+    /// manifests may say different things.
+    Partial(u64),
+    /// Which bytes those are, `.SIZE.map`.
+    Map(u64),
 }
 
 /// The paths of one cache directory.
@@ -112,11 +113,11 @@ impl Layout {
 
     pub(super) fn blob(&self, digest: &Digest, file: BlobFile) -> PathBuf {
         let suffix = match file {
-            BlobFile::Complete => "",
-            BlobFile::Partial => ".partial",
-            BlobFile::Map => ".map",
+            BlobFile::Complete => String::new(),
+            BlobFile::Partial(size) => format!(".{size}.partial"),
+            BlobFile::Map(size) => format!(".{size}.map"),
         };
-        self.part(Part::Blobs).join(object_name(digest) + suffix)
+        self.part(Part::Blobs).join(object_name(digest) + &suffix)
     }
 
     /// The path of a decoded file; 256 subdirectories keep each of them small.
@@ -192,13 +193,20 @@ pub(super) fn parse_claim(name: &str) -> Option<(Digest, Digest)> {
 
 /// The digest and role of a name in `blobs/`.
 pub(super) fn parse_blob(name: &str) -> Option<(Digest, BlobFile)> {
-    let (name, file) = match name.rsplit_once('.') {
-        None => (name, BlobFile::Complete),
-        Some((name, "partial")) => (name, BlobFile::Partial),
-        Some((name, "map")) => (name, BlobFile::Map),
-        Some(_) => return None,
+    let mut parts = name.split('.');
+    let digest = parse_object(parts.next()?)?;
+    let file = match (parts.next(), parts.next(), parts.next()) {
+        (None, None, None) => BlobFile::Complete,
+        (Some(size), Some("partial"), None) => BlobFile::Partial(parse_size(size)?),
+        (Some(size), Some("map"), None) => BlobFile::Map(parse_size(size)?),
+        _ => return None,
     };
-    Some((parse_object(name)?, file))
+    Some((digest, file))
+}
+
+/// A size as it is written here, and in no other way.
+fn parse_size(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|size: &u64| size.to_string() == text)
 }
 
 /// The content key a name in `files/` stands for.
@@ -236,10 +244,15 @@ mod tests {
         for digest in [Digest::sha256(b"x"), Digest::of(Algorithm::Sha512, b"x")] {
             let name = object_name(&digest);
             assert_eq!(parse_object(&name), Some(digest));
-            assert_eq!(parse_blob(&format!("{name}.map")), Some((digest, BlobFile::Map)));
-            assert_eq!(parse_blob(&format!("{name}.partial")), Some((digest, BlobFile::Partial)));
-            assert_eq!(parse_blob(&name), Some((digest, BlobFile::Complete)));
-            assert_eq!(parse_blob(&format!("{name}.partial.map")), None);
+            for file in [BlobFile::Complete, BlobFile::Partial(0), BlobFile::Partial(u64::MAX), BlobFile::Map(70)] {
+                let path = Layout::new("/c".into()).blob(&digest, file);
+                let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+                assert!(name.len() <= 255, "{name}");
+                assert_eq!(parse_blob(name), Some((digest, file)));
+            }
+            for suffix in ["partial", "7", "07.map", "+7.map", ".map", "7.partial.map", "7.maps", "x.partial"] {
+                assert_eq!(parse_blob(&format!("{name}.{suffix}")), None, "{suffix}");
+            }
             assert_eq!(parse_blob(&name.to_uppercase()), None);
             for claim in [Digest::sha256(b"y"), Digest::of(Algorithm::Sha512, b"y")] {
                 let path = Layout::new("/c".into()).claim(&digest, &claim);

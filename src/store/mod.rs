@@ -47,7 +47,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use blob::Blob;
+pub use blob::{Blob, Mark, Replacement};
 pub use evict::Limits;
 pub use files::NewFile;
 pub use mapped::{IMPORTED, claim_name};

@@ -84,8 +84,9 @@ impl Store {
                 Some(good) => judge(found, good),
             };
         }
-        match self.shared.blobs.live(&digest) {
-            Some(blob) => forget_all_of(&blob),
+        // Only one of them can be complete.
+        match self.shared.blobs.live(&digest).iter().find(|blob| blob.is_complete()) {
+            Some(blob) => forget_all_of(blob),
             None => Ok(Outcome::Skipped),
         }
     }

@@ -68,6 +68,7 @@ fn layer() -> (Bytes, Expected, LayerIndex) {
         spans: vec![span],
         uncompressed_size: expected.size,
         fidelity: Times::Seconds,
+        prefetch_end: None,
     };
     let index = LayerIndex::claimed(&expected, claim).expect("it is well-formed");
     (blob, expected, index)

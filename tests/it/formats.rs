@@ -192,7 +192,7 @@ fn a_184_the_label_of_a_layer_does_not_matter() {
 }
 
 #[test]
-fn layers_named_by_sha512_are_as_good() {
+fn b_064_layers_named_by_sha512_are_as_good() {
     let Some(bench) = Bench::new() else { return };
     let (home, streams) = (bench.ocifs.home(), streams());
     let layout = home.join("plain");

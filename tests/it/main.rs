@@ -15,10 +15,15 @@ mod limits;
 mod merge_model;
 mod mirrors;
 mod mount;
+mod outage;
 mod parcel;
+mod platform;
 mod profile;
+mod real;
 mod registry;
+mod round_trips;
 mod runtime;
+mod secrets;
 mod share;
 mod source;
 #[allow(dead_code, unused_imports, reason = "what the tests of one area do not use, those of another will")]

@@ -2,11 +2,12 @@
 //!
 //! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
 //! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
-//! another file system, `modes` which of the ways to read is taken.
+//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for. `pushed` what the kernel need not ask for.
 
 mod bytes;
 mod modes;
 mod overlay;
+mod pushed;
 mod refused;
 mod shared;
 mod stat;
@@ -57,8 +58,8 @@ impl Mounted {
 
     fn mount(&self) {
         let (reference, io) = (self.registry.name("it:latest"), format!("--io={}", self.io));
-        // A profile would fetch what the tests expect to be missing.
-        let options = ["mount", "--fill=off", "--profile-until=0", &io, &reference].map(OsStr::new);
+        // A profile would fetch what the tests expect to be missing, and what fails is to fail at once.
+        let options = ["mount", "--fill=off", "--profile-until=0", "--on-outage=eio", &io, &reference].map(OsStr::new);
         self.ocifs.run(options.into_iter().chain([self.point.path().as_os_str()])).ok();
     }
 

@@ -5,6 +5,7 @@ mod documents;
 mod environment;
 mod faults;
 mod hosts;
+mod pace;
 mod push;
 mod real;
 mod redirects;

@@ -22,7 +22,7 @@ pub struct IndexWork {
     pub replace: bool,
     /// Write the artifact into this image layout; absolute.
     pub output: Option<PathBuf>,
-    /// Whom it is for: `ocifs`.
+    /// Whom it is for: `ocifs` or `soci`.
     pub format: String,
 }
 
@@ -36,6 +36,17 @@ pub enum IndexProfile {
     None,
     /// This one.
     Text(String),
+}
+
+/// Indexes that are to be taken out of a registry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnwantedIndexes {
+    /// The image.
+    pub image: Image,
+    /// For which program they are, as in [`IndexWork::format`].
+    pub format: String,
+    /// The artifact, whomever it is for; all without it.
+    pub artifact: Option<String>,
 }
 
 /// An image that was indexed.
@@ -102,6 +113,9 @@ pub struct PushReport {
 pub struct SharedIndex {
     /// Digest of the artifact's manifest.
     pub digest: String,
+    /// For which program it was made: `ocifs` or `soci`.
+    #[serde(default = "ours")]
+    pub format: String,
     /// Digest of the image's manifest.
     pub image: String,
     /// The image's platform.
@@ -116,6 +130,10 @@ pub struct SharedIndex {
     pub believed: bool,
     /// Why, or why not.
     pub reason: String,
+}
+
+fn ours() -> String {
+    "ocifs".to_owned()
 }
 
 /// The index of one layer in an artifact.

@@ -20,6 +20,7 @@ use serde_json::json;
 use super::body::{self, Body, Flow};
 use super::content::{Blob, Content, Manifest, tag_order};
 use super::fault::{self, Fault, Pace};
+use super::head::Slowly;
 use super::range::{self, Asked};
 use super::request::{self, Endpoint, Request};
 use super::{Shared, referrers, token, upload};
@@ -67,10 +68,17 @@ impl Reply {
     }
 }
 
+/// What faults can do to the connection a request came by.
+#[derive(Debug, Clone)]
+pub(super) struct Connection {
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) head: Slowly,
+}
+
 /// Answers one request, faults included.
 pub(super) async fn answer(
     shared: &Shared,
-    socket: Arc<OwnedFd>,
+    connection: Connection,
     incoming: hyper::Request<Incoming>,
 ) -> Response<Body> {
     let (parts, body) = incoming.into_parts();
@@ -86,7 +94,7 @@ pub(super) async fn answer(
         None => route(shared, &request, &faults),
     };
     if hangs_up.is_some()
-        && let Err(error) = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both)
+        && let Err(error) = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both)
     {
         tracing::debug!(%error, "the client went away first");
     }
@@ -97,6 +105,9 @@ pub(super) async fn answer(
     if !pace.delay.is_zero() {
         tokio::time::sleep(pace.delay).await;
     }
+    if let Some((bytes, every)) = pace.head {
+        connection.head.send(bytes, every);
+    }
     shared.log.answered(request.number, reply.status.as_u16());
     let length = reply.range.end - reply.range.start;
     let flow = (request.method != Method::HEAD).then(|| Flow {
@@ -105,7 +116,7 @@ pub(super) async fn answer(
         pace,
         log: shared.log.clone(),
         number: request.number,
-        socket,
+        socket: connection.socket,
     });
     if flow.is_none() {
         shared.log.ended(request.number);

@@ -46,6 +46,13 @@ pub enum Fault {
         /// The pause before each piece.
         every: Duration,
     },
+    /// Sends status line and headers in small pieces with pauses; the body follows at its own pace.
+    DripHead {
+        /// Length of a piece, at least 1.
+        bytes: usize,
+        /// The pause before each piece.
+        every: Duration,
+    },
     /// Inverts one byte of the blob or document, if the answer contains it.
     Corrupt {
         /// Where, in the whole blob, whatever range was asked for.
@@ -177,6 +184,7 @@ impl Fault {
 pub(super) struct Pace {
     pub(super) delay: Duration,
     pub(super) drip: Option<(usize, Duration)>,
+    pub(super) head: Option<(usize, Duration)>,
     pub(super) corrupt: Vec<u64>,
     pub(super) cut: Option<Cut>,
 }
@@ -203,6 +211,7 @@ impl Pace {
             match fault {
                 Fault::Delay(delay) => pace.delay += *delay,
                 Fault::Drip { bytes, every } => pace.drip = Some(((*bytes).max(1), *every)),
+                Fault::DripHead { bytes, every } => pace.head = Some((*bytes, *every)),
                 Fault::Corrupt { offset } => pace.corrupt.push(*offset),
                 Fault::Truncate { after } => pace.cut = Some(Cut { after: *after, end: End::Close }),
                 Fault::Reset { after } => pace.cut = Some(Cut { after: *after, end: End::Reset }),

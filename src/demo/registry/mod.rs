@@ -13,6 +13,7 @@ mod answer;
 mod body;
 mod content;
 mod fault;
+mod head;
 mod log;
 mod range;
 mod referrers;
@@ -196,15 +197,16 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
 /// Serves one connection until the client leaves, a fault cuts it, or the registry stops.
 async fn serve(stream: TcpStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     // The second descriptor is how a fault turns the close of the connection into a reset.
-    let socket = match stream.set_nodelay(true).and_then(|()| stream.as_fd().try_clone_to_owned()) {
-        Ok(socket) => Arc::new(socket),
+    let own = match stream.set_nodelay(true).and_then(|()| stream.as_fd().try_clone_to_owned()) {
+        Ok(socket) => answer::Connection { socket: Arc::new(socket), head: head::Slowly::default() },
         Err(error) => return tracing::debug!(%error, "the embedded registry lost a connection at its start"),
     };
+    let stream = TokioIo::new(head::Paced::new(stream, own.head.clone()));
     let service = service_fn(move |request| {
-        let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
-        async move { Ok::<_, std::convert::Infallible>(answer::answer(&shared, socket, request).await) }
+        let (shared, own) = (Arc::clone(&shared), own.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer::answer(&shared, own, request).await) }
     });
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

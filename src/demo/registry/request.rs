@@ -144,7 +144,7 @@ impl Request {
     }
 
     /// The values of a parameter of the query, decoded, in order.
-    pub(super) fn parameters(&self, name: &str) -> Vec<String> {
+    pub fn parameters(&self, name: &str) -> Vec<String> {
         form_values(&self.query, name)
     }
 }

@@ -268,6 +268,15 @@ async fn faults_change_how_the_bytes_go_out() {
     assert_eq!(get(&registry, &target).await.body.len(), 1000);
     assert!(started.elapsed() >= Duration::from_millis(140), "one delay and four pauses");
 
+    // A head of about 200 bytes in pieces of 20, with a body that does not wait.
+    registry.set_faults(|_| Some(Fault::DripHead { bytes: 20, every: Duration::from_millis(20) }));
+    let started = Instant::now();
+    let slow = get(&registry, &target).await;
+    let pauses = u32::try_from(slow.head.len() / 20).expect("a short head");
+    assert_eq!((slow.status, slow.body.len()), (200, 1000));
+    assert!(pauses > 5 && started.elapsed() >= Duration::from_millis(20) * pauses, "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(20) * (pauses + 20), "the body does not drip");
+
     registry.set_faults(|_| Some(Fault::Reset { after: 10 }));
     let addr = registry.addr();
     let kind = tokio::task::spawn_blocking(move || {

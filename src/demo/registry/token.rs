@@ -2,10 +2,11 @@
 //!
 //! A [`Bearer`] fault on a request demands a token that this registry issued, that has not expired and whose scope covers
 //! the repository (distribution's token.md); the same fault on a request to [`TOKEN_PATH`] says to whom tokens are issued
-//! and how long they live. So a hook that always returns the fault is a complete set-up. Nothing here resists an attacker:
-//! tokens are numbers.
+//! and how long they live. So a hook that always returns the fault is a complete set-up. Nothing here resists an attacker,
+//! but the tokens of one registry are not those of another, or of the same after it was started again.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,6 +75,7 @@ pub(super) struct Tokens(Mutex<Issued>);
 #[derive(Debug, Default)]
 struct Issued {
     count: u64,
+    key: RandomState,
     valid: HashMap<String, (Instant, Vec<String>)>,
 }
 
@@ -102,7 +104,7 @@ impl Tokens {
             issued.valid.clear();
         }
         issued.count += 1;
-        let token = format!("ocifs-demo-{}", issued.count);
+        let token = format!("ocifs-demo-{:016x}", issued.key.hash_one(issued.count));
         issued.valid.insert(token.clone(), (now + lifetime, scopes));
         token
     }

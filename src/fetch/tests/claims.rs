@@ -81,7 +81,8 @@ fn scene(count: u64, length: usize, together: usize, source: Memory) -> Scene {
     }
     let expected = Expected { layer: Digest::sha256(&blob), size: blob.len() as u64, diff_id: Digest::sha256(&tar) };
     let compression = index::Compression::Gzip;
-    let claim = Claim { compression, entries, spans, uncompressed_size: stream, fidelity: Times::Seconds };
+    let fidelity = Times::Seconds;
+    let claim = Claim { compression, entries, spans, uncompressed_size: stream, fidelity, prefetch_end: None };
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let source = Arc::new(Memory { blob: blob.into(), ..source });
@@ -286,6 +287,24 @@ async fn rotten_bytes_under_a_claim_are_mended_by_its_proof() {
 }
 
 #[tokio::test]
+async fn bytes_that_rot_after_they_were_proven_do_not_speak_against_another_claim() {
+    let scene = scene(6, 2000, 2, Memory::default());
+    scene.fill(&scene.layer(scene.claim.clone())).await.expect("it is true");
+    let blobs = std::fs::read_dir(scene.store.dir().join("blobs")).expect("a directory");
+    for path in blobs.map(|entry| entry.expect("an entry").path()) {
+        let mut bytes = std::fs::read(&path).expect("it can be read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).expect("it is ours");
+    }
+    let layer = scene.layer(scene.claim.clone());
+    assert!(layer.blob.is_complete() && scene.truth().is_some());
+    scene.fill(&layer).await.expect("the source is well");
+    assert!(layer.is_proven() && layer.condemned().is_none());
+    assert_eq!(layer.blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
 async fn a_proof_that_nobody_waits_for_ends() {
     let scene = scene(6, 2000, 2, Memory::default());
     let layer = scene.layer(scene.claim.clone());
@@ -384,4 +403,82 @@ async fn one_of_our_indexes_from_elsewhere_is_proven_without_its_windows() {
     layer.blob.write(0, &scene.source.blob()).expect("there is room");
     fill(&scene.fetcher, &layer, Urgency::Now).await.expect("it says the same as the truth");
     assert!(layer.is_proven());
+}
+
+/// A source beside which somebody else fills the same blob with something else, and is always faster.
+#[derive(Debug)]
+struct Beset {
+    source: Arc<Memory>,
+    blob: Arc<Blob>,
+}
+
+impl BlobReader for Beset {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        let garbage = vec![0xee; self.size() as usize];
+        self.blob.write(0, &garbage).expect("there is room");
+        self.source.read(range)
+    }
+}
+
+impl Scene {
+    /// Its source, beside that of an image that lists the layer and has garbage in its place.
+    fn beset(&self) -> Arc<dyn BlobReader> {
+        let blob = self.store.blob(&self.expected.layer, self.expected.size).expect("a blob");
+        Arc::new(Beset { source: Arc::clone(&self.source), blob })
+    }
+}
+
+#[tokio::test]
+async fn a_true_claim_is_proven_though_another_image_fills_the_layer_with_garbage() {
+    let scene = scene(12, 60_000, 3, Memory::default());
+    let index = LayerIndex::claimed(&scene.expected, scene.claim.clone()).expect("it is well-formed");
+    scene.store.put_claim(&scene.expected.layer, &NAME, index.as_bytes()).expect("there is room");
+    let layer = Arc::new(scene.open(index, Some(scene.beset())));
+    scene.fill(&layer).await.expect("its own source is well");
+    assert!(layer.is_proven() && layer.condemned().is_none() && layer.blob.is_complete());
+    assert_eq!(scene.source.asked().last().map(|range| range.end), Some(scene.expected.size));
+    for number in 0..12 {
+        scene.read(&layer, number).await;
+    }
+    assert_eq!(layer.blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
+async fn the_image_with_the_garbage_is_condemned_whoever_wrote_the_layer() {
+    let mut scene = scene(12, 60_000, 3, Memory::default());
+    let right = scene.source.blob();
+    scene.source = Arc::new(Memory { blob: vec![0xee; right.len()].into(), ..Memory::default() });
+    let liar = scene.layer(scene.claim.clone());
+    // All but one byte of it came from an honest source.
+    liar.blob.write(0, &right[..right.len() - 1]).expect("there is room");
+    let error = scene.fill(&liar).await.expect_err("its source does not have the layer");
+    assert!(matches!(error, Error::Corrupt { .. }) && liar.condemned().is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn first_contact_succeeds_though_another_image_fills_the_layer_with_garbage() {
+    let scene = scene(12, 600_000, 3, Memory::default());
+    let progress = Arc::new(Progress::default());
+    let reader = Some(scene.beset());
+    let index = first_contact(&scene.store, reader, scene.expected, Arc::clone(&progress)).await;
+    assert_eq!(index.expect("its own source is well").entry_count(), 12);
+    assert_eq!(progress.taken.load(Ordering::Relaxed), scene.expected.size);
+    let blob = scene.store.blob(&scene.expected.layer, scene.expected.size).expect("a blob");
+    assert!(blob.is_complete());
+    assert_eq!(blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
+async fn a_first_contact_that_hashed_other_bytes_than_it_left_does_not_call_them_complete() {
+    let scene = scene(3, 600_000, 3, Memory::default());
+    // One read, all of which somebody else writes before its answer is there.
+    assert!(scene.expected.size < crate::limits::READ_CHUNK);
+    first_contact(&scene.store, Some(scene.beset()), scene.expected, Arc::default()).await.expect("it is the layer");
+    let blob = scene.store.blob(&scene.expected.layer, scene.expected.size).expect("a blob");
+    assert!(!blob.is_complete() && blob.present_bytes() == 0, "the garbage is found and forgotten");
+    assert!(scene.truth().is_some());
 }

@@ -124,7 +124,8 @@ fn read(expected: &Expected, bytes: &[u8]) -> Result<Claim, Fault> {
     let spans = spans(&info, compression, compressed, uncompressed)?;
     let members = ztoc.table(12)?.ok_or(Fault::Flatbuffer)?.tables(4)?;
     let entries = members::entries(&members, uncompressed)?;
-    Ok(Claim { compression, entries, spans, uncompressed_size: uncompressed, fidelity: Times::Exact })
+    let uncompressed_size = uncompressed;
+    Ok(Claim { compression, entries, spans, uncompressed_size, fidelity: Times::Exact, prefetch_end: None })
 }
 
 fn spans(

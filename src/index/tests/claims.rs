@@ -26,6 +26,7 @@ pub(super) fn claim_like(index: &LayerIndex, blob: &[u8], tar: &[u8], kinds: u64
         spans: index.span_ids().map(span).collect(),
         uncompressed_size: index.uncompressed_size(),
         fidelity: Times::Exact,
+        prefetch_end: None,
     }
 }
 
@@ -64,7 +65,8 @@ fn claim_of_parts(
         }
     }
     let uncompressed_size = spans.iter().map(|span| span.length).sum();
-    Claim { compression, entries: Vec::new(), spans, uncompressed_size, fidelity: Times::Seconds }
+    let fidelity = Times::Seconds;
+    Claim { compression, entries: Vec::new(), spans, uncompressed_size, fidelity, prefetch_end: None }
 }
 
 /// Decodes every span of a claim in both ways and joins them.

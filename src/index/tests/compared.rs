@@ -58,8 +58,14 @@ fn scene() -> Scene {
             at += *size;
         }
     }
-    let claim =
-        Claim { compression: Compression::Gzip, entries: list, spans, uncompressed_size: at, fidelity: Times::Seconds };
+    let claim = Claim {
+        compression: Compression::Gzip,
+        entries: list,
+        spans,
+        uncompressed_size: at,
+        fidelity: Times::Seconds,
+        prefetch_end: None,
+    };
     Scene { tar, blob, truth, claim }
 }
 

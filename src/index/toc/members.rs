@@ -19,6 +19,9 @@ use crate::tar::{Described, DescribedKind, Entry, Kind};
 /// What JSON encoders write where a name is not UTF-8: what stood there is lost.
 const REPLACEMENT: char = '\u{fffd}';
 
+/// The file that follows those which the maker of the layer has found to be read by a start.
+const LANDMARK: &[u8] = b".prefetch.landmark";
+
 /// Collects the entries of one TOC.
 #[derive(Debug)]
 pub(super) struct Members {
@@ -33,6 +36,8 @@ pub(super) struct Members {
     links: HashMap<Vec<u8>, Vec<u8>>,
     /// Whether any time has parts of a second.
     is_exact: bool,
+    /// Where the landmark begins that follows what is to be fetched first.
+    landmark: Option<u64>,
 }
 
 /// A regular file whose chunks are still coming.
@@ -59,6 +64,7 @@ impl Members {
             names: HashSet::new(),
             links: HashMap::new(),
             is_exact: false,
+            landmark: None,
         }
     }
 
@@ -85,7 +91,8 @@ impl Members {
         })?;
         // Writers either keep parts of seconds or they do not. Where none is said, none were kept.
         let fidelity = if self.is_exact { Times::Exact } else { Times::Seconds };
-        Ok(Claim { compression: self.format.compression(), entries: self.entries, spans, uncompressed_size, fidelity })
+        let (compression, prefetch_end) = (self.format.compression(), self.landmark.filter(|at| *at < payload_end));
+        Ok(Claim { compression, entries: self.entries, spans, uncompressed_size, fidelity, prefetch_end })
     }
 
     fn member(&mut self, listed: &Listed) -> Result<(), Fault> {
@@ -94,6 +101,9 @@ impl Members {
         let xattrs = xattrs(listed)?;
         let pairs = xattrs.iter().map(|(name, value)| (name.as_bytes(), &value[..]));
         let entry = described.entry(name.as_bytes(), pairs)?;
+        if entry.as_ref().is_some_and(|entry| is_own_file(entry) && entry.path == LANDMARK) {
+            self.landmark = listed.offset.map(unsigned).transpose()?;
+        }
         let entry = entry.filter(|entry| !is_own_file(entry));
         if let Some(entry) = &entry {
             self.note(entry)?;

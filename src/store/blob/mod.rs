@@ -14,8 +14,10 @@
 //! changes happen one at a time; no reader waits for it, and a writer only while the file it needs is being created.
 //! [`transition`] has these changes; this file has what moves bytes.
 
+mod replacement;
 mod transition;
 
+pub use replacement::Replacement;
 pub(super) use transition::remove_files;
 
 #[cfg(test)]
@@ -40,7 +42,7 @@ use super::{Context as _, Error, Shared, lock, object};
 use crate::limits::BLOB_MAP_RECORDS;
 use crate::oci::Digest;
 
-/// One blob's compressed bytes, some or all of them. One value per digest in the process, shared.
+/// One blob's compressed bytes, some or all of them. One value per digest and size in the process, shared.
 ///
 /// What is present has not necessarily been verified: a complete blob was, when it became complete, but disks rot, so
 /// every reader verifies what it decodes and [`discards`](Blob::discard) what is wrong.
@@ -52,7 +54,7 @@ pub struct Blob {
     size: u64,
     /// What is known of the blob. Taken after `transition`, never held across I/O.
     state: Mutex<State>,
-    /// Signalled when [`State::writers`] falls to zero.
+    /// Signalled when [`State::writing`] becomes empty.
     settled: Condvar,
     /// Serialises creation, renaming and removal of the blob's files; held across those calls.
     transition: Mutex<()>,
@@ -68,12 +70,28 @@ struct State {
     held: Held,
     data: Weak<File>,
     map: Weak<File>,
-    /// Writers that have found bytes missing and have not yet recorded them.
-    writers: usize,
+    /// What writers have found missing and have not yet recorded, each as the range that it wants to write.
+    writing: Vec<Range<u64>>,
     /// Counts changes of names. A descriptor, or a claim that bytes were written, is good for the generation it is from.
     generation: u64,
     /// Counts discards that took something away, so that hashing notices one that happened meanwhile.
     discards: u64,
+    /// Counts writes whose bytes somebody else had written or was writing.
+    overlaps: u64,
+}
+
+/// Stands for the bytes of a blob at one moment: what is there at two moments with the same mark was there all the time,
+/// and every write between them put its own bytes in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    discards: u64,
+    overlaps: u64,
+}
+
+impl State {
+    fn mark(&self) -> Mark {
+        Mark { discards: self.discards, overlaps: self.overlaps }
+    }
 }
 
 /// What the disk has of the blob.
@@ -92,18 +110,21 @@ enum Held {
     Complete,
 }
 
-/// A writer's right to fill `gaps`, counted in [`State::writers`] until it is dropped.
+/// A writer's right to fill `gaps` of `range`, listed in [`State::writing`] until it is dropped.
 struct Claim<'a> {
     blob: &'a Blob,
     generation: u64,
+    range: Range<u64>,
     gaps: Vec<Range<u64>>,
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.blob.state);
-        state.writers -= 1;
-        if state.writers == 0 {
+        if let Some(at) = state.writing.iter().position(|range| *range == self.range) {
+            state.writing.swap_remove(at);
+        }
+        if state.writing.is_empty() {
             self.blob.settled.notify_all();
         }
     }
@@ -132,6 +153,11 @@ impl Blob {
             Held::Partial { present, .. } => present.bytes(),
             Held::Complete => self.size,
         }
+    }
+
+    /// The mark of now, for [`complete_since`](Self::complete_since).
+    pub fn mark(&self) -> Mark {
+        lock(&self.state).mark()
     }
 
     /// The parts of `range` that are not here, ascending; empty if all of it is. What is beyond the end is ignored.
@@ -175,6 +201,17 @@ impl Blob {
         }
     }
 
+    /// Tells the operating system that `range` will be read, so that it begins to fetch it from the disk. Only a hint: what
+    /// hinders it shows when the bytes are read.
+    pub fn announce(&self, range: Range<u64>) {
+        let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) else { return };
+        if let Ok(Some((file, _))) = self.data()
+            && let Err(error) = rustix::fs::fadvise(&file, range.start, Some(length), rustix::fs::Advice::WillNeed)
+        {
+            tracing::trace!(%error, "the disk takes no hints");
+        }
+    }
+
     /// Puts bytes in place and only then records them as present. Safe to repeat and to race.
     ///
     /// Bytes that are already present are left as they are, so nothing good is overwritten; discard first what is bad.
@@ -194,7 +231,7 @@ impl Blob {
             }
             for gap in &claim.gaps {
                 let part = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
-                file.write_all_at(part, gap.start).context("write", &self.path(BlobFile::Partial))?;
+                file.write_all_at(part, gap.start).context("write", &self.path(BlobFile::Partial(self.size)))?;
                 self.record(gap, generation)?;
             }
             return Ok(());
@@ -206,7 +243,7 @@ impl Blob {
             return Ok(());
         }
         let refusal = io::Error::new(io::ErrorKind::InvalidInput, "range is not within the blob");
-        Err(refusal).context("use", &self.path(BlobFile::Partial))
+        Err(refusal).context("use", &self.path(BlobFile::Partial(self.size)))
     }
 
     fn path(&self, file: BlobFile) -> PathBuf {
@@ -221,11 +258,14 @@ impl Blob {
     fn claim(&self, range: &Range<u64>) -> Option<Claim<'_>> {
         let mut state = lock(&self.state);
         let gaps = state.held.missing(range);
+        state.overlaps += u64::from(gaps != std::slice::from_ref(range));
         if gaps.is_empty() {
             return None;
         }
-        state.writers += 1;
-        Some(Claim { blob: self, generation: state.generation, gaps })
+        let is_shared = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        state.overlaps += u64::from(state.writing.iter().any(is_shared));
+        state.writing.push(range.clone());
+        Some(Claim { blob: self, generation: state.generation, range: range.clone(), gaps })
     }
 
     /// Records that `gap` is in place, on disk and then in memory.
@@ -245,7 +285,8 @@ impl Blob {
             && let Some(map) = self.map(generation)?
         {
             let record = Record::Present(gap.clone());
-            presence::write(&map, slot, &record, self.owner()).context("write", &self.path(BlobFile::Map))?;
+            presence::write(&map, slot, &record, self.owner())
+                .context("write", &self.path(BlobFile::Map(self.size)))?;
         }
         let mut state = lock(&self.state);
         if state.generation == generation
@@ -264,7 +305,7 @@ impl Blob {
                 let state = lock(&self.state);
                 let (name, write) = match state.held {
                     Held::Nothing => return Ok(None),
-                    Held::Partial { .. } => (BlobFile::Partial, true),
+                    Held::Partial { .. } => (BlobFile::Partial(self.size), true),
                     Held::Complete => (BlobFile::Complete, false),
                 };
                 (state.data.upgrade(), self.path(name), write, state.generation)
@@ -299,7 +340,7 @@ impl Blob {
             }
             state.map.upgrade()
         };
-        let path = self.path(BlobFile::Map);
+        let path = self.path(BlobFile::Map(self.size));
         let file = match known {
             Some(file) => file,
             // Not created here if it is gone: then it was given up, and a map that begins in the middle has no use.

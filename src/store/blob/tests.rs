@@ -5,6 +5,7 @@
 
 #![expect(clippy::single_range_in_vec_init, reason = "a list of gaps often has one")]
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
@@ -90,7 +91,7 @@ fn a_caller_that_hashed_the_bytes_itself_is_believed_about_their_content_only() 
     assert!(blob.is_complete());
     blob.discard(0..1000)?;
     blob.write(0, &content)?;
-    let partial = scratch.store.shared.layout.blob(&blob.digest(), BlobFile::Partial);
+    let partial = scratch.store.shared.layout.blob(&blob.digest(), BlobFile::Partial(1000));
     fs::OpenOptions::new().write(true).open(partial)?.set_len(999)?;
     assert!(matches!(blob.complete(true), Err(Error::Mismatch(_))));
     Ok(())
@@ -169,6 +170,102 @@ fn a_lie_about_the_size_costs_no_good_blob() -> Result {
 }
 
 #[test]
+fn a_lie_about_the_size_of_a_blob_that_is_not_complete_is_at_nobodys_cost() -> Result {
+    let scratch = Scratch::new();
+    let digest = Digest::sha256(b"content");
+    let lies = [scratch.store.blob(&digest, 3)?, scratch.store.blob(&digest, 8)?];
+    let honest = scratch.store.blob(&digest, 7)?;
+    lies[0].write(0, b"abc")?;
+    lies[1].write(0, b"liars")?;
+    honest.write(0, b"con")?;
+    assert!(
+        Arc::ptr_eq(&honest, &scratch.store.blob(&digest, 7)?)
+            && Arc::ptr_eq(&lies[0], &scratch.store.blob(&digest, 3)?)
+    );
+    assert!(matches!(lies[0].complete(false), Err(Error::Mismatch(_))));
+    assert_eq!((honest.present_bytes(), lies[1].present_bytes()), (3, 5));
+    let scratch = {
+        drop((lies, honest));
+        scratch.reopen()
+    };
+    let (lie, honest) = (scratch.store.blob(&digest, 8)?, scratch.store.blob(&digest, 7)?);
+    assert_eq!((honest.read(0..3)?.as_deref(), lie.read(0..5)?.as_deref()), (Some(&b"con"[..]), Some(&b"liars"[..])));
+    honest.write(3, b"tent")?;
+    honest.complete(false)?;
+    lie.write(5, b"!!!")?;
+    assert!(matches!(lie.complete(false), Err(Error::Mismatch(_))));
+    assert_eq!(honest.read(0..7)?.as_deref(), Some(&b"content"[..]), "it is not forgotten with the lie");
+    lie.write(0, b"again")?;
+    drop(lie);
+    assert!(matches!(scratch.store.blob(&digest, 8), Err(Error::Size { known: 7, asked: 8, .. })));
+    assert_eq!(scratch.store.drop_blobs(&HashSet::new())?.count, 0, "it is in use");
+    drop(honest);
+    assert_eq!(scratch.store.drop_blobs(&HashSet::new())?.count, 1);
+    assert_eq!(fs::read_dir(scratch.path("blobs"))?.count(), 0, "whatever size it was said to have");
+    Ok(())
+}
+
+#[test]
+fn a_replacement_takes_the_place_of_everything_if_it_has_the_digest_and_leaves_nothing_if_not() -> Result {
+    let scratch = Scratch::new();
+    let content = content(1000);
+    let blob = scratch.store.blob(&Digest::sha256(&content), 1000)?;
+    blob.write(0, &[7; 600])?;
+    for wrong in [&[7; 1000][..], &content[..999]] {
+        let mut replacement = blob.replacement()?;
+        replacement.write(wrong)?;
+        assert!(matches!(replacement.finish(), Err(Error::Mismatch(_))));
+        assert_eq!(blob.missing(0..1000), [600..1000], "it stays as it is");
+    }
+    drop(blob.replacement()?);
+    assert_eq!(fs::read_dir(scratch.path("tmp"))?.count(), 0);
+    let mut replacement = blob.replacement()?;
+    replacement.write(&content[..400])?;
+    // Others go on writing what they have.
+    blob.write(600, &[7; 400])?;
+    replacement.write(&content[400..])?;
+    replacement.finish()?;
+    assert!(blob.is_complete());
+    assert_eq!(blob.read(0..1000)?.as_deref(), Some(&content[..]));
+    assert_eq!((fs::read_dir(scratch.path("blobs"))?.count(), fs::read_dir(scratch.path("tmp"))?.count()), (1, 0));
+    let mut late = blob.replacement()?;
+    late.write(&content)?;
+    late.finish()?;
+    assert_eq!(fs::read_dir(scratch.path("tmp"))?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn what_others_wrote_or_discarded_since_a_mark_is_hashed_again() -> Result {
+    type Meddle = fn(&Blob) -> std::result::Result<(), Error>;
+    let content = content(1000);
+    let meddlers: [(&str, Meddle); 4] = [
+        ("nobody", |_| Ok(())),
+        ("a reader", |blob| blob.read(0..10).map(drop)),
+        ("a writer that was faster", |blob| blob.write(500, b"wrong")),
+        ("a reader that did not like what it saw, and a writer", |blob| {
+            blob.discard(0..10)?;
+            blob.write(0, b"wrong wron")
+        }),
+    ];
+    for (who, meddle) in meddlers {
+        let scratch = Scratch::new();
+        let blob = scratch.store.blob(&Digest::sha256(&content), 1000)?;
+        blob.write(0, &content[..300])?;
+        let mark = blob.mark();
+        assert_eq!(blob.read(0..300)?.as_deref(), Some(&content[..300]));
+        meddle(&blob)?;
+        blob.write(300, &content[300..])?;
+        let completed = blob.complete_since(mark);
+        match blob.is_complete() {
+            true => assert!(matches!(who, "nobody" | "a reader") && completed.is_ok(), "{who}"),
+            false => assert!(who.contains("writer") && matches!(completed, Err(Error::Mismatch(_))), "{who}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn one_value_is_shared_however_many_ask_at_once() -> Result {
     let scratch = Scratch::new();
     let digest = Digest::sha256(b"content");
@@ -241,10 +338,10 @@ fn what_a_cut_off_change_of_names_leaves_is_never_believed_too_much() -> Result 
             fs::write(path(BlobFile::Complete), &content)?;
         }
         if partial {
-            fs::write(path(BlobFile::Partial), [&content[..50], &[0; 50]].concat())?;
+            fs::write(path(BlobFile::Partial(100)), [&content[..50], &[0; 50]].concat())?;
         }
         if map {
-            fs::write(path(BlobFile::Map), presence::encode_all(&half, owner))?;
+            fs::write(path(BlobFile::Map(100)), presence::encode_all(&half, owner))?;
         }
         let blob = scratch.store.blob(&digest, 100)?;
         let expected = if complete {
@@ -285,7 +382,7 @@ fn a_map_much_longer_than_its_ranges_is_shortened_when_loaded() -> Result {
         blob.write(at, &content[at as usize..=at as usize])?;
     }
     blob.discard(10..20)?;
-    let map = scratch.store.shared.layout.blob(&digest, BlobFile::Map);
+    let map = scratch.store.shared.layout.blob(&digest, BlobFile::Map(4000));
     let length = fs::metadata(&map)?.len();
     drop(blob);
     let blob = scratch.store.blob(&digest, 4000)?;
@@ -442,7 +539,7 @@ proptest! {
                 },
                 Step::Crash(spoilt) => {
                     drop(blob);
-                    let map = scratch.store.shared.layout.blob(&digest, BlobFile::Map);
+                    let map = scratch.store.shared.layout.blob(&digest, BlobFile::Map(SIZE));
                     let lost = spoilt.and_then(|spoilt| spoil(&map, spoilt));
                     scratch = scratch.reopen();
                     blob = scratch.store.blob(&digest, SIZE).expect("loads");

@@ -3,9 +3,11 @@
 //! Each happens under the blob's `transition` lock, in an order that leaves the truth on disk wherever it is cut off
 //! (see the parent module), and is then made known to memory in one step, with a new generation.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
@@ -13,14 +15,14 @@ use super::super::layout::BlobFile;
 use super::super::presence::{self, Record, Replay};
 use super::super::ranges::RangeSet;
 use super::super::{Context as _, Error, Shared, lock, object};
-use super::{Blob, Held, State};
+use super::{Blob, Held, Mark, State};
 use crate::limits::BLOB_BYTES;
 use crate::oci::Digest;
 
 impl Blob {
     /// The blob as the disk has it, tidied: what a killed process left halfway is finished or undone.
     ///
-    /// The caller makes sure that no other value for `digest` exists.
+    /// The caller makes sure that no other value for `digest` and `size` exists.
     pub(in crate::store) fn load(shared: &Arc<Shared>, digest: &Digest, size: u64) -> Result<Self, Error> {
         if size > BLOB_BYTES {
             let path = shared.layout.blob(digest, BlobFile::Complete);
@@ -34,9 +36,10 @@ impl Blob {
                 held: Held::Nothing,
                 data: Weak::new(),
                 map: Weak::new(),
-                writers: 0,
+                writing: Vec::new(),
                 generation: 0,
                 discards: 0,
+                overlaps: 0,
             }),
             settled: Condvar::new(),
             transition: Mutex::new(()),
@@ -63,13 +66,13 @@ impl Blob {
             object::remove(&path)?;
             return Ok(false);
         }
-        object::remove(&self.path(BlobFile::Map))?;
-        object::remove(&self.path(BlobFile::Partial))?;
+        object::remove(&self.path(BlobFile::Map(self.size)))?;
+        object::remove(&self.path(BlobFile::Partial(self.size)))?;
         Ok(true)
     }
 
     fn load_partial(&self) -> Result<Held, Error> {
-        let path = self.path(BlobFile::Partial);
+        let path = self.path(BlobFile::Partial(self.size));
         let length = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -82,7 +85,7 @@ impl Blob {
                 Ok(Held::Partial { present: replay.present, slots: Some(slots) })
             }
             _ => {
-                object::remove(&self.path(BlobFile::Map))?;
+                object::remove(&self.path(BlobFile::Map(self.size)))?;
                 object::remove(&path)?;
                 Ok(Held::Nothing)
             }
@@ -90,7 +93,7 @@ impl Blob {
     }
 
     fn load_map(&self) -> Result<Option<Replay>, Error> {
-        let path = self.path(BlobFile::Map);
+        let path = self.path(BlobFile::Map(self.size));
         let Some(file) = object::open(&path)? else { return Ok(None) };
         presence::replay(&file, self.owner()).map(Some).context("read", &path)
     }
@@ -111,7 +114,7 @@ impl Blob {
 
     fn put_map(&self, present: &RangeSet) -> Result<(), Error> {
         let bytes = presence::encode_all(present, self.owner());
-        object::put(&self.shared.layout, &self.path(BlobFile::Map), &bytes)
+        object::put(&self.shared.layout, &self.path(BlobFile::Map(self.size)), &bytes)
     }
 
     /// Makes an empty partial file and its map, unless there is one by now.
@@ -121,10 +124,10 @@ impl Blob {
             return Ok(());
         }
         // A map left by a removal that was cut off must not speak of the new file.
-        object::remove(&self.path(BlobFile::Map))?;
-        let path = self.path(BlobFile::Partial);
+        object::remove(&self.path(BlobFile::Map(self.size)))?;
+        let path = self.path(BlobFile::Partial(self.size));
         let created = object::create(&path).and_then(|file| file.set_len(self.size).map(|()| file));
-        let map = self.path(BlobFile::Map);
+        let map = self.path(BlobFile::Map(self.size));
         let created = created.context("create", &path).and_then(|data| {
             let map = object::create(&map).context("create", &map)?;
             Ok((Arc::new(data), Arc::new(map)))
@@ -147,19 +150,32 @@ impl Blob {
         Ok(())
     }
 
-    /// Makes the blob complete. `verified` says the caller hashed exactly the bytes now on disk (first contact); without
+    /// Makes the blob complete. `verified` says the caller knows that exactly the bytes now on disk have its digest; without
     /// it all bytes are read and hashed here. [`Error::Mismatch`] forgets everything.
     ///
     /// [`Error::Incomplete`] if bytes are missing, or one was discarded while they were being hashed; nothing is
     /// forgotten then.
     pub fn complete(&self, verified: bool) -> Result<(), Error> {
+        self.complete_unless_changed(verified.then(|| self.mark()))
+    }
+
+    /// Makes the blob complete for a caller that, since `mark`, has hashed every byte as it read it from here or wrote it here.
+    ///
+    /// If anybody else wrote the same bytes or discarded some meanwhile, what is on disk may not be what was hashed, and is
+    /// hashed again: as [`complete`](Self::complete) without `verified` does.
+    pub fn complete_since(&self, mark: Mark) -> Result<(), Error> {
+        self.complete_unless_changed(Some(mark))
+    }
+
+    fn complete_unless_changed(&self, hashed: Option<Mark>) -> Result<(), Error> {
         if self.size == 0 && !self.is_complete() {
             self.create()?;
         }
-        let Some(discards) = self.settle()? else { return Ok(()) };
+        let Some(settled) = self.settle()? else { return Ok(()) };
+        let discards = settled.discards;
         let Some((file, _)) = self.data()? else { return Err(self.incomplete()) };
-        let path = self.path(BlobFile::Partial);
-        let good = if verified {
+        let path = self.path(BlobFile::Partial(self.size));
+        let good = if hashed == Some(settled) {
             file.metadata().context("examine", &path)?.len() == self.size
         } else {
             object::hash(&file, self.digest.algorithm()).context("read", &path)? == (self.digest, self.size)
@@ -188,17 +204,17 @@ impl Blob {
         }
         self.become_held(Held::Complete, |state| state.map = Weak::new());
         self.shared.pool.forget(self.keys[1]);
-        if let Err(error) = object::remove(&self.path(BlobFile::Map)) {
+        if let Err(error) = object::remove(&self.path(BlobFile::Map(self.size))) {
             tracing::debug!(%error, "map left beside a complete blob, where it means nothing");
         }
         Ok(())
     }
 
-    /// Waits until every byte is here and nobody is writing any more, and returns the number of discards so far; `None`
-    /// if the blob is complete already.
+    /// Waits until every byte is here and nobody is writing any more, and returns the mark of then; `None` if the blob is
+    /// complete already.
     ///
     /// Writers only write what is missing, so afterwards the bytes stay as they are until the next discard.
-    fn settle(&self) -> Result<Option<u64>, Error> {
+    fn settle(&self) -> Result<Option<Mark>, Error> {
         let mut state = lock(&self.state);
         loop {
             match &state.held {
@@ -206,8 +222,8 @@ impl Blob {
                 Held::Partial { present, .. } if present.bytes() == self.size => {}
                 _ => return Err(self.incomplete()),
             }
-            if state.writers == 0 {
-                return Ok(Some(state.discards));
+            if state.writing.is_empty() {
+                return Ok(Some(state.mark()));
             }
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -244,7 +260,7 @@ impl Blob {
             state.discards += 1;
             (state.held.take_slot(), state.generation)
         };
-        let path = self.path(BlobFile::Map);
+        let path = self.path(BlobFile::Map(self.size));
         let recorded = self.map(generation).and_then(|map| match (slot, map) {
             (Some(slot), Some(map)) => {
                 let record = Record::Forgotten(range.clone());
@@ -263,7 +279,7 @@ impl Blob {
         if let Held::Partial { slots, .. } = &mut lock(&self.state).held {
             *slots = None;
         }
-        object::remove(&self.path(BlobFile::Map)).map(drop)
+        object::remove(&self.path(BlobFile::Map(self.size))).map(drop)
     }
 
     fn discard_of_complete(&self, range: &Range<u64>) -> Result<(), Error> {
@@ -275,12 +291,12 @@ impl Blob {
             Ok(()) => Some(present.pieces() as u64),
             Err(error) => {
                 tracing::debug!(digest = %self.digest, %error, "no map for a damaged blob: the rest lasts until restart");
-                object::remove(&self.path(BlobFile::Map))?;
+                object::remove(&self.path(BlobFile::Map(self.size)))?;
                 None
             }
         };
         let path = self.path(BlobFile::Complete);
-        match fs::rename(&path, self.path(BlobFile::Partial)) {
+        match fs::rename(&path, self.path(BlobFile::Partial(self.size))) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.forget_everything(),
             Err(error) => return Err(error).context("reopen", &path),
@@ -294,8 +310,34 @@ impl Blob {
         Ok(())
     }
 
-    /// Removes every file of the blob. `transition` is held.
+    /// Puts the file at `path`, whose bytes have the blob's digest, in the place of whatever is here.
+    pub(super) fn adopt(&self, path: &Path) -> Result<(), Error> {
+        let _transition = lock(&self.transition);
+        if self.is_complete() {
+            object::discard_temporary(path);
+            return Ok(());
+        }
+        fs::rename(path, self.path(BlobFile::Complete)).context("complete", path)?;
+        self.become_held(Held::Complete, |state| {
+            state.data = Weak::new();
+            state.map = Weak::new();
+            state.discards += 1;
+        });
+        for key in self.keys {
+            self.shared.pool.forget(key);
+        }
+        for file in [BlobFile::Map(self.size), BlobFile::Partial(self.size)] {
+            if let Err(error) = object::remove(&self.path(file)) {
+                tracing::debug!(%error, "left beside a complete blob, where it means nothing");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every file of this value. `transition` is held. A complete blob of another size, which is what this one
+    /// turned out not to be, has the same digest and stays.
     fn forget_everything(&self) -> Result<(), Error> {
+        let was_complete = self.is_complete();
         self.become_held(Held::Nothing, |state| {
             state.data = Weak::new();
             state.map = Weak::new();
@@ -304,7 +346,8 @@ impl Blob {
         for key in self.keys {
             self.shared.pool.forget(key);
         }
-        remove_files(&self.shared, &self.digest)
+        let complete = was_complete.then_some(BlobFile::Complete);
+        remove_files(&self.shared, &self.digest, &[self.size].into(), complete)
     }
 
     /// Starts from nothing if the files of `generation` were taken away behind our back.
@@ -325,9 +368,15 @@ impl Blob {
     }
 }
 
-/// Removes the files of a blob that nobody has open; the map goes before the file that it speaks of.
-pub(in crate::store) fn remove_files(shared: &Shared, digest: &Digest) -> Result<(), Error> {
-    for file in [BlobFile::Map, BlobFile::Partial, BlobFile::Complete] {
+/// Removes the partial files of these sizes of a blob, and `complete`; a map goes before the file that it speaks of.
+pub(in crate::store) fn remove_files(
+    shared: &Shared,
+    digest: &Digest,
+    sizes: &BTreeSet<u64>,
+    complete: Option<BlobFile>,
+) -> Result<(), Error> {
+    let partial = sizes.iter().flat_map(|size| [BlobFile::Map(*size), BlobFile::Partial(*size)]);
+    for file in partial.chain(complete) {
         object::remove(&shared.layout.blob(digest, file))?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ocifs::demo::registry::{Bearer, Content, Fault, Registry};
 use ocifs::registry::{Options, Repository, Selector};
 use ocifs::source::{ErrorKind, Source};
 
@@ -126,7 +127,9 @@ async fn b_114_b_123_a_password_goes_to_the_token_server_and_nowhere_else() {
 
 #[tokio::test]
 async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
-    for posts in [true, false] {
+    // What the server answers to POST, if it does not know that form.
+    for refusal in [None, Some(404), Some(405)] {
+        let posts = refusal.is_none();
         let server = tokens(
             |token, _| token == "t0",
             move |request, _| match request.method.as_str() {
@@ -139,7 +142,7 @@ async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
                     }
                     Reply::new(200, r#"{"access_token":"t0"}"#)
                 }
-                "POST" => Reply::new(405, ""),
+                "POST" => Reply::new(refusal.unwrap_or_default(), ""),
                 _ => numbered(0),
             },
         )
@@ -150,6 +153,65 @@ async fn b_115_b_139_an_identity_token_is_posted_and_falls_back_to_get() {
         let gets = server.log().iter().filter(|request| request.path() == "/token" && request.method == "GET").count();
         assert_eq!(gets, usize::from(!posts));
     }
+}
+
+#[tokio::test]
+async fn b_125_a_refresh_token_brings_the_next_token_and_the_login_if_it_is_revoked() {
+    for revoked in [false, true] {
+        let good = Arc::new(AtomicUsize::new(0));
+        let current = Arc::clone(&good);
+        let server = tokens(
+            move |token, _| token == format!("t{}", current.load(Ordering::SeqCst)),
+            move |request, count| match (request.method.as_str(), request.header("authorization")) {
+                ("GET", Some(LOGIN_HEADER)) => {
+                    let token = count.min(1);
+                    Reply::new(200, format!(r#"{{"token":"t{token}","refresh_token":"r{token}"}}"#))
+                }
+                ("POST", None) if !revoked && request.body.contains("refresh_token=r0") => numbered(1),
+                _ => Reply::error(401, "UNAUTHORIZED", "revoked"),
+            },
+        )
+        .await;
+        let files = Files::new();
+        let auth_files = files.store(&server.host(), LOGIN);
+        let repository = repository(&server, Options { auth_files, ..quick() });
+        repository.resolve().await.expect("the first token is good");
+        good.store(1, Ordering::SeqCst);
+        repository.resolve().await.unwrap_or_else(|error| panic!("{}", shown(&error)));
+        let log = server.log();
+        let asked: Vec<_> =
+            log.iter().filter(|request| request.path() == "/token").map(|request| request.method.as_str()).collect();
+        assert_eq!(asked, if revoked { vec!["GET", "POST", "GET"] } else { vec!["GET", "POST"] });
+    }
+}
+
+#[tokio::test]
+async fn b_123_a_token_server_elsewhere_gets_the_login_and_the_registry_gets_the_token() {
+    let elsewhere = Server::start(|request, _| match request.header("authorization") {
+        Some(LOGIN_HEADER) => numbered(0),
+        _ => Reply::new(401, ""),
+    })
+    .await;
+    let realm = elsewhere.url("/token");
+    let registry = Server::start(move |request, _| match request.header("authorization") {
+        Some("Bearer t0") => Reply::new(200, BODY),
+        _ => Reply::bearer(&realm, ""),
+    })
+    .await;
+    let files = Files::new();
+    // A login for the token server's own name is not what the registry asks for.
+    let auth_files = files.store(&registry.host(), LOGIN);
+    repository(&registry, Options { auth_files, ..quick() }).resolve().await.expect("the login is good");
+    let sent: Vec<_> =
+        registry.log().iter().map(|request| request.header("authorization").map(str::to_owned)).collect();
+    assert_eq!(sent, [None, Some("Bearer t0".to_owned())]);
+    assert_eq!(elsewhere.log().len(), 1);
+
+    // Anonymous first: nothing is sent before it is asked for.
+    let auth_files = files.store("elsewhere.example", LOGIN);
+    let error = repository(&registry, Options { auth_files, ..quick() }).resolve().await.expect_err("no login for it");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{}", shown(&error));
+    assert!(elsewhere.log()[1..].iter().all(|request| request.header("authorization").is_none()));
 }
 
 #[tokio::test]
@@ -317,6 +379,23 @@ async fn b_140_a_broken_credential_file_is_never_taken_for_no_credentials() {
     let error = repository(&server, Options { auth_files, ..quick() }).resolve().await.expect_err("a broken file");
     assert!(error.to_string().contains("auth.json"), "{error}");
     assert_eq!(server.log().len(), 1, "no anonymous token was fetched");
+}
+
+#[tokio::test]
+async fn b_141_a_registry_that_hangs_up_after_its_challenge_is_not_taken_for_one_that_speaks_tls() {
+    let content = Content::new();
+    content.add_manifest("team/app", Some("v1"), "application/vnd.oci.image.manifest.v1+json", BODY);
+    let registry = Registry::start(content).await.expect("a port is free");
+    registry.set_faults(|request| {
+        let mut faults = vec![Fault::Bearer(Bearer::default())];
+        faults.extend((request.is_manifest() && request.attempt == 1).then_some(Fault::HangUp { after: 0 }));
+        Some(Fault::Many(faults))
+    });
+    let tag = Selector::Tag("v1".to_owned());
+    let repository = client(quick()).repository(&registry.addr().to_string(), "team/app", tag);
+    repository.resolve().await.unwrap_or_else(|error| panic!("{}", shown(&error)));
+    let statuses: Vec<_> = registry.requests().iter().map(|record| record.status).collect();
+    assert_eq!(statuses.len(), 4, "refused, given a token, cut off, answered: {statuses:?}");
 }
 
 #[tokio::test]

@@ -134,6 +134,73 @@ async fn an_unknown_tag_names_tags_that_exist() {
 }
 
 #[tokio::test]
+async fn b_092_an_encoded_document_is_decoded_and_no_longer_than_a_document() {
+    let encoded = zstd::encode_all(BODY, 3).expect("written to memory");
+    let (document, _server) =
+        resolve(move |_, _| Reply::new(200, encoded.clone()).with("Content-Encoding", "zstd")).await;
+    let document = document.expect("decoded");
+    assert_eq!((document.digest, &document.bytes[..]), (Digest::sha256(BODY), BODY));
+    let bomb = zstd::encode_all(&vec![b' '; 64 << 20][..], 3).expect("written to memory");
+    assert!(bomb.len() < 100_000);
+    let (document, _server) = resolve(move |_, _| Reply::new(200, bomb.clone()).with("Content-Encoding", "zstd")).await;
+    let error = document.expect_err("it is too long");
+    assert!(error.kind() == ErrorKind::Invalid && shown(&error).contains("and has more than"), "{}", shown(&error));
+}
+
+#[tokio::test]
+async fn b_068_b_069_a_document_is_never_asked_for_by_head() {
+    let (document, server) = resolve(|request, _| match request.method.as_str() {
+        "HEAD" => Reply::new(405, ""),
+        _ => Reply::error(403, "DENIED", "your plan has ended"),
+    })
+    .await;
+    let error = document.expect_err("denied");
+    assert!(shown(&error).contains("DENIED: your plan has ended"), "{}", shown(&error));
+    assert!(server.log().iter().all(|request| request.method == "GET"));
+}
+
+#[tokio::test]
+async fn b_160_all_pages_of_tags_are_read_at_the_same_server_and_each_once() {
+    let elsewhere = Server::start(|_, _| Reply::new(200, r#"{"tags":["stolen"]}"#)).await;
+    let other = elsewhere.url("/v2/team/app/tags/list");
+    let (document, server) = resolve(move |request, _| {
+        let page = |tags: &str, next: &str| {
+            Reply::new(200, format!(r#"{{"name":"team/app","tags":{tags}}}"#))
+                .with("Link", format!("<{next}>; rel=\"next\""))
+        };
+        let absolute = format!("http://{}/v2/team/app/tags/list?page=3", request.header("host").unwrap_or_default());
+        match request.target.as_str() {
+            "/v2/team/app/tags/list" => page(r#"["zz"]"#, "/v2/team/app/tags/list?page=2"),
+            "/v2/team/app/tags/list?page=2" => page("null", &absolute),
+            "/v2/team/app/tags/list?page=3" => page(r#"["b","v2"]"#, "list?page=4"),
+            "/v2/team/app/tags/list?page=4" => page(r#"["c"]"#, &other),
+            _ => Reply::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
+        }
+    })
+    .await;
+    let error = document.expect_err("there is no v1");
+    assert_eq!(error.advice(), Some("tags that exist: v2, b, c, zz"), "empty pages do not end the list");
+    assert_eq!(server.log().len(), 5);
+    assert!(elsewhere.log().is_empty(), "the list is not continued by somebody else");
+}
+
+#[tokio::test]
+async fn b_160_d_072_a_list_of_tags_that_leads_in_circles_ends() {
+    for again in ["list", "list?n=1&last=a", "list?page=2"] {
+        let (document, server) = resolve(move |request, _| match request.path() {
+            "/v2/team/app/tags/list" => {
+                let other = if request.target.contains("page=2") { "list?page=3" } else { again };
+                Reply::new(200, r#"{"tags":["a"]}"#).with("Link", format!("<{other}>; rel=\"next\""))
+            }
+            _ => Reply::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
+        })
+        .await;
+        assert_eq!(document.expect_err("there is no v1").kind(), ErrorKind::NotFound);
+        assert!(server.log().len() <= 11, "{again}: {}", server.log().len());
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_repository_is_told_from_an_unknown_tag() {
     let (document, _server) = resolve(|request, _| match request.path() {
         "/v2/team/app/tags/list" => Reply::error(404, "NAME_UNKNOWN", "repository name not known to registry"),

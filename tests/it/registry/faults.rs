@@ -106,10 +106,81 @@ async fn b_088_a_blob_shorter_than_described_is_corrupt_and_an_empty_one_needs_n
 }
 
 #[tokio::test]
-async fn b_092_an_encoded_answer_is_refused() {
-    let served = served(|request, blob, _| Some(Reply::blob(request, blob).with("Content-Encoding", "gzip"))).await;
-    let error = read(&served.blob, 0..10).await.expect_err("compressed on the way");
-    assert_eq!(error.kind(), ErrorKind::Invalid);
+async fn b_089_b_090_b_091_every_request_has_one_range_and_its_answer_one_part() {
+    let served = served(|_, blob, _| {
+        let part = |range: std::ops::Range<usize>| {
+            let head = format!("\r\n--x:y\r\nContent-Range: bytes {}-{}/5000\r\n\r\n", range.start, range.end - 1);
+            [head.as_bytes(), &blob[range]].concat()
+        };
+        let body = [part(10..20), part(30..40), b"\r\n--x:y--\r\n".to_vec()].concat();
+        Some(Reply::new(206, body).with("Content-Type", "multipart/byteranges; boundary=x:y"))
+    })
+    .await;
+    for range in [10..20, 30..40, 10..40] {
+        let error = read(&served.blob, range).await.expect_err("nobody asked for parts");
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{}", shown(&error));
+    }
+    let ranges: Vec<_> = served.server.log().iter().map(|request| request.header("range").map(str::to_owned)).collect();
+    assert_eq!(ranges, ["bytes=10-19", "bytes=30-39", "bytes=10-39"].map(|range| Some(range.to_owned())));
+}
+
+#[tokio::test]
+async fn b_084_places_are_found_by_the_first_useful_request_and_never_by_head() {
+    let store = served(|request, _, _| (request.method == "HEAD").then(|| Reply::new(403, ""))).await;
+    let (target, bytes) = (store.server.url("/x"), store.bytes.clone());
+    let registry = Server::start(move |request, _| match request.method.as_str() {
+        "HEAD" => Reply::new(200, bytes.clone()),
+        _ => Reply::redirect(target.clone()),
+    })
+    .await;
+    let blob = repository(&registry).blob(&descriptor(&store.bytes));
+    for start in [0, 2000] {
+        let read = read(&blob, start..start + 100).await.expect("served");
+        assert_eq!(read, store.bytes[start as usize..start as usize + 100]);
+    }
+    let log = [registry.log(), store.server.log()].concat();
+    assert!(log.len() == 3 && log.iter().all(|request| request.method == "GET"), "{log:?}");
+}
+
+#[tokio::test]
+async fn b_092_an_encoded_range_is_refused() {
+    for answer in [200, 206] {
+        let served = served(move |request, blob, _| {
+            let reply = if answer == 206 { Reply::blob(request, blob) } else { Reply::new(200, blob) };
+            Some(reply.with("Content-Encoding", "gzip"))
+        })
+        .await;
+        let error = read(&served.blob, 0..10).await.expect_err("compressed on the way");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(shown(&error).contains("is encoded although that was declined"), "{}", shown(&error));
+    }
+}
+
+#[tokio::test]
+async fn b_092_a_whole_blob_that_is_encoded_is_decoded() {
+    let gzip = |bytes: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, bytes).expect("written to memory");
+        gzip.finish().expect("written to memory")
+    };
+    let served = served(move |_, blob, count| {
+        let twice = zstd::encode_all(&gzip(blob)[..], 1).expect("written to memory");
+        Some(match count {
+            0 => Reply::new(200, gzip(blob)).with("Content-Encoding", "gzip").chunked(),
+            1 => Reply::new(200, twice).with("Content-Encoding", "gzip, zstd"),
+            2 => Reply::new(200, gzip(&[blob, b"x"].concat())).with("Content-Encoding", "gzip"),
+            3 => Reply::new(200, gzip(&blob[1..])).with("Content-Encoding", "gzip"),
+            _ => Reply::new(200, blob).with("Content-Encoding", "br"),
+        })
+    })
+    .await;
+    served.expect(0..5000).await;
+    served.expect(0..5000).await;
+    for wrong in ["one byte more", "one byte less", "not known here"] {
+        let error = read(&served.blob, 0..5000).await.expect_err(wrong);
+        assert!(!error.is_transient(), "{wrong}: {}", shown(&error));
+    }
+    assert_eq!(served.server.log().len(), 5, "nothing is asked for again");
 }
 
 #[tokio::test]

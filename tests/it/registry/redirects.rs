@@ -10,7 +10,7 @@ use super::scripted::{Fate, Reply, Server};
 use super::{client, descriptor, noise, quick, read, repository, shown};
 
 /// A file with user and password for every server of the test.
-fn login(directory: &tempfile::TempDir, hosts: &[String]) -> std::path::PathBuf {
+pub(super) fn login(directory: &tempfile::TempDir, hosts: &[String]) -> std::path::PathBuf {
     let entries: Vec<_> =
         hosts.iter().map(|host| format!(r#""{host}":{{"username":"me","password":"hunter2"}}"#)).collect();
     let path = directory.path().join("auth.json");

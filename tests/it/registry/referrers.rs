@@ -3,15 +3,17 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 use ocifs::demo::registry::{Content, Fault, Registry};
-use ocifs::oci::Digest;
+use ocifs::oci::{Algorithm, Digest};
 use ocifs::registry::{Repository, Selector};
 use ocifs::source::ErrorKind;
 use serde_json::{Value, json};
 
+use super::scripted::{Reply, Server};
 use super::{client, quick, shown};
 use crate::support::DockerRegistry;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const WANTED: &str = "application/vnd.test.wanted";
 
 fn repository(host: &str) -> Repository {
@@ -42,7 +44,7 @@ async fn artifact(repository: &Repository, subject: &Digest, artifact_type: &str
 }
 
 #[tokio::test]
-async fn the_api_lists_all_pages_and_only_what_is_wanted() {
+async fn b_162_the_api_lists_all_pages_and_only_what_is_wanted() {
     let registry = Registry::start(Content::new()).await.expect("a port is free");
     registry.set_referrers(2);
     let repository = repository(&registry.addr().to_string());
@@ -61,7 +63,7 @@ async fn the_api_lists_all_pages_and_only_what_is_wanted() {
 }
 
 #[tokio::test]
-async fn registries_without_the_api_are_told_from_those_that_fail() {
+async fn b_163_registries_without_the_api_are_told_from_those_that_fail() {
     let registry = Registry::start(Content::new()).await.expect("a port is free");
     let repository = repository(&registry.addr().to_string());
     let subject = Digest::sha256(b"an image");
@@ -82,7 +84,7 @@ async fn registries_without_the_api_are_told_from_those_that_fail() {
 }
 
 #[tokio::test]
-async fn a_list_without_an_end_is_cut() {
+async fn b_162_d_072_a_list_without_an_end_is_cut() {
     let registry = Registry::start(Content::new()).await.expect("a port is free");
     let repository = repository(&registry.addr().to_string());
     let subject = Digest::sha256(b"an image");
@@ -94,6 +96,60 @@ async fn a_list_without_an_end_is_cut() {
     registry.forget_requests();
     let listed = repository.referrers(&subject, WANTED).await.expect("listed").expect("there is an API");
     assert_eq!((listed.len(), registry.requests().len()), (16, 16));
+}
+
+#[tokio::test]
+async fn b_162_b_164_a_registry_may_filter_or_not_and_knows_types_by_configurations() {
+    let subject = Digest::sha256(b"an image");
+    for filters in [true, false] {
+        let entry = |name: &str, artifact_type: &str| {
+            json!({ "mediaType": MANIFEST, "digest": Digest::sha256(name.as_bytes()).to_string(), "size": 3,
+                "artifactType": artifact_type })
+        };
+        let server = Server::start(move |_, _| {
+            let mut entries = vec![entry("wanted", WANTED)];
+            if !filters {
+                entries.push(entry("other", "application/vnd.test.other"));
+            }
+            let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+            let reply = Reply::new(200, index.to_string()).with("Content-Type", INDEX);
+            if filters { reply.with("OCI-Filters-Applied", "artifactType") } else { reply }
+        })
+        .await;
+        let listed = super::repository(&server).referrers(&subject, WANTED).await.expect("listed");
+        assert_eq!(listed.map(|listed| listed.len()), Some(1), "{filters}");
+        assert_eq!(
+            server.log()[0].target,
+            format!("/v2/team/app/referrers/{subject}?artifactType={}", WANTED.replace('/', "%2F"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn b_163_the_tag_is_the_digest_cut_to_what_a_tag_may_have() {
+    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        let subject = Digest::of(algorithm, b"an image");
+        let tag = format!("{}-{}", algorithm.name(), &subject.hex()[..64]);
+        let server = Server::start(|_, _| Reply::new(404, "")).await;
+        assert_eq!(super::repository(&server).tagged_referrers(&subject, WANTED).await.expect("nothing"), []);
+        assert_eq!(server.paths(), [format!("/v2/team/app/manifests/{tag}")]);
+    }
+}
+
+#[tokio::test]
+async fn b_163_something_else_under_the_tag_lists_nothing_and_is_left_alone() {
+    let subject = Digest::sha256(b"an image");
+    let config = json!({ "mediaType": "x/y", "digest": Digest::sha256(b"{}").to_string(), "size": 2 });
+    let image = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [] }).to_string();
+    for other in [image, "<html>hello</html>".to_owned()] {
+        let server = Server::start(move |_, _| Reply::new(200, other.clone())).await;
+        let repository = super::repository(&server);
+        assert_eq!(repository.tagged_referrers(&subject, WANTED).await.expect("nothing"), []);
+        let entry = json!({ "mediaType": MANIFEST, "digest": Digest::sha256(b"x").to_string(), "size": 1 });
+        let error = repository.add_tagged_referrer(&subject, &entry).await.expect_err("it is somebody's");
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{}", shown(&error));
+        assert!(server.log().iter().all(|request| request.method == "GET"));
+    }
 }
 
 /// Sixteen pushers of one list, all at once; then one entry is removed.
@@ -123,20 +179,20 @@ async fn many_write_one_list(host: &str) {
 }
 
 #[tokio::test]
-async fn pushers_of_one_list_lose_nothing_where_writes_are_conditional() {
+async fn b_172_pushers_of_one_list_lose_nothing_where_writes_are_conditional() {
     let registry = Registry::start(Content::new()).await.expect("a port is free");
     registry.set_referrers(0);
     many_write_one_list(&registry.addr().to_string()).await;
 }
 
 #[tokio::test]
-async fn pushers_of_one_list_lose_nothing_at_a_real_registry() {
+async fn b_172_pushers_of_one_list_lose_nothing_at_a_real_registry() {
     let Some(real) = DockerRegistry::start() else { return };
     many_write_one_list(real.addr()).await;
 }
 
 #[tokio::test]
-async fn what_others_wrote_into_the_list_stays() {
+async fn b_172_what_others_wrote_into_the_list_stays() {
     let registry = Registry::start(Content::new()).await.expect("a port is free");
     registry.set_referrers(0);
     let repository = repository(&registry.addr().to_string());

@@ -34,6 +34,7 @@ fn lie(stream: &[u8]) -> LayerIndex {
         spans: vec![span],
         uncompressed_size: stream.len() as u64,
         fidelity: Times::Exact,
+        prefetch_end: None,
     };
     LayerIndex::claimed(&expected, claim).expect("well formed")
 }

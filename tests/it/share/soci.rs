@@ -1,7 +1,21 @@
 //! SOCI's indexes: what is pushed for its snapshotter is found by this program as well, by the same rule of trust.
 
+use std::io::{Read, Write};
+
+use ocifs::profile::{Access, Origin, Profile};
+
 use super::*;
 use crate::support::Compression;
+
+/// What the registry of `reference` has at `path`.
+fn get(reference: &str, path: &str) -> String {
+    let host = reference.split('/').next().expect("a host");
+    let mut stream = std::net::TcpStream::connect(host).expect("it listens");
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("it takes requests");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
+}
 
 /// Pushes SOCI's index of the image.
 pub(super) fn push_soci(machine: &Machine, reference: &str) -> Value {
@@ -77,4 +91,72 @@ fn what_soci_has_no_form_for_is_told_and_left_out() {
     assert!(ran.stderr.contains("is left out: SOCI has no form for zstd layers"), "{}", ran.stderr);
     let other = Machine::new();
     assert_eq!(origins(&other.mount(&[], &registry.name("it:latest"))), ["shared", "first-contact"]);
+}
+
+#[test]
+fn soci_indexes_are_listed_beside_ours_and_removed_only_when_they_are_meant() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let soci = push_soci(&machine, &reference)["artifact"].clone();
+    let ours = machine.ocifs.json(["index", "--json", "--push", &reference])[0]["artifact"].clone();
+    let listed = || {
+        let listed = machine.ocifs.json(["index", "list", "--json", &reference]);
+        let listed = listed.as_array().expect("a list").iter();
+        listed.map(|shared| (shared["format"].clone(), shared["digest"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(), [("ocifs".into(), ours), ("soci".into(), soci.clone())]);
+    let shown = machine.ocifs.run(["index", "show", &reference]).ok();
+    assert!(shown.stdout.contains(soci.as_str().expect("a digest")), "{}", shown.stdout);
+    machine.ocifs.run(["index", "rm", &reference]).ok();
+    assert_eq!(listed(), [("soci".into(), soci)]);
+    machine.ocifs.run(["index", "rm", "--format", "soci", &reference]).ok();
+    assert_eq!(listed(), []);
+}
+
+#[test]
+fn b_164_b_172_the_list_under_a_tag_says_what_the_registry_would_say() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    registry.set_referrers(0);
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let artifact = push_soci(&machine, &reference)["artifact"].clone();
+    let tag = built.manifest.digest.to_string().replace(':', "-");
+    let list = get(&reference, &format!("/v2/it/manifests/{tag}"));
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let entry = &list["manifests"][0];
+    assert_eq!(entry["digest"], artifact);
+    // SOCI writes no type; it is that of the configuration.
+    assert_eq!(entry["artifactType"], "application/vnd.amazon.soci.index.v1+json");
+    assert_eq!(entry["annotations"]["com.amazon.soci.build-tool-identifier"], "ocifs");
+    assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["shared", "shared"]);
+}
+
+#[test]
+fn the_size_of_an_image_is_known_whoever_made_the_indexes_of_its_mount() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let (maker, other) = (Machine::new(), Machine::new());
+    push_soci(&maker, &reference);
+    let origin = Origin { image: built.manifest.digest, recorded: 0, mount: "/".into() };
+    let profile = Profile::new(origin, Access::new(b"usr/text3".to_vec(), 0, 100));
+    let sizes = [("cache", &maker), ("shared", &other)].map(|(origin, machine)| {
+        let file = machine.ocifs.home().join("start.profile");
+        std::fs::write(&file, profile.to_text()).expect("it can be written");
+        machine.ocifs.run(["profile", "import", &reference, &file.to_string_lossy()]).ok();
+        let shown = || machine.ocifs.json(["profile", "show", "--json", &reference])["image_bytes"].as_u64();
+        assert_eq!(shown(), None, "nothing is fetched to know it");
+        assert_eq!(origins(&machine.mount(&[], &reference)), [origin, origin]);
+        shown()
+    });
+    assert!(sizes[0].is_some_and(|size| size > 100) && sizes[0] == sizes[1], "{sizes:?}");
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use ocifs::demo::registry::{Endpoint, Fault, Record};
+use ocifs::demo::registry::{Endpoint, Fault};
 use ocifs::oci::Digest;
 use serde_json::{Value, json};
 
 use super::{Machine, image, layer_bytes, origins, ready, served};
-use crate::support::{DockerRegistry, Embedded, assert_same, temp_dir};
+use crate::support::{DockerRegistry, Embedded, assert_same, platform, round_trips, temp_dir};
 
 /// Pushes from one machine and mounts on another; returns the second with its report.
 fn travel(reference: &str, listed: &str) -> (Machine, Value) {
@@ -88,22 +88,6 @@ fn the_first_mount_is_lazy_with_a_real_registry() {
     assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["first-contact", "first-contact"]);
 }
 
-/// The most requests of which each began after the one before had ended: round trips, if each takes a while.
-fn round_trips(records: &[Record]) -> usize {
-    let mut spans: Vec<_> = records.iter().filter_map(|record| Some((record.ended?, record.arrived))).collect();
-    spans.sort();
-    let mut last = Duration::ZERO;
-    spans
-        .iter()
-        .filter(|(ended, arrived)| {
-            *arrived >= last && {
-                last = *ended;
-                true
-            }
-        })
-        .count()
-}
-
 #[test]
 fn a_mount_of_one_platform_of_an_image_index_takes_six_round_trips_and_a_hundredth_of_the_bytes() {
     if !ready() {
@@ -140,14 +124,6 @@ fn a_mount_of_one_platform_of_an_image_index_takes_six_round_trips_and_a_hundred
     let size: u64 = built.layers.iter().map(|layer| layer.size).sum();
     assert!(moved <= size / 100, "{moved} of {size}");
     assert!(windows[0] > 4 << 10, "the test is about an index with windows: {windows:?}");
-}
-
-fn platform() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 #[test]

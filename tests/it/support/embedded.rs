@@ -1,8 +1,9 @@
 //! The embedded registry for tests that are not async, such as those that run the program.
 
 use std::ops::Deref;
+use std::time::Duration;
 
-use ocifs::demo::registry::{Content, Registry};
+use ocifs::demo::registry::{Content, Record, Registry};
 use tokio::runtime::{Builder, Runtime};
 
 /// An embedded registry on a runtime of its own; all methods of [`Registry`] can be called on it.
@@ -33,4 +34,20 @@ impl Deref for Embedded {
     fn deref(&self) -> &Registry {
         &self.registry
     }
+}
+
+/// The most requests of which each began after the one before had ended: round trips, if each takes a while.
+pub(crate) fn round_trips(records: &[Record]) -> usize {
+    let mut spans: Vec<_> = records.iter().filter_map(|record| Some((record.ended?, record.arrived))).collect();
+    spans.sort();
+    let mut last = Duration::ZERO;
+    spans
+        .iter()
+        .filter(|(ended, arrived)| {
+            *arrived >= last && {
+                last = *ended;
+                true
+            }
+        })
+        .count()
 }

@@ -314,13 +314,7 @@ pub(crate) struct Built {
 impl Image {
     /// An image without layers, for this program's architecture.
     pub(crate) fn new() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        let config =
-            json!({ "architecture": architecture, "os": "linux", "config": {}, "rootfs": { "type": "layers" } });
+        let config = json!({ "architecture": platform(), "os": "linux", "config": {}, "rootfs": { "type": "layers" } });
         Self { layers: Vec::new(), config }
     }
 
@@ -410,6 +404,15 @@ impl Image {
         });
         let manifest = store(MANIFEST, &manifest.to_string().into_bytes());
         Built { manifest, config, layers, diff_ids }
+    }
+}
+
+/// The architecture of this machine as images name it.
+pub(crate) fn platform() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 

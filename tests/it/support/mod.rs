@@ -16,8 +16,8 @@ use std::process::Command;
 
 pub(crate) use compare::{Field, Kind, Stat, Tree, assert_same, diff, walk};
 pub(crate) use docker_registry::DockerRegistry;
-pub(crate) use embedded::Embedded;
-pub(crate) use image::{Built, Compression, Content as EntryContent, Entry, Image, Layer};
+pub(crate) use embedded::{Embedded, round_trips};
+pub(crate) use image::{Built, Compression, Content as EntryContent, Entry, Image, Layer, platform};
 pub(crate) use mount::{Mount, detach_below};
 pub(crate) use overlay::Overlay;
 pub(crate) use program::{Ocifs, Ran, run};

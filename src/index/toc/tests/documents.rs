@@ -127,6 +127,8 @@ fn a_231_landmarks_and_the_toc_itself_are_no_files_of_the_image() {
             assert_eq!(claim.entries.len(), 2, "{name}");
             let spans: Vec<_> = claim.spans.iter().map(|span| span.compressed.clone()).collect();
             assert_eq!(spans, [100..512, 700..10_000], "the landmark's own bytes are between");
+            let is_landmark = name.ends_with("/.prefetch.landmark") || name == ".prefetch.landmark";
+            assert_eq!(claim.prefetch_end, is_landmark.then_some(512), "{name}");
         }
     }
     let claim =

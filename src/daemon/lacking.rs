@@ -1,0 +1,75 @@
+//! What the cache lacks of an image whose source may not be asked, or does not answer: in numbers, and layer by layer.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+
+use super::{Code, Failure};
+use crate::fetch::Layer;
+use crate::image::{Image, Lack};
+
+/// Most layers that one failure names; the others are counted.
+const NAMED: usize = 8;
+
+/// What the cache lacks of `layer`.
+pub(super) fn of(layer: &Layer) -> Lack {
+    let (size, present) = (layer.blob.size(), layer.blob.present_bytes());
+    Lack { layer: layer.blob.digest(), missing: size.saturating_sub(present), size }
+}
+
+/// `3 MiB of 2 of 7 layers are not in the cache`; `lacking` is not empty.
+fn sentence(lacking: &[Lack], count: usize) -> String {
+    let bytes = ByteSize::b(lacking.iter().map(|lack| lack.missing).sum()).display().iec();
+    format!("{bytes} of {} of {count} layers are not in the cache", lacking.len())
+}
+
+/// The failure that names what is lacking of `count` layers; none if nothing is.
+pub(super) fn failure(lacking: &[Lack], count: usize) -> Option<Failure> {
+    if lacking.is_empty() {
+        return None;
+    }
+    let what = format!("{} and the mount is offline", sentence(lacking, count));
+    let failure = Failure::new(Code::Unreachable, what).hint("leave out --offline to fetch them");
+    let named = lacking.iter().take(NAMED).fold(failure, |failure, lack| {
+        let (missing, size) = (ByteSize::b(lack.missing).display().iec(), ByteSize::b(lack.size).display().iec());
+        failure.because(format!("layer {} lacks {missing} of {size}", lack.layer))
+    });
+    Some(match lacking.len().saturating_sub(NAMED) {
+        0 => named,
+        more => named.because(format!("and {more} more")),
+    })
+}
+
+/// What to tell who mounts `image` when nothing may be fetched for it, or when its registry did not answer: which part of it
+/// cannot be read. None if all of it can.
+pub(super) fn warning(image: &Image, offline: bool) -> Option<String> {
+    let mut seen = HashSet::new();
+    let distinct: Vec<&Arc<Layer>> =
+        image.layers.iter().map(|layer| &layer.layer).filter(|layer| seen.insert(layer.blob.digest())).collect();
+    // What the manifest embeds has a reader even offline.
+    let is_cut_off = |layer: &&&Arc<Layer>| !offline || layer.reader.is_none();
+    let lacking: Vec<_> =
+        distinct.iter().filter(is_cut_off).map(|layer| of(layer)).filter(|lack| lack.missing > 0).collect();
+    let then = if offline { "reading them fails" } else { "reading them has to wait for the registry" };
+    (!lacking.is_empty()).then(|| format!("{}: {then}", sentence(&lacking, distinct.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    #[test]
+    fn what_is_lacking_is_told_in_numbers_and_layer_by_layer() {
+        let lack =
+            |number: u64| Lack { layer: Digest::sha256(&number.to_le_bytes()), missing: 1 << 20, size: number << 20 };
+        assert_eq!(failure(&[], 3), None);
+        let lacking: Vec<_> = (1..=10).map(lack).collect();
+        let failure = failure(&lacking, 12).expect("something is lacking");
+        assert_eq!(failure.error, "10.0 MiB of 10 of 12 layers are not in the cache and the mount is offline");
+        assert_eq!(failure.causes.len(), 9);
+        assert_eq!(failure.causes[1], format!("layer {} lacks 1.0 MiB of 2.0 MiB", lacking[1].layer));
+        assert_eq!(failure.causes[8], "and 2 more");
+    }
+}

@@ -1,0 +1,225 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use futures_util::FutureExt;
+
+use super::*;
+use crate::fetch::tests::{Memory, Scene, scene};
+use crate::source::{BlobReader, BoxFuture, ByteStream, ErrorKind};
+
+/// A source that can be away.
+#[derive(Debug)]
+struct Flaky {
+    memory: Arc<Memory>,
+    away: AtomicBool,
+    asked: AtomicUsize,
+    /// Of these bytes it knows nothing good, however well it is.
+    broken: Option<Range<u64>>,
+}
+
+impl BlobReader for Flaky {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn host(&self) -> Option<&str> {
+        Some("r.example")
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let is_broken = self.broken.as_ref().is_some_and(|broken| broken.start < range.end && range.start < broken.end);
+        if is_broken || self.away.load(Ordering::SeqCst) {
+            return Box::pin(async {
+                sleep(Duration::from_millis(5)).await;
+                Err(gone())
+            });
+        }
+        self.memory.read(range)
+    }
+}
+
+fn gone() -> source::Error {
+    source::Error::new(ErrorKind::Unreachable, "connection refused")
+}
+
+/// A layer of a source that is away.
+fn away(broken: Option<fn(&Scene) -> Range<u64>>) -> (Scene, Arc<Layer>, Arc<Flaky>) {
+    let scene = scene(6, 4, Memory::default());
+    let flaky = Arc::new(Flaky {
+        memory: Arc::clone(&scene.source),
+        away: AtomicBool::new(true),
+        asked: AtomicUsize::new(0),
+        broken: broken.map(|broken| broken(&scene)),
+    });
+    let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
+    let layer = Layer::new(index, blob, Some(Arc::clone(&flaky) as _), "r.example/it", std::env::temp_dir());
+    (scene, Arc::new(layer), flaky)
+}
+
+fn patient(seconds: Option<u64>) -> Patience {
+    Patience::new(OnOutage::Wait(seconds.map(Duration::from_secs)))
+}
+
+async fn read(scene: &Scene, layer: &Arc<Layer>, patience: &Patience, number: u32) -> Result<Bytes, Error> {
+    let span = scene.span(number);
+    let decoded = layer.index.decoded(span);
+    scene.fetcher().part_for(patience, layer, span, 0..decoded.end - decoded.start).await
+}
+
+#[tokio::test]
+async fn readers_go_on_by_themselves_when_the_source_is_back() {
+    let (scene, layer, flaky) = away(None);
+    let patience = patient(None);
+    let readers = futures_util::future::join_all((0..6).map(|number| read(&scene, &layer, &patience, number)));
+    let heals = async {
+        sleep(Duration::from_millis(1200)).await;
+        assert!(scene.fetcher().outage(&layer).is_some_and(|outage| &*outage.place == "r.example"));
+        assert!(patience.longest_wait() >= Some(Duration::from_millis(1000)), "{patience:?}");
+        assert!(!scene.fetcher().demand().is_waiting(), "who sits out an outage is in nobody's way");
+        flaky.away.store(false, Ordering::SeqCst);
+        Instant::now()
+    };
+    let (bytes, healed) = tokio::join!(readers, heals);
+    assert!(healed.elapsed() < Duration::from_secs(5), "{:?}", healed.elapsed());
+    for (number, bytes) in bytes.into_iter().enumerate() {
+        let range = layer.index.decoded(scene.span(number as u32));
+        assert!(bytes.expect("it is back") == scene.stream()[range.start as usize..range.end as usize]);
+    }
+    assert!(scene.fetcher().outage(&layer).is_none() && patience.longest_wait().is_none());
+}
+
+#[tokio::test]
+async fn many_readers_of_a_source_that_is_away_ask_it_no_more_often_than_one() {
+    let (scene, layer, flaky) = away(None);
+    let patience = patient(None);
+    assert!(read(&scene, &layer, &Patience::new(OnOutage::Fail), 0).await.is_err());
+    flaky.asked.store(0, Ordering::SeqCst);
+    let readers = futures_util::future::join_all((0..60).map(|number| read(&scene, &layer, &patience, number % 6)));
+    assert!(tokio::time::timeout(Duration::from_secs(2), readers).await.is_err(), "it is away");
+    // At 0.25 s, 0.75 s and 1.75 s after the failure.
+    let asked = flaky.asked.load(Ordering::SeqCst);
+    assert!((1..=4).contains(&asked), "{asked}");
+    assert!(patience.longest_wait().is_none(), "nobody waits any more");
+}
+
+#[tokio::test]
+async fn patience_ends_when_it_was_said_to() {
+    let (scene, layer, _flaky) = away(None);
+    for (policy, least, most) in [(OnOutage::Fail, 0, 500), (OnOutage::Wait(Some(Duration::from_secs(1))), 1000, 1800)]
+    {
+        let began = Instant::now();
+        let failed = read(&scene, &layer, &Patience::new(policy), 1).await;
+        assert!(matches!(&failed, Err(Error::Source(error)) if error.is_transient()), "{failed:?}");
+        let took = began.elapsed().as_millis();
+        assert!((least..most).contains(&took), "{policy:?}: {took} ms");
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_mount_that_is_gone() {
+    let (scene, layer, _flaky) = away(None);
+    let patience = patient(None);
+    let gone = async {
+        sleep(Duration::from_millis(400)).await;
+        assert!(patience.longest_wait().is_some(), "it waits");
+        patience.end();
+    };
+    let (outcome, ()) = tokio::join!(read(&scene, &layer, &patience, 2), gone);
+    assert!(matches!(outcome, Err(Error::Interrupted)), "{outcome:?}");
+    assert!(patience.longest_wait().is_none());
+}
+
+#[tokio::test]
+async fn what_is_here_is_read_at_once_while_the_source_is_away() {
+    let (scene, layer, flaky) = away(None);
+    flaky.away.store(false, Ordering::SeqCst);
+    read(&scene, &layer, &patient(None), 3).await.expect("it is well");
+    flaky.away.store(true, Ordering::SeqCst);
+    assert!(read(&scene, &layer, &Patience::new(OnOutage::Fail), 5).await.is_err());
+    scene.fetcher().inner.cache.clear();
+    let asked = flaky.asked.load(Ordering::SeqCst);
+    let local = tokio::time::timeout(Duration::from_millis(200), read(&scene, &layer, &patient(None), 3)).await;
+    assert!(local.is_ok_and(|bytes| bytes.is_ok()) && flaky.asked.load(Ordering::SeqCst) == asked);
+}
+
+#[tokio::test]
+async fn one_blob_that_cannot_be_had_is_no_outage_while_others_can() {
+    let (scene, layer, flaky) = away(Some(|scene| scene.layer.index.compressed(scene.span(5))));
+    flaky.away.store(false, Ordering::SeqCst);
+    let broken = async {
+        let failed = read(&scene, &layer, &patient(Some(3)), 5).await;
+        assert!(failed.is_err(), "it never can");
+    };
+    let others = async {
+        for number in 0..4 {
+            let began = Instant::now();
+            read(&scene, &layer, &patient(None), number).await.expect("nothing is wrong with it");
+            // At most one turn is waited for: the first answer shows that the source is there.
+            assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+            sleep(Duration::from_millis(300)).await;
+        }
+    };
+    tokio::join!(broken, others);
+}
+
+#[tokio::test]
+async fn background_work_rests_and_goes_on_afterwards() {
+    let (scene, layer, flaky) = away(None);
+    let wanted: Vec<_> = (0..6).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+    let ahead = scene.fetcher().prefetch_in_the_end(&wanted, Priority::Profile);
+    let mut ahead = std::pin::pin!(ahead);
+    assert!(tokio::time::timeout(Duration::from_millis(500), ahead.as_mut()).await.is_err());
+    let asked = flaky.asked.load(Ordering::SeqCst);
+    assert!(tokio::time::timeout(Duration::from_millis(1000), ahead.as_mut()).await.is_err());
+    assert_eq!(flaky.asked.load(Ordering::SeqCst), asked, "it rests");
+    flaky.away.store(false, Ordering::SeqCst);
+    // Somebody else finds out that it is back.
+    read(&scene, &layer, &Patience::new(OnOutage::Fail), 0).await.expect("it is back");
+    tokio::time::timeout(Duration::from_secs(5), ahead).await.expect("it goes on").expect("all can be had");
+    assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+}
+
+#[test]
+fn an_answer_that_came_meanwhile_disproves_an_outage_and_a_later_one_ends_it() {
+    let (outages, place): (_, Arc<str>) = (Outages::default(), "r.example".into());
+    let began = Instant::now();
+    outages.answered(&place);
+    outages.failed(&place, began, &gone());
+    assert!(!outages.is_away(&place));
+    outages.failed(&place, Instant::now() + Duration::from_millis(1), &gone());
+    assert!(outages.is_away(&place));
+    assert!(outages.of(&place).is_some_and(|outage| outage.error.to_string() == "connection refused"));
+    assert!(outages.over(&place).now_or_never().is_none());
+    outages.answered(&place);
+    assert!(!outages.is_away(&place) && outages.of(&place).is_none());
+}
+
+#[test]
+fn silence_is_an_outage_unless_others_are_answered() {
+    let (outages, place): (_, Arc<str>) = (Outages::default(), "r.example".into());
+    let Some(long_ago) = Instant::now().checked_sub(2 * SILENCE) else { return };
+    outages.silent(&place, Instant::now());
+    assert!(!outages.is_away(&place), "not for so short a time");
+    outages.answered(&place);
+    outages.silent(&place, long_ago);
+    assert!(!outages.is_away(&place), "somebody else was answered");
+    outages.silent(&"other".into(), long_ago);
+    assert!(outages.is_away(&"other".into()));
+}
+
+#[test]
+fn the_table_of_places_is_bounded_but_forgets_no_outage() {
+    let outages = Outages::default();
+    outages.failed(&"away".into(), Instant::now(), &gone());
+    for number in 0..3 * limits::LINES {
+        outages.answered(&format!("host-{number}").into());
+    }
+    assert!(outages.lock().len() <= limits::LINES + 1 && outages.is_away(&"away".into()));
+}
+
+#[test]
+fn pauses_grow_to_a_few_seconds() {
+    let pauses: Vec<_> = (0..8).map(|tries| pause(tries).as_millis()).collect();
+    assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 4000, 4000, 4000]);
+    assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+}

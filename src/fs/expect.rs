@@ -1,0 +1,143 @@
+//! The rest of a file, for the kernel, when its first bytes are read.
+//!
+//! Programs and libraries are mapped, and then touched here and there: each touch is a request of its own, for which the
+//! program waits. Where an earlier start of the image touched them, a profile says. Those parts are handed out together, as
+//! far as they can be had without waiting, when the first is.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use super::read::{Part, assemble, parts};
+use super::{FileSystem, Ino};
+use crate::tree::{Node, NodeId, NodeKind};
+
+/// Most bytes of one file that are handed out with its first.
+const BYTES: u64 = 8 << 20;
+
+/// The kernel takes whole pages only.
+const PAGE: u64 = 4096;
+
+/// Which parts of files are expected to be read.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    /// Taken out file by file. Protects the table; held for a look-up.
+    parts: RwLock<HashMap<NodeId, Vec<Range<u64>>>>,
+}
+
+impl FileSystem {
+    /// Takes note of what an earlier start read, in place of what was noted before. What is beyond a file is cut.
+    pub fn expect(&self, accesses: impl Iterator<Item = (NodeId, Range<u64>)>) {
+        let mut parts: HashMap<NodeId, Vec<Range<u64>>> = HashMap::new();
+        for (id, range) in accesses {
+            let node = self.tree.node(id);
+            let end = range.end.next_multiple_of(PAGE).min(node.size());
+            let start = range.start / PAGE * PAGE;
+            if node.kind() == NodeKind::Regular && start < end {
+                parts.entry(id).or_default().push(start..end);
+            }
+        }
+        // One part is what is read first, and comes by itself.
+        parts.retain(|_, parts| parts.len() > 1);
+        *self.expected.parts.write().unwrap_or_else(PoisonError::into_inner) = parts;
+    }
+
+    /// True if parts of the file are still to be handed out.
+    pub fn is_expected(&self, ino: Ino) -> bool {
+        self.number(ino).is_ok_and(|id| self.expected.has(id))
+    }
+
+    /// Hands `give` the parts of a file that an earlier start read and that begin at `from` or behind it, once; each with its
+    /// offset. Blocks some milliseconds, for decoding. Must be called in the context of the fetcher's runtime, on a thread
+    /// that is not one of its own.
+    pub fn hand_out_expected(&self, ino: Ino, from: u64, mut give: impl FnMut(u64, &Bytes)) {
+        let Ok(id) = self.node_id(ino) else { return };
+        let Some(parts) = self.expected.take(id) else { return };
+        let node = self.tree.node(id);
+        let mut left = BYTES;
+        for part in parts.into_iter().filter(|part| part.start >= from) {
+            let length = part.end - part.start;
+            if length > left {
+                break;
+            }
+            // What is not here will be read when it is needed.
+            if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
+                left -= length;
+                self.recorder.note(id, part.clone());
+                give(part.start, &bytes);
+            }
+        }
+    }
+
+    /// A part of a file whose spans are here, but are several, or being decoded by somebody else.
+    fn decoded(&self, node: &Node<'_>, part: &Range<u64>) -> Option<Bytes> {
+        let parts = parts(node.extents(), part.start, part.end);
+        let is_here = |part: &Part| match *part {
+            Part::Hole(_) => true,
+            Part::Data { layer, offset, length } => self.layers.get(layer).is_some_and(|layer| {
+                let mut spans = layer.index.spans(offset..offset + length as u64);
+                spans.all(|span| layer.has(span))
+            }),
+        };
+        let assembled =
+            || Handle::current().block_on(assemble(&self.fetcher, &self.patience, &self.layers, &parts)).ok();
+        parts.iter().all(is_here).then(assembled).flatten()
+    }
+}
+
+impl Expected {
+    fn has(&self, id: NodeId) -> bool {
+        self.parts.read().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    }
+
+    fn take(&self, id: NodeId) -> Option<Vec<Range<u64>>> {
+        self.parts.write().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::tests::{content, file, scene};
+    use super::super::{Ino, Read};
+    use super::*;
+
+    async fn read(fs: &FileSystem, ino: Ino, offset: u64) {
+        if let Read::Later(pending) = fs.read(ino, offset, 1).expect("a file") {
+            pending.await.expect("it is fetched");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn parts_that_were_read_before_and_are_here_come_with_the_first_read_once() {
+        let length = 5 * PAGE as usize + 10;
+        let scene = scene(&[(file("lib", length), content(length)), (file("other", 9), content(9))]);
+        let fs = &scene.fs;
+        let id = fs.tree().resolve(b"lib", false).expect("it is there");
+        let other = fs.tree().resolve(b"other", false).expect("it is there");
+        let far = 1 << 40;
+        fs.expect(
+            [(id, 0..10), (other, 0..9), (id, PAGE + 1..PAGE + 2), (id, 5 * PAGE..far), (id, far..far + 1)].into_iter(),
+        );
+        read(fs, id.into(), 0).await;
+        assert!(fs.is_expected(id.into()) && !fs.is_expected(other.into()), "one part comes by itself");
+        let fs = Arc::clone(fs);
+        let work = move || {
+            let mut given = Vec::new();
+            fs.hand_out_expected(id.into(), PAGE, |offset, bytes| {
+                assert_eq!(bytes[..], content(length)[offset as usize..offset as usize + bytes.len()]);
+                given.push((offset, bytes.len() as u64));
+            });
+            for ino in [Ino::from(id), Ino::from(other), Ino(1), Ino(u64::MAX)] {
+                fs.hand_out_expected(ino, 0, |_, _| panic!("nothing more is expected"));
+            }
+            given
+        };
+        let given = tokio::task::spawn_blocking(work).await.expect("it does not panic");
+        assert_eq!(given, [(PAGE, PAGE), (5 * PAGE, 10)]);
+    }
+}
