@@ -69,7 +69,8 @@
 //!   when the layer is complete; a mount whose claim was wrong answers nothing any more.
 //! - A module uses only modules of lower levels; `tests/it/layering.rs` enforces the table below.
 //! - [`fuse`] is the only module that names the FUSE crate, [`registry`] the only one that names the HTTP client, [`cli`]
-//!   the only one that reads environment, home or configuration files.
+//!   the only one that reads environment, home or this program's configuration files; [`registry`] reads other programs'
+//!   files about hosts and credentials, from the paths that [`cli`] hands down.
 //! - Index, tree and image are immutable after construction. Look-ups in the tree take no lock; no lock is held across
 //!   I/O or an await.
 //! - One process owns a cache directory; what is in it appears by rename, or is checked before it is used.

@@ -419,6 +419,22 @@ pub const CLAIM_WORK_FREE: u64 = 16 << 30;
 /// TOCs that are read at once, over all images: each may take a gigabyte of memory, while a usual one takes ten megabytes.
 pub const PARALLEL_TOCS: usize = 4;
 
+// Host configuration (`registry::hosts`, `registry::link`).
+
+/// Longest file of certificates that is read, in bytes; the system's bundle of all authorities has 220 KiB.
+pub const CERTIFICATE_BYTES: u64 = 4 << 20;
+
+/// Longest file that says how hosts are reached, in bytes. Those that people write have a few KiB, Debian's list of aliases 4.
+pub const HOSTS_FILE_BYTES: u64 = 1 << 20;
+
+/// Most files of certificates or drop-ins of one directory that are looked at.
+pub const HOSTS_FILES: usize = 256;
+
+/// Most endpoints of one repository that are tried; more would only make failures slow.
+pub const ENDPOINTS: usize = 16;
+
+/// Most ranges of one blob of which it is remembered which host served them.
+pub const SERVED_KEPT: usize = 256;
 /// Requests to one host that are under way at once as long as it does not complain: far more than the lines of a few images
 /// want, and below what registries and load balancers grant one client.
 pub const HOST_REQUESTS: usize = 64;

@@ -30,6 +30,8 @@ pub(super) struct ConfigFile {
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
+    pub(super) hosts_dir: Option<PathBuf>,
+    pub(super) registries_conf: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -45,6 +47,8 @@ struct Wire {
     trust_index: Option<TrustIndex>,
     idle_seconds: Option<u32>,
     plain_http: Option<Vec<Spanned<String>>>,
+    hosts_dir: Option<Spanned<PathBuf>>,
+    registries_conf: Option<Spanned<PathBuf>>,
 }
 
 impl ConfigFile {
@@ -102,6 +106,8 @@ impl ConfigFile {
             trust_index: wire.trust_index,
             idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
+            hosts_dir: absolute("hosts-dir", wire.hosts_dir)?,
+            registries_conf: absolute("registries-conf", wire.registries_conf)?,
         })
     }
 
@@ -118,6 +124,8 @@ impl ConfigFile {
             trust_index: self.trust_index.or(other.trust_index),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
+            hosts_dir: self.hosts_dir.or(other.hosts_dir),
+            registries_conf: self.registries_conf.or(other.registries_conf),
         }
     }
 }
@@ -144,7 +152,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
                     trust-index = 'registry'\n\
-                    idle-seconds = 5\nplain-http = ['a:1', 'b']\n";
+                    idle-seconds = 5\nplain-http = ['a:1', 'b']\nhosts-dir = '/h'\nregistries-conf = '/r.conf'\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
@@ -156,6 +164,8 @@ mod tests {
             trust_index: Some(TrustIndex::Registry),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
+            hosts_dir: Some("/h".into()),
+            registries_conf: Some("/r.conf".into()),
         };
         assert_eq!(parse(text), Ok(expected));
         assert_eq!(parse(""), Ok(ConfigFile::default()));
@@ -175,6 +185,7 @@ mod tests {
             ("# one\n[mount]\n", 2, "unknown field `mount`"),
             ("fill =\n", 1, ""),
             ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path"),
+            ("hosts-dir = 'h'", 1, "hosts-dir must be an absolute path"),
             ("plain-http = [\n 'a',\n 'http://b',\n]", 3, "plain-http lists registries"),
         ];
         for (text, line, problem) in cases {

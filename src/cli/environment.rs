@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The variables that mean something to this program.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 14] = [
+    "CONTAINERS_REGISTRIES_CONF",
     "DOCKER_CONFIG",
     "NO_COLOR",
     "OCIFS_CACHE_DIR",

@@ -38,7 +38,12 @@ Examples:
 
 Credentials come from the first of these that has some for the registry: --authfile or $REGISTRY_AUTH_FILE alone if \
 given; else $XDG_RUNTIME_DIR/containers/auth.json, $XDG_CONFIG_HOME/containers/auth.json, \
-$DOCKER_CONFIG/config.json or ~/.docker/config.json, ~/.dockercfg.";
+$DOCKER_CONFIG/config.json or ~/.docker/config.json, ~/.dockercfg.
+
+Mirrors are those of containerd and podman: HOST/hosts.toml below /etc/containerd/certs.d (or --hosts-dir), then \
+registries.conf (--registries-conf, $CONTAINERS_REGISTRIES_CONF, ~/.config/containers/registries.conf or \
+/etc/containers/registries.conf, with drop-ins), which also says what short names mean. Certificates are in HOST:PORT/ \
+below ~/.config/containers/certs.d, /etc/containers/certs.d or /etc/docker/certs.d.";
 
 /// The exit codes, in order.
 pub(super) const EXIT_CODES: [(u8, &str); 11] = [
@@ -69,7 +74,9 @@ variables win over both.
   profile-until = \"30s\"          # how long starts are recorded; 0: not at all
   trust-index = \"registry\"        # by-reference, none or registry; see ocifs mount --help
   idle-seconds = 30               # how long a daemon without mounts waits
-  plain-http = [\"localhost:5000\"] # registries that speak plain HTTP";
+  plain-http = [\"r.example:5000\"] # registries that speak plain HTTP
+  hosts-dir = \"/etc/containerd/certs.d\" # mirrors, as containerd has them
+  registries-conf = \"/etc/containers/registries.conf\" # mirrors and short names, as podman has them";
 
 /// What `ocifs --help` says last.
 pub(super) fn after_long() -> String {

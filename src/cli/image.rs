@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueHint;
 
 use super::context::Context;
-use super::credentials;
-use super::stop::usage;
+use super::stop::{usage, warn};
+use super::{credentials, hosts};
 use crate::daemon::{Code, Failure, control};
 use crate::oci::{Platform, Printable, Reference};
 
@@ -32,6 +32,14 @@ pub(super) struct ImageArgs {
     /// Read credentials from this file only
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     authfile: Option<PathBuf>,
+
+    /// Read mirrors from this tree of HOST/hosts.toml files [default: /etc/containerd/certs.d]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    hosts_dir: Option<PathBuf>,
+
+    /// Read mirrors and short names from this registries.conf only [default: podman's]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    registries_conf: Option<PathBuf>,
 }
 
 impl ImageArgs {
@@ -42,29 +50,65 @@ impl ImageArgs {
 
     /// The image to ask the daemon for. Wrong arguments are told before a daemon is started for them.
     pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
-        let reference: Reference = self.reference.parse().map_err(|error| {
-            usage(format!("\"{:.200}\" does not name an image", Printable::of(&self.reference)), error)
-                .hint("`ocifs help references` shows how images are named")
-        })?;
+        let reference = parsed(&self.reference)?;
         if let Some(platform) = &self.platform {
             platform.parse::<Platform>().map_err(|error| usage("cannot use the value of --platform", error))?;
         }
-        if let Some(file) = &self.authfile
-            && let Err(error) = std::fs::File::open(file)
+        if let Some(file) = &self.authfile {
+            must_open("credentials", file)?;
+        }
+        if self.authfile.is_none()
+            && let Some(dir) = credentials::missing_runtime_dir(&context.environment)
         {
-            return Err(Failure::io(&format!("cannot read the credentials in {}", Printable::path(file)), &error)
-                .coded(Code::Usage));
+            let dir = Printable::path(&dir).to_string();
+            warn(&context.environment, &format!("there is no XDG_RUNTIME_DIR {dir}, so no credentials are there"));
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
+        let hosts = self.hosts(context)?;
+        let expanded = hosts::expanded(&self.reference, &reference, &hosts)?;
+        let (text, reference) = match expanded {
+            Some(text) => {
+                let reference = parsed(&text)?;
+                (text, reference)
+            }
+            None => (self.reference.clone(), reference),
+        };
         Ok(control::Image {
             platform: self.platform.clone(),
             offline: self.offline,
             plain_http: self.plain_http || context.settings.is_plain_http(&reference),
             auth_files: auth_files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?,
-            reference: with_absolute_path(&self.reference, reference)?,
+            hosts,
+            reference: with_absolute_path(&text, reference)?,
             trust_index: control::TrustIndex::default(),
         })
     }
+
+    /// The files that say how registries are reached. Those that the user names must be there.
+    fn hosts(&self, context: &Context) -> Result<control::HostFiles, Failure> {
+        let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
+        let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
+        for named in tree.iter().chain(&registries) {
+            must_open("host configuration", named)?;
+        }
+        let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
+        Ok(named.or_configured(&context.settings).files(&context.environment))
+    }
+}
+
+fn parsed(text: &str) -> Result<Reference, Failure> {
+    text.parse().map_err(|error| {
+        usage(format!("\"{:.200}\" does not name an image", Printable::of(text)), error)
+            .hint("`ocifs help references` shows how images are named")
+    })
+}
+
+/// Fails if a file that the user named cannot be opened.
+fn must_open(what: &str, file: &Path) -> Result<(), Failure> {
+    let opened = std::fs::File::open(file).map(drop);
+    opened.map_err(|error| {
+        Failure::io(&format!("cannot read the {what} in {}", Printable::path(file)), &error).coded(Code::Usage)
+    })
 }
 
 /// The text of a reference with the path of a local place made absolute; other references as the user wrote them.

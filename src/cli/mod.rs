@@ -22,6 +22,7 @@ mod duration;
 mod enter;
 mod environment;
 mod help;
+mod hosts;
 mod image;
 mod index;
 mod inspect;

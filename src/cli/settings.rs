@@ -42,6 +42,10 @@ pub(super) struct Settings {
     pub(super) trust_index: TrustIndex,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
+    /// The tree of `hosts.toml` files, if not containerd's.
+    pub(super) hosts_dir: Option<PathBuf>,
+    /// `registries.conf`, if not podman's.
+    pub(super) registries_conf: Option<PathBuf>,
     /// Registries that speak plain HTTP, as `host[:port]`.
     plain_http: Vec<String>,
 }
@@ -87,6 +91,8 @@ impl Settings {
             profile_until: file.profile_until,
             trust_index: file.trust_index.unwrap_or_default(),
             idle: file.idle.unwrap_or(IDLE),
+            hosts_dir: file.hosts_dir,
+            registries_conf: file.registries_conf,
             plain_http: file.plain_http.unwrap_or_default(),
         })
     }

@@ -108,6 +108,7 @@ fn describe(mount: &MountReport) -> String {
             "open files",
             mount.open_files.map_or_else(|| "known to the kernel alone".to_owned(), |open| open.to_string()),
         ),
+        ("hosts", hosts(mount)),
         ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
         ("kernel", count(mount.kernel_requests.values().sum(), "request")),
         ("outage", outage(mount)),
@@ -119,6 +120,19 @@ fn describe(mount: &MountReport) -> String {
         text += &format!("  {label:<11}{value}\n");
     }
     text + "\n" + &layer_table(&mount.layers).indented("  ") + &provenance(&mount.layers) + &reasons(&mount.layers)
+}
+
+/// Who is asked for what is missing, in order, and by which rule.
+fn hosts(mount: &MountReport) -> String {
+    if mount.hosts.is_empty() {
+        return "none".to_owned();
+    }
+    let hosts = mount.hosts.iter().map(|host| {
+        let trouble = host.trouble.as_ref().map_or_else(String::new, |text| format!(", {}", Printable::of(text)));
+        format!("{} ({}{trouble})", Printable::of(&host.name), size(host.received))
+    });
+    let rule = mount.hosts_rule.as_ref().map_or_else(String::new, |rule| format!(" by {}", Printable::of(rule)));
+    hosts.collect::<Vec<_>>().join(", ") + &rule
 }
 
 /// The outage that the mount is in, and what its readers do; or would do.
@@ -232,7 +246,7 @@ fn reasons(layers: &[LayerReport]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::control::OutageReport;
+    use crate::daemon::control::{HostReport, OutageReport};
 
     fn layer() -> LayerReport {
         LayerReport {
@@ -271,6 +285,11 @@ mod tests {
                 bytes_local: 1 << 20,
                 bytes_fetched: 1 << 20,
                 requests: 2,
+                hosts: vec![
+                    HostReport { name: "m.example".to_owned(), received: 0, trouble: Some("it\nfailed".to_owned()) },
+                    HostReport { name: "r.example:5000".to_owned(), received: 1 << 20, trouble: None },
+                ],
+                hosts_rule: Some("/etc/h/hosts.toml".to_owned()),
                 io: Io::Cached,
                 io_reason: "files are small: 28 KiB on average".to_owned(),
                 open_files: None,
@@ -289,6 +308,16 @@ mod tests {
     }
 
     #[test]
+    fn a_local_image_has_no_hosts_and_a_registry_without_mirrors_no_rule() {
+        let mut mount = report().mounts.remove(0);
+        mount.hosts_rule = None;
+        mount.hosts.remove(0);
+        assert_eq!(hosts(&mount), "r.example:5000 (1.0 MiB)");
+        mount.hosts.clear();
+        assert_eq!(hosts(&mount), "none");
+    }
+
+    #[test]
     fn status_says_what_is_local_and_why_a_layer_is_not_lazy() {
         let expected = "\
 daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the way
@@ -301,6 +330,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   local      1.0 MiB (33 %)
   fetched    1.0 MiB in 2 requests
   open files known to the kernel alone
+  hosts      m.example (0 B, it\\nfailed), r.example:5000 (1.0 MiB) by /etc/h/hosts.toml
   io         cached (files are small: 28 KiB on average)
   kernel     7 requests
   outage     none (wait:5m)

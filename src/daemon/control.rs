@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
+use crate::registry;
 pub use cache::{CacheReport, ImportReport, Usage, VerifyReport, other_cache_size};
 pub use indexes::{
     IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
@@ -32,9 +33,31 @@ pub struct Image {
     pub plain_http: bool,
     /// Credential files in order.
     pub auth_files: Vec<PathBuf>,
+    /// The files that say how registries are reached.
+    #[serde(default)]
+    pub hosts: HostFiles,
     /// Whose indexes are believed.
     #[serde(default)]
     pub trust_index: TrustIndex,
+}
+
+/// Files that say how registries are reached, in the order in which they are asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostFiles {
+    /// containerd's trees of `hosts.toml` files.
+    pub trees: Vec<PathBuf>,
+    /// `registries.conf`, and directories of drop-ins.
+    pub registries: Vec<PathBuf>,
+    /// Directories of certificates.
+    pub certificates: Vec<PathBuf>,
+}
+
+impl From<&HostFiles> for registry::HostFiles {
+    fn from(files: &HostFiles) -> Self {
+        let HostFiles { trees, registries, certificates } = files.clone();
+        Self { trees, registries, certificates }
+    }
 }
 
 /// Whose indexes are believed beside those that were made here.
@@ -297,6 +320,12 @@ pub struct MountReport {
     pub io_reason: String,
     /// Open files; none where the kernel opens files without telling.
     pub open_files: Option<u64>,
+    /// The hosts that are asked for what is missing, in this order; none for local images and offline.
+    #[serde(default)]
+    pub hosts: Vec<HostReport>,
+    /// The file that this order follows from, and what in it; none if nobody configured it.
+    #[serde(default)]
+    pub hosts_rule: Option<String>,
     /// Requests that the kernel has sent, by kind.
     pub kernel_requests: BTreeMap<String, u64>,
     /// Names in the tree.
@@ -307,6 +336,17 @@ pub struct MountReport {
     /// The layers from the bottom; empty in a short listing.
     #[serde(default)]
     pub layers: Vec<LayerReport>,
+}
+
+/// A host that an image is had from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Its name, perhaps with a port.
+    pub name: String,
+    /// Bytes of layers that it sent, for all mounts of this daemon.
+    pub received: u64,
+    /// What was wrong when it was asked last, on one line; none if it did what was asked.
+    pub trouble: Option<String>,
 }
 
 /// How far a mount is filled.

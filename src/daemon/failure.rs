@@ -173,6 +173,7 @@ impl From<&source::Error> for Failure {
             ErrorKind::Unreachable => Code::Unreachable,
             ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported => Code::BadImage,
             ErrorKind::Io => Code::Other,
+            ErrorKind::Misconfigured => Code::Usage,
         };
         Self { hint: error.advice().map(plain), ..Self::of(code, error) }
     }

@@ -33,6 +33,7 @@ pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
         offline: image.offline,
         plain_http: image.plain_http,
         auth_files: image.auth_files.clone(),
+        hosts: (&image.hosts).into(),
         trust: match image.trust_index {
             control::TrustIndex::ByReference => Trust::ByReference,
             control::TrustIndex::None => Trust::Nobody,

@@ -9,6 +9,7 @@ use crate::fs::FileSystem;
 use crate::fuse;
 use crate::image::{ImageLayer, Origin, Resolved};
 use crate::index::Compression;
+use crate::registry::{HostState, Repository};
 use crate::store::{DiskUsage, Store, Usage};
 
 /// One mount in detail.
@@ -35,12 +36,20 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
             fuse::Mode::Cached => control::Io::Cached,
         },
         io_reason: io.reason,
+        hosts: image.repository.iter().flat_map(Repository::hosts).map(host).collect(),
+        hosts_rule: image.repository.as_ref().and_then(Repository::rule).map(str::to_owned),
         open_files: mounted.served.connection.sees_opens().then(|| mounted.served.fs.open_files()),
         kernel_requests: kernel_requests(mounted),
         entries: u64::from(image.tree.node_count()),
         profile: mounted.profiling.report(),
         layers,
     }
+}
+
+/// One host.
+fn host(state: HostState) -> control::HostReport {
+    let HostState { name, received, trouble } = state;
+    control::HostReport { name, received, trouble }
 }
 
 /// The outage that readers of `fs` are in, or would be.

@@ -18,6 +18,7 @@ use crate::fs::FileSystem;
 use crate::fuse::Connection;
 use crate::image::Image;
 use crate::oci::Digest;
+use crate::registry::Repository;
 
 /// How long a connection is kept when nothing of it is mounted: what a restart takes, and the pause between two jobs.
 const KEPT: Duration = Duration::from_secs(300);
@@ -45,6 +46,9 @@ pub(super) struct Key {
     offline: bool,
     plain_http: bool,
     auth_files: Vec<PathBuf>,
+    hosts: control::HostFiles,
+    /// The hosts that these files led to.
+    asked: Vec<String>,
 }
 
 impl Key {
@@ -58,6 +62,8 @@ impl Key {
             offline: wanted.image.offline,
             plain_http: wanted.image.plain_http,
             auth_files: wanted.image.auth_files.clone(),
+            hosts: wanted.image.hosts.clone(),
+            asked: image.repository.iter().flat_map(Repository::hosts).map(|host| host.name).collect(),
         }
     }
 }

@@ -181,6 +181,7 @@ impl Stage<'_> {
             offline: false,
             plain_http: true,
             auth_files: Vec::new(),
+            hosts: control::HostFiles::default(),
             trust_index: control::TrustIndex::default(),
         };
         self.ask(Request::Mount(control::Mount {

@@ -49,9 +49,14 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
     for attempt in 0..ATTEMPTS {
         if !were_wrong {
             fetch(fetcher, layer, urgency).await?;
-        } else if anew::fetch(fetcher, layer, urgency).await? == Had::SomethingElse {
-            let error = proof::not_the_layer(layer);
-            return Err(if layer.is_proven() { error } else { layer.condemn(error) });
+        } else {
+            while anew::fetch(fetcher, layer, urgency).await? == Had::SomethingElse {
+                // It may be a mirror that has something else, and not the source.
+                if !layer.distrust(0..layer.blob.size()) {
+                    let error = proof::not_the_layer(layer);
+                    return Err(if layer.is_proven() { error } else { layer.condemn(error) });
+                }
+            }
         }
         let blob = Arc::clone(&layer.blob);
         let completed = tokio::task::spawn_blocking(move || blob.complete(false)).await;

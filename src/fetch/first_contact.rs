@@ -38,7 +38,8 @@ enum Put {
 /// Streams, indexes and verifies the layer that `expected` names, leaving its blob complete and its index stored.
 ///
 /// Bytes that are on disk, from an earlier run or from another image that lists the layer, are not fetched. If the layer
-/// turns out to be wrong with them, everything is fetched anew once, from `reader` alone. Offline (`reader` is none) only what
+/// turns out to be wrong with them, everything is fetched anew, from `reader` alone: once, and once more for each other host
+/// that it has. Offline (`reader` is none) only what
 /// is already on disk is used.
 pub async fn first_contact(
     store: &Arc<Store>,
@@ -61,11 +62,30 @@ pub async fn first_contact(
     }
     blob.discard(0..expected.size)?;
     let came_from_disk = progress.traffic.bytes() - before < expected.size;
-    let Some(reader) = reader.filter(|_| came_from_disk) else { return Err(reject(rejected)) };
-    tracing::warn!(layer = %expected.layer, %rejected, "bytes that were on disk are wrong, fetching anew");
-    progress.taken.store(0, Ordering::Relaxed);
-    let writing = Mutex::new(Writing::begin(&blob).await.inspect_err(not_kept).ok());
-    let anew = anew::pieces(expected.size, &reader, &progress.traffic, None);
+    let Some(reader) = reader else { return Err(reject(rejected)) };
+    let (mut rejected, mut is_untried) = (rejected, came_from_disk);
+    // Then from one host of the source after the other, as far as it has several.
+    while rejected.is_wrong_bytes() && (std::mem::take(&mut is_untried) || reader.distrust(0..expected.size)) {
+        tracing::warn!(layer = %expected.layer, %rejected, "layer bytes are wrong, fetching anew");
+        progress.taken.store(0, Ordering::Relaxed);
+        match pass_anew(&blob, &reader, expected, &progress).await {
+            Ok((index, put)) => return keep(store, blob, index, put).await,
+            Err(BuildError::Input(error)) => return Err(error),
+            Err(BuildError::Rejected(again)) => rejected = again,
+        }
+    }
+    Err(reject(rejected))
+}
+
+/// A pass over bytes of `reader` alone.
+async fn pass_anew(
+    blob: &Arc<Blob>,
+    reader: &Arc<dyn BlobReader>,
+    expected: Expected,
+    progress: &Arc<Progress>,
+) -> Result<(LayerIndex, Put), BuildError<Error>> {
+    let writing = Mutex::new(Writing::begin(blob).await.inspect_err(not_kept).ok());
+    let anew = anew::pieces(expected.size, reader, &progress.traffic, None);
     let written = anew.then(|piece| async {
         let piece = piece?;
         let taken = writing.lock().await.take();
@@ -74,11 +94,8 @@ pub async fn first_contact(
         }
         Ok(piece)
     });
-    match pass(written, expected, &progress).await {
-        Ok(index) => keep(store, blob, index, Put::Anew(writing.into_inner())).await,
-        Err(BuildError::Input(error)) => Err(error),
-        Err(BuildError::Rejected(rejected)) => Err(reject(rejected)),
-    }
+    let index = pass(written, expected, progress).await?;
+    Ok((index, Put::Anew(writing.into_inner())))
 }
 
 fn not_kept(error: &Error) {

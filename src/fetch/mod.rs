@@ -391,6 +391,11 @@ impl Layer {
         self.is_proven() || (!self.blob.is_complete() && self.reader.is_some())
     }
 
+    /// Says that bytes of `range` are wrong; true if another host will be asked for them.
+    fn distrust(&self, range: Range<u64>) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.distrust(range))
+    }
+
     /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
     /// for several things that the profile did not foretell.
     pub fn foretell(&self) {
@@ -405,7 +410,9 @@ impl Inner {
     /// been damaged on the way. Wrong twice means the source holds something else.
     async fn obtain(&self, layer: &Arc<Layer>, span: SpanId, target: large::Target) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
-        for attempt in 0..2 {
+        let mut attempts = 2;
+        while attempts > 0 {
+            attempts -= 1;
             let decoded = if LargeSpans::is_large(&layer.index, span) {
                 layer.windows_for(span).await?;
                 match large::obtain(layer, span, target).await {
@@ -424,10 +431,12 @@ impl Inner {
                 }
                 Err(error @ index::Error::Span { .. }) => {
                     tracing::warn!(
-                        layer = %layer.index.layer(), start = range.start, end = range.end, attempt,
+                        layer = %layer.index.layer(), start = range.start, end = range.end, attempts,
                         error = %error, "span does not verify, fetching it again"
                     );
                     layer.blob.discard(range.clone())?;
+                    // Another host may have what this one has not.
+                    attempts += u32::from(layer.distrust(range.clone()));
                 }
                 // Other bytes would not help.
                 Err(error) => return Err(Error::Index(Arc::new(error))),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::shared::Search;
 use super::{Error, Images, Request, Resolved};
 use crate::limits;
-use crate::oci::{self, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Manifest, Reference};
+use crate::oci::{self, Descriptor, ImageConfig, ImageIndex, ImageManifest, Manifest, Reference};
 use crate::source::{self, Document, ErrorKind, Source};
 
 impl Images {
@@ -227,15 +227,9 @@ async fn read_config(source: &dyn Source, descriptor: &Descriptor) -> Result<Byt
         let message = format!("configuration {digest} has {size} bytes, more than {}", limits::CONFIG_BYTES);
         return Err(source::Error::new(ErrorKind::Unsupported, message));
     }
-    let bytes = source::read_all(source.blob(descriptor).as_ref(), 0..*size).await?;
-    check(&bytes, digest, *size, &source.name())?;
-    Ok(bytes)
-}
-
-fn check(bytes: &Bytes, digest: &Digest, size: u64, name: &str) -> Result<(), source::Error> {
-    if bytes.len() as u64 == size && digest.matches(bytes) {
-        return Ok(());
-    }
-    let message = format!("{name} sent bytes for {digest} that do not have this digest and size");
-    Err(source::Error::new(ErrorKind::Corrupt, message))
+    let bytes = source::read_checked(source.blob(descriptor).as_ref(), *size, digest).await?;
+    bytes.ok_or_else(|| {
+        let message = format!("{} sent bytes for {digest} that do not have this digest and size", source.name());
+        source::Error::new(ErrorKind::Corrupt, message)
+    })
 }

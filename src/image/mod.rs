@@ -4,6 +4,7 @@
 //! proves. [`Images::open`] finds or makes the index of every layer, all at once, merges the tree or maps the stored one,
 //! and hands back an [`Image`].
 
+mod clients;
 mod documents;
 mod error;
 mod inline;
@@ -26,13 +27,14 @@ use crate::index::LayerIndex;
 use crate::index::toc::{Format, is_own_file};
 use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform, Reference, Wanted};
 use crate::profile::Profile;
-use crate::registry::Repository;
+use crate::registry::{HostFiles, Repository};
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error, Lack};
 pub use trust::{Trust, Verdict, verdict};
 
+use clients::Clients;
 use layers::Others;
 use shared::Search;
 use source::Opened;
@@ -52,6 +54,8 @@ pub struct Request {
     pub plain_http: bool,
     /// Credential files, in the order in which they are asked.
     pub auth_files: Vec<PathBuf>,
+    /// The files that say how registries are reached.
+    pub hosts: HostFiles,
     /// Whose indexes are believed.
     pub trust: Trust,
 }
@@ -126,6 +130,8 @@ pub struct Image {
     pub merged: bool,
     /// True if it is in a registry, and not in files that somebody may replace.
     pub is_remote: bool,
+    /// Its repository, if that is asked for what is missing.
+    pub repository: Option<Repository>,
     /// What a start reads, as somebody put it beside the image; none if the cache has a recording of its own.
     pub profile: Option<Profile>,
 }
@@ -184,13 +190,15 @@ pub struct Images {
     watched: Arc<Mutex<std::collections::HashMap<layers::Contact, std::sync::Weak<fetch::Progress>>>>,
     /// TOCs that may be read at once.
     readers: Arc<tokio::sync::Semaphore>,
+    /// Registry clients.
+    clients: Arc<Clients>,
 }
 
 impl Images {
     /// Opens images with `store` and `fetcher`.
     pub fn new(store: Arc<Store>, fetcher: Fetcher) -> Self {
         let readers = Arc::new(tokio::sync::Semaphore::new(crate::limits::PARALLEL_TOCS));
-        Self { store, fetcher, contacts: Arc::default(), watched: Arc::default(), readers }
+        Self { store, fetcher, contacts: Arc::default(), watched: Arc::default(), readers, clients: Arc::default() }
     }
 
     /// The cache.
@@ -262,7 +270,8 @@ impl Images {
         let profile = search.profile().await;
         resolved.warnings.extend(tocs.warnings());
         let is_remote = matches!(request.reference, Reference::Registry(_));
-        Ok(Image { resolved, layers, tree, tree_id, merged, is_remote, profile })
+        let repository = opened.repository.filter(|_| !request.offline);
+        Ok(Image { resolved, layers, tree, tree_id, merged, is_remote, repository, profile })
     }
 
     /// The source of `request`; none when offline.
@@ -270,10 +279,10 @@ impl Images {
         match (request.offline, &request.reference) {
             // Knowing the registry's name asks nothing of it.
             (true, Reference::Registry(_)) => {
-                Ok(Opened { source: None, ..source::open(request, self.store.dir()).await? })
+                Ok(Opened { source: None, ..source::open(request, &self.clients, self.store.dir()).await? })
             }
             (true, _) => Ok(Opened::default()),
-            (false, _) => source::open(request, self.store.dir()).await,
+            (false, _) => source::open(request, &self.clients, self.store.dir()).await,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::clients::Clients;
 use super::{Error, Request};
 use crate::oci::Reference;
 use crate::registry::{self, Repository, Selector};
@@ -24,20 +25,25 @@ impl Opened {
 }
 
 /// Opens the source of `request`. Archives that must be decompressed first are unpacked below `cache`.
-pub(super) async fn open(request: &Request, cache: &Path) -> Result<Opened, Error> {
+pub(super) async fn open(request: &Request, clients: &Clients, cache: &Path) -> Result<Opened, Error> {
     let local = match &request.reference {
         Reference::Registry(name) => {
             let options = registry::Options {
                 plain_http: request.plain_http,
                 auth_files: request.auth_files.clone(),
+                hosts: request.hosts.clone(),
                 ..registry::Options::default()
             };
-            let client = registry::Client::new(options)?;
+            let client = clients.get(options)?;
             let selector = match (name.digest(), name.tag()) {
                 (Some(digest), _) => Selector::Digest(*digest),
                 (None, tag) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
             };
-            let repository = client.repository(name.api_host(), name.repository(), selector);
+            // Who asks nobody needs not know whom to ask, and a mistake in a file is then no reason to fail.
+            let repository = match request.offline {
+                true => client.repository(name.api_host(), name.repository(), selector),
+                false => client.find(name.api_host(), name.repository(), selector).await?,
+            };
             return Ok(Opened { source: Some(Arc::new(repository.clone())), repository: Some(repository) });
         }
         local => local.clone(),

@@ -263,7 +263,9 @@ impl<'a> Tocs<'a> {
     }
 
     async fn read_apart(&self, reference: Reference) -> Result<Option<Apart>, Error> {
-        let opened = source::open(&Request { reference, ..self.request.clone() }, self.images.store.dir()).await?;
+        let opened =
+            source::open(&Request { reference, ..self.request.clone() }, &self.images.clients, self.images.store.dir())
+                .await?;
         let Some(source) = opened.source else { return Ok(None) };
         let mut layers = HashMap::new();
         let mut documents = vec![source.resolve().await?];

@@ -1,27 +1,31 @@
 //! Ranged reads of a blob that go on where they broke off.
 //!
-//! A [`Blob`] knows where its bytes may be had: the URLs of a foreign layer, the place where the registry's redirects
-//! led last time, the registry. A [`Transfer`] is one range under way: it opens an answer, passes its bytes on, and
-//! opens another at the first missing byte when that one breaks, stalls or ends early, until the range is complete or
-//! the attempts without progress are used up.
+//! A [`Blob`] knows where its bytes may be had ([`Places`]): the URLs of a foreign layer, mirrors, the registry; and of each
+//! host where its redirects led last time. A [`Transfer`] is one range under way: it opens an answer, passes its bytes on,
+//! and opens another at the first missing byte when that one breaks, stalls or ends early. The other places are asked at
+//! once, in a [`Round`]; when all have failed there is a pause, until the range is complete or the attempts without
+//! progress are used up.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
-use super::client::{BlobKey, Call, Client, Target, complain};
+use super::client::{BlobKey, Call, Client, complain};
 use super::encoded;
+use super::endpoint::{Endpoint, Role};
 use super::error::{Fault, Retry, origin};
+use super::host::Host;
+use super::places::Places;
 use super::range::{self, Content, RangeError};
 use super::redirect::{self, Location};
 use super::retry::Retries;
+use super::route::{Round, Route};
 use super::transport::Body;
 use crate::limits::{DECODED_BLOB_BYTES, REDIRECTS, RESUME_PROGRESS};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, ByteStream, Error, ErrorKind};
 
 /// A blob of a repository.
@@ -32,34 +36,30 @@ pub(super) struct Blob {
 
 struct Facts {
     client: Client,
-    target: Arc<Target>,
-    key: BlobKey,
+    route: Arc<Route>,
+    digest: Digest,
     size: u64,
     what: String,
     /// The content, if the descriptor embeds it.
     data: Option<Bytes>,
-    /// Other places, asked before the registry (B-071).
+    /// Places that the descriptor names (B-071).
     urls: Vec<String>,
-    /// Which of the urls answered last; their number stands for the registry.
-    place: AtomicUsize,
+    /// These, and after them the endpoints that hand out blobs.
+    places: Places,
 }
 
 impl Blob {
-    pub(super) fn new(client: Client, target: Arc<Target>, descriptor: &Descriptor) -> Self {
-        let key = BlobKey {
-            host: target.host.name().to_owned(),
-            repository: target.repository.clone(),
-            digest: descriptor.digest,
-        };
+    pub(super) fn new(client: Client, route: Arc<Route>, descriptor: &Descriptor) -> Self {
+        let own = route.able(Role::Pull).position(|endpoint| endpoint.is_own);
         let facts = Facts {
-            what: format!("blob {}@{}", target.name(), descriptor.digest),
+            what: format!("blob {}@{}", route.name(), descriptor.digest),
+            places: Places::new(descriptor.urls.len(), route.able(Role::Pull).count(), own),
             client,
-            target,
-            key,
+            route,
+            digest: descriptor.digest,
             size: descriptor.size,
             data: descriptor.data.clone(),
             urls: descriptor.urls.clone(),
-            place: AtomicUsize::new(0),
         };
         Self { facts: Arc::new(facts) }
     }
@@ -77,7 +77,7 @@ impl BlobReader for Blob {
     }
 
     fn host(&self) -> Option<&str> {
-        Some(self.facts.target.host.name())
+        Some(&self.facts.route.host)
     }
 
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
@@ -102,6 +102,10 @@ impl BlobReader for Blob {
             Ok(Box::pin(futures_util::StreamExt::chain(started, rest)) as ByteStream)
         })
     }
+
+    fn distrust(&self, range: Range<u64>) -> bool {
+        self.facts.data.is_none() && self.facts.places.distrust(&range)
+    }
 }
 
 fn stream_of(bytes: Option<Bytes>) -> ByteStream {
@@ -124,6 +128,10 @@ struct Transfer {
     /// What is still to come.
     left: Range<u64>,
     arriving: Option<Arriving>,
+    /// The place that is asked now.
+    place: usize,
+    /// The places to ask next, and what was wrong with those before.
+    round: Round,
     retries: Retries,
     since_fault: u64,
 }
@@ -142,7 +150,7 @@ struct Arriving {
 impl Transfer {
     fn new(facts: Arc<Facts>, range: Range<u64>) -> Self {
         let retries = Retries::new(facts.client.policy());
-        Self { facts, left: range, arriving: None, retries, since_fault: 0 }
+        Self { facts, left: range, arriving: None, place: 0, round: Round::default(), retries, since_fault: 0 }
     }
 
     /// The next bytes, never empty, or nothing after the last.
@@ -150,24 +158,51 @@ impl Transfer {
         loop {
             match self.step().await {
                 Ok(piece) => return Ok(piece),
-                Err(fault) => {
-                    self.arriving = None;
-                    self.since_fault = 0;
-                    self.retries.pause(fault).await?;
-                }
+                Err(fault) => self.after(fault).await?,
             }
         }
+    }
+
+    /// Prepares for the next attempt, which is made at once if there is a place that was not asked.
+    async fn after(&mut self, fault: Fault) -> Result<(), Error> {
+        self.arriving = None;
+        if self.since_fault >= RESUME_PROGRESS {
+            // What was wrong with the others was long ago.
+            let others = self.facts.order().into_iter().filter(|place| *place != self.place);
+            self.round = Round::new(others);
+        }
+        self.since_fault = 0;
+        self.facts.note(self.place, Some(&fault));
+        self.round.failed(self.place, fault);
+        if !self.round.is_over() {
+            return Ok(());
+        }
+        let round = std::mem::take(&mut self.round);
+        match round.verdict(Role::Pull, |place| self.facts.places.is_own(place)) {
+            Some(fault) => self.retries.pause(fault).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Opens an answer at the place whose turn it is.
+    async fn open(&mut self) -> Result<Arriving, Fault> {
+        if self.round.is_over() {
+            self.round = Round::new(self.facts.order());
+        }
+        let nobody = || Fault::lasting(self.facts.route.nobody(Role::Pull.describe()));
+        self.place = self.round.next().ok_or_else(nobody)?;
+        self.facts.open(self.place, &self.left).await
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>, Fault> {
         if self.left.is_empty() {
             return self.finish().await.map(|()| None);
         }
+        if self.arriving.is_none() {
+            self.arriving = Some(self.open().await?);
+        }
+        let Some(arriving) = &mut self.arriving else { return Ok(None) };
         let what = &self.facts.what;
-        let arriving = match &mut self.arriving {
-            Some(arriving) => arriving,
-            none => none.insert(self.facts.open(&self.left).await?),
-        };
         loop {
             let Some(mut piece) = arriving.body.piece(what).await? else {
                 let message =
@@ -186,6 +221,9 @@ impl Transfer {
                     return Err(self.facts.too_long());
                 }
                 piece.truncate(left);
+            }
+            if let Some(endpoint) = self.facts.endpoint(self.place) {
+                endpoint.host.sent(piece.len());
             }
             self.left.start += piece.len() as u64;
             self.since_fault += piece.len() as u64;
@@ -214,41 +252,58 @@ impl Transfer {
 }
 
 impl Facts {
-    /// Opens an answer at the first of the places that has one, starting with the one that had one last time.
-    async fn open(&self, range: &Range<u64>) -> Result<Arriving, Fault> {
-        let last = self.place.load(Ordering::Relaxed);
-        let others = (0..=self.urls.len()).filter(|&place| place != last);
-        let mut worst: Option<Fault> = None;
-        for place in std::iter::once(last).chain(others) {
-            let result = match self.urls.get(place) {
-                Some(url) => self.open_foreign(url, range).await,
-                None => self.open_here(range).await,
-            };
-            match result {
-                Ok(arriving) => {
-                    self.place.store(place, Ordering::Relaxed);
-                    return Ok(arriving);
-                }
-                // A place that may recover says more than one that never had the blob.
-                Err(fault) if worst.as_ref().is_none_or(|worst| worst.retry == Retry::Never) => worst = Some(fault),
-                Err(fault) => tracing::debug!(error = %fault.error, "another place failed as well"),
-            }
-        }
-        Err(worst.unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::NotFound, self.what.clone()))))
+    /// The places in the order in which to ask them.
+    fn order(&self) -> Vec<usize> {
+        self.places.order(|place| self.endpoint(place).is_some_and(|endpoint| endpoint.host.rests()))
     }
 
-    /// Opens an answer of the registry, or of the place to which it redirects.
-    async fn open_here(&self, range: &Range<u64>) -> Result<Arriving, Fault> {
+    /// The host of a place; none for a URL of the descriptor.
+    fn endpoint(&self, place: usize) -> Option<&Endpoint> {
+        self.route.able(Role::Pull).nth(place.checked_sub(self.urls.len())?)
+    }
+
+    /// Notes at the host of a place whether it did what was asked.
+    fn note(&self, place: usize, fault: Option<&Fault>) {
+        if let Some(endpoint) = self.endpoint(place) {
+            endpoint.host.note(fault.map(|fault| &fault.error));
+        }
+    }
+
+    /// Opens an answer at a place.
+    async fn open(&self, place: usize, range: &Range<u64>) -> Result<Arriving, Fault> {
+        let result = match self.urls.get(place) {
+            Some(url) => self.open_foreign(url, range).await,
+            None => match self.endpoint(place) {
+                Some(endpoint) => self.open_at(endpoint, range).await,
+                None => Err(Fault::lasting(self.route.nobody(Role::Pull.describe()))),
+            },
+        };
+        self.note(place, result.as_ref().err());
+        match &result {
+            Ok(_) => self.places.answers(place, range.clone()),
+            Err(fault) if fault.error.kind() == ErrorKind::NotFound => self.places.lacks(place),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Opens an answer of a host, or of the place to which it redirects.
+    async fn open_at(&self, endpoint: &Endpoint, range: &Range<u64>) -> Result<Arriving, Fault> {
         let call = self.call(range);
+        let key = BlobKey {
+            host: endpoint.host.name().to_owned(),
+            repository: endpoint.repository.clone(),
+            digest: self.digest,
+        };
         let mut renewed = false;
         loop {
-            let known = self.client.resolved(&self.key);
+            let known = self.client.resolved(&key);
             let was_known = known.is_some();
             let answered = match known {
-                Some(at) => self.client.follow(&self.target, &call, at).await,
+                Some(at) => self.client.follow(endpoint, &call, at).await,
                 None => {
-                    let digest = self.key.digest.to_string();
-                    self.client.request(&self.target, &["blobs", &digest], &call).await
+                    let digest = self.digest.to_string();
+                    self.client.request(endpoint, &["blobs", &digest], &call).await
                 }
             };
             let stale = match &answered {
@@ -256,16 +311,16 @@ impl Facts {
                 Err(fault) => was_known && fault.retry == Retry::Never,
             };
             if stale || answered.is_err() {
-                self.client.remember(&self.key, None);
+                self.client.remember(&key, None);
             }
             if stale && !renewed {
                 renewed = true;
                 continue;
             }
             let (response, at) = answered?;
-            let arriving = self.judge(response, range, call.range.is_some()).await;
+            let arriving = self.judge(Some(&endpoint.host), response, range, call.range.is_some()).await;
             let place = at.moved.then_some(at).filter(|_| arriving.is_ok());
-            self.client.remember(&self.key, place);
+            self.client.remember(&key, place);
             return arriving;
         }
     }
@@ -277,15 +332,15 @@ impl Facts {
             let message = format!("cannot get {}: a URL in its descriptor {why}", self.what);
             Fault::lasting(Error::new(ErrorKind::Invalid, message))
         };
-        let scheme = self.target.host.schemes()[0];
-        let registry = self.target.host.locate(scheme, &self.target.repository, &[]).map_err(Fault::lasting)?.url;
+        let Some(own) = self.route.endpoints().last() else { return Err(refuse("has no registry beside it")) };
+        let registry = own.host.locate(own.host.schemes()[0], &own.repository, &[]).map_err(Fault::lasting)?.url;
         let url = redirect::foreign(&registry, url, private).map_err(refuse)?;
-        let mut at = Location { url, trusted: false, verified: true, moved: true };
+        let mut at = Location { url, trusted: false, verified: true, moved: true, link: None };
         let call = self.call(range);
         for _ in 0..=REDIRECTS {
             let response = self.client.transport().get(&self.what, &at, call.headers()).await?;
             if !redirect::is_redirect(response.status()) {
-                return self.judge(response, range, call.range.is_some()).await;
+                return self.judge(None, response, range, call.range.is_some()).await;
             }
             at = redirect::next(&self.what, &at, response.headers()).map_err(Fault::lasting)?;
             redirect::foreign_at(&registry, &at.url, private).map_err(refuse)?;
@@ -299,7 +354,14 @@ impl Facts {
         Call { what: &self.what, accept: None, range: (!whole).then(|| range.clone()), message: None }
     }
 
-    async fn judge(&self, response: Response, range: &Range<u64>, ranged: bool) -> Result<Arriving, Fault> {
+    /// Tells whether `response` may be used; notes at the `host`, if that is known, that it does not serve ranges.
+    async fn judge(
+        &self,
+        host: Option<&Host>,
+        response: Response,
+        range: &Range<u64>,
+        ranged: bool,
+    ) -> Result<Arriving, Fault> {
         let status = response.status();
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE) {
             return Err(complain(&self.what, response).await);
@@ -317,8 +379,8 @@ impl Facts {
             let message = format!("cannot get {} from {}", self.what, origin(response.url()));
             Fault::lasting(Error::new(kind, message).because(error))
         })?;
-        if ranged && content == Content::Whole {
-            self.target.host.lacks_ranges();
+        if let Some(host) = host.filter(|_| ranged && content == Content::Whole) {
+            host.lacks_ranges();
         }
         let exact = content == Content::Range || range.end == self.size;
         Ok(Arriving {

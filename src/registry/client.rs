@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -17,15 +17,18 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
+use super::endpoint::{Access, Endpoint, Role};
 use super::error::{Complaint, Fault, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
-use super::host::{Host, contact};
+use super::host::{Host, Site};
+use super::hosts::{self, Place, Wanted};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
+use super::route::{Round, Route};
 use super::token;
 use super::transport::{Settings, Transport};
 use super::{Options, Repository, Selector};
-use crate::limits::{AUTHORIZATION_ROUNDS, REDIRECTS, REDIRECTS_KEPT, TOKEN_SCOPES};
+use crate::limits::{AUTHORIZATION_ROUNDS, REDIRECTS, REDIRECTS_KEPT};
 use crate::oci::Digest;
 use crate::source::{Error, ErrorKind};
 
@@ -43,7 +46,7 @@ struct Shared {
     transport: Transport,
     grants: Grants,
     /// Held only to find a host.
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    hosts: Mutex<HashMap<Site, Arc<Host>>>,
     /// Where redirects led for each blob; held only to look one up.
     resolved: Mutex<LruCache<BlobKey, Location>>,
 }
@@ -54,81 +57,6 @@ pub(super) struct BlobKey {
     pub(super) host: String,
     pub(super) repository: String,
     pub(super) digest: Digest,
-}
-
-/// A repository as requests need to know it.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) host: Arc<Host>,
-    pub(super) repository: String,
-    /// What is done there, as scopes name it.
-    access: Access,
-    /// The scopes that this repository's registry asked for; empty until it did. Held only to copy them.
-    scopes: Mutex<Vec<String>>,
-}
-
-/// What is done with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// It is read.
-    Pull,
-    /// It is read and written.
-    Push,
-}
-
-impl Access {
-    /// The scope of this access to `repository`.
-    fn scope(self, repository: &str) -> String {
-        let actions = match self {
-            Self::Pull => "pull",
-            Self::Push => "pull,push",
-        };
-        format!("repository:{repository}:{actions}")
-    }
-}
-
-impl Target {
-    pub(super) fn new(host: Arc<Host>, repository: String, access: Access) -> Self {
-        Self { host, repository, access, scopes: Mutex::new(Vec::new()) }
-    }
-
-    /// `registry.example.com/library/debian`.
-    pub(super) fn name(&self) -> String {
-        format!("{}/{}", self.host.name(), self.repository)
-    }
-
-    /// The scopes to ask for: what the registry demanded, or else what every registry understands (B-112).
-    fn scopes(&self) -> Vec<String> {
-        let learned = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if learned.is_empty() { vec![self.access.scope(&self.repository)] } else { learned }
-    }
-
-    /// Notes the scopes of a challenge, new ones first (B-119); true if there were new ones.
-    fn demand(&self, wanted: &[String], asked_before: bool) -> bool {
-        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked_before && scopes.is_empty() {
-            scopes.push(self.access.scope(&self.repository));
-        }
-        let mut merged: Vec<String> = wanted.iter().filter(|scope| !scopes.contains(*scope)).cloned().collect();
-        if merged.is_empty() {
-            return false;
-        }
-        merged.append(&mut scopes);
-        merged.truncate(TOKEN_SCOPES);
-        *scopes = merged;
-        true
-    }
-
-    /// Adds the right to read `repository` as well, which mounting its blobs needs.
-    pub(super) fn also_reads(&self, repository: &str) {
-        self.demand(&[Access::Pull.scope(repository)], true);
-    }
-
-    /// Gives up all rights but those to the repository itself.
-    pub(super) fn reads_only_itself(&self) {
-        let own = format!("repository:{}:", self.repository);
-        self.scopes.lock().unwrap_or_else(PoisonError::into_inner).retain(|scope| scope.starts_with(&own));
-    }
 }
 
 /// One question to a registry.
@@ -221,18 +149,56 @@ impl Client {
         })
     }
 
-    /// The repository `repository` at `host` (`docker.io`, `localhost:5000`) as a source of what `selector` names.
+    /// The repository `repository` at `host` (`docker.io`, `localhost:5000`) as a source of what `selector` names, had from
+    /// the registry itself.
     ///
     /// Does no I/O; names that cannot be part of a URL show at the first request.
     pub fn repository(&self, host: &str, repository: &str, selector: Selector) -> Repository {
-        let target = Target::new(self.host(host), repository.to_owned(), Access::Pull);
-        Repository::new(self.clone(), Arc::new(target), selector)
+        let host = self.host(&Site::of(host, self.options().plain_http));
+        let name = host.name().to_owned();
+        let endpoint = |access| Endpoint::own(Arc::clone(&host), repository.to_owned(), access);
+        let (registry, push) = (endpoint(Access::Pull), endpoint(Access::Push));
+        let route = Route::new((&name, repository), vec![registry], Some(push), None);
+        Repository::new(self.clone(), Arc::new(route), selector)
     }
 
-    fn host(&self, name: &str) -> Arc<Host> {
+    /// The same repository, had from where the user's files say it is.
+    ///
+    /// Reads the files, so that a change counts for whoever asks after it.
+    pub async fn find(&self, host: &str, repository: &str, selector: Selector) -> Result<Repository, Error> {
+        let Options { hosts: files, plain_http, .. } = self.options().clone();
+        let name = Site::of(host, plain_http).name;
+        let (asked, path, wanted) = (name.clone(), repository.to_owned(), selector.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            hosts::plan(&files, &Wanted { host: &asked, repository: &path, selector: &wanted, plain_http })
+        });
+        let plan = task.await.map_err(|_| Error::new(ErrorKind::Io, "the process is ending"))??;
+        if let Some(rule) = &plan.rule {
+            tracing::debug!(rule, hosts = plan.places.len(), "{name}/{repository} is had by a rule");
+        }
+        let last = plan.places.len().saturating_sub(1);
+        let endpoint = |place: &Place, access, is_own| Endpoint::of(self.host(&place.site), place, access, is_own);
+        let places = plan.places.iter().enumerate();
+        let endpoints = places.map(|(number, place)| endpoint(place, Access::Pull, number == last)).collect();
+        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push, true));
+        let route = Route::new((&name, repository), endpoints, push, plan.rule);
+        Ok(Repository::new(self.clone(), Arc::new(route), selector))
+    }
+
+    /// True if both are clones of one client.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// A client that does not keep what it shares from being dropped.
+    pub fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.shared))
+    }
+
+    fn host(&self, site: &Site) -> Arc<Host> {
         let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let host = hosts.entry(contact(name)).or_insert_with(|| Arc::new(Host::new(name, self.options().plain_http)));
-        Arc::clone(host)
+        let new = || Arc::new(Host::new(site.clone()));
+        Arc::clone(hosts.entry(site.clone()).or_insert_with(new))
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -275,22 +241,54 @@ impl Client {
         }
     }
 
-    /// Asks the registry itself for `rest` below the repository, finding out how it speaks if that is not known.
+    /// Asks one endpoint after the other by `attempt`, and repeats that as long as the faults are worth it.
+    pub(super) async fn persist_over<'a, T, F>(
+        &self,
+        route: &'a Route,
+        role: Role,
+        attempt: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let mut retries = Retries::new(self.policy());
+        loop {
+            let able = route.order(role);
+            let mut round = Round::new(0..able.len());
+            while let Some(number) = round.next() {
+                let answer = attempt(able[number]).await;
+                able[number].host.note(answer.as_ref().err().map(|fault| &fault.error));
+                match answer {
+                    Ok(value) => return Ok(value),
+                    Err(fault) => round.failed(number, fault),
+                }
+            }
+            match round.verdict(role, |number| able[number].is_own) {
+                Some(fault) => retries.pause(fault).await?,
+                None => return Err(route.nobody(role.describe())),
+            }
+        }
+    }
+
+    /// Asks an endpoint for `rest` below the repository, finding out how it speaks if that is not known.
     pub(super) async fn request(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         rest: &[&str],
         call: &Call<'_>,
     ) -> Result<(Response, Location), Fault> {
         let mut first = None;
-        let schemes = target.host.schemes();
+        let schemes = endpoint.host.schemes();
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
-            let mut start = target.host.locate(scheme, &target.repository, rest).map_err(Fault::lasting)?;
+            let mut start = endpoint.host.locate(scheme, &endpoint.repository, rest).map_err(Fault::lasting)?;
+            if let Some(ns) = &endpoint.ns {
+                start.url.query_pairs_mut().append_pair("ns", ns);
+            }
             if let Some(message) = call.message.filter(|message| !message.query.is_empty()) {
                 start.url.query_pairs_mut().extend_pairs(&message.query);
             }
-            let result = match self.follow(target, call, start.clone()).await {
+            let result = match self.follow(endpoint, call, start.clone()).await {
                 // A TLS port answers plain requests with a 400 that says so.
                 Ok((response, at)) if !last && response.status() == StatusCode::BAD_REQUEST && at.url == start.url => {
                     Err(complain(call.what, response).await)
@@ -299,11 +297,11 @@ impl Client {
             };
             match result {
                 Ok(found) => {
-                    target.host.settle(scheme);
+                    endpoint.host.settle(scheme);
                     return Ok(found);
                 }
                 // Once it has answered in one way, a broken connection is no sign of another.
-                Err(fault) if fault.wrong_protocol && !last && !target.host.is_settled() => first = Some(fault),
+                Err(fault) if fault.wrong_protocol && !last && !endpoint.host.is_settled() => first = Some(fault),
                 // If neither way works, the first one was the likelier.
                 Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
                 Err(fault) => {
@@ -319,13 +317,13 @@ impl Client {
     /// Asks at `at`, and wherever that redirects to.
     pub(super) async fn follow(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         mut at: Location,
     ) -> Result<(Response, Location), Fault> {
         for _ in 0..=REDIRECTS {
             let response = if at.trusted {
-                self.authorized(target, call, &at).await?
+                self.authorized(endpoint, call, &at).await?
             } else {
                 self.transport().send(call, &at, call.headers()).await?
             };
@@ -342,16 +340,17 @@ impl Client {
     ///
     /// A request is repeated only with another authorization than those refused: after the first challenge, with wider
     /// scopes, with a token newer than the one that was at hand, or when the user's credentials have changed.
-    async fn authorized(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
-        let mut grant = self.grant_at_hand(target, call, at).await?;
+    async fn authorized(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
+        let mut grant = self.grant_at_hand(endpoint, call, at).await?;
         let mut renewed = false;
         let mut rounds = 0;
         loop {
             let mut headers = call.headers();
+            endpoint.host.add_headers(&mut headers);
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
-            let asked = target.host.health().ask();
+            let asked = endpoint.host.health().ask();
             let answer = self.transport().send(call, at, headers).await;
             asked.heard(&answer);
             let response = answer?;
@@ -359,14 +358,14 @@ impl Client {
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);
             }
-            target.host.answered(at);
+            endpoint.host.answered(at);
             let next = if rounds < AUTHORIZATION_ROUNDS {
-                self.grant_after(target, call, at, &response, grant.as_ref(), renewed).await?
+                self.grant_after(endpoint, call, at, &response, grant.as_ref(), renewed).await?
             } else {
                 None
             };
             if next.is_none() {
-                return Err(denied(target, call.what, response, grant.as_ref()).await);
+                return Err(denied(endpoint, call.what, response, grant.as_ref()).await);
             }
             renewed = grant.is_some();
             grant = next;
@@ -375,11 +374,11 @@ impl Client {
     }
 
     /// The grant that the host's last challenge asks for, so that a known registry needs no second round trip.
-    async fn grant_at_hand(&self, target: &Target, call: &Call<'_>, at: &Location) -> Result<Option<Grant>, Fault> {
-        let Some(challenge) = target.host.challenge() else {
+    async fn grant_at_hand(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Option<Grant>, Fault> {
+        let Some(challenge) = endpoint.host.challenge() else {
             return Ok(None);
         };
-        match self.grant(target, call, at, &challenge, None).await {
+        match self.grant(endpoint, call, at, &challenge, None).await {
             // The challenge was for something else; this repository may be public.
             Err(fault) if fault.error.kind() == ErrorKind::Denied => Ok(None),
             other => other,
@@ -389,7 +388,7 @@ impl Client {
     /// The grant to try after a refusal, if there is one that was not refused already.
     async fn grant_after(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         at: &Location,
         response: &Response,
@@ -399,10 +398,10 @@ impl Client {
         let forbidden = response.status() == StatusCode::FORBIDDEN;
         let challenge = match challenge::choose(response.headers()) {
             Ok(challenge) => {
-                target.host.learn(challenge.clone());
+                endpoint.host.learn(challenge.clone());
                 challenge
             }
-            Err(error) if forbidden => match (target.host.challenge(), refused) {
+            Err(error) if forbidden => match (endpoint.host.challenge(), refused) {
                 (Some(challenge), Some(_)) => challenge,
                 _ => {
                     tracing::debug!(%error, "forbidden without a challenge");
@@ -415,32 +414,50 @@ impl Client {
             }
         };
         let wider = match &challenge {
-            Challenge::Bearer(bearer) => target.demand(&bearer.scopes, refused.is_some()),
+            Challenge::Bearer(bearer) => endpoint.demand(&bearer.scopes, refused.is_some()),
             Challenge::Basic => false,
         };
         let refused = refused.filter(|_| !wider);
         let refused = refused.map(|grant| Refused { grant, final_unless_credential_changed: forbidden || renewed });
-        self.grant(target, call, at, &challenge, refused).await
+        self.grant(endpoint, call, at, &challenge, refused).await
     }
 
     async fn grant(
         &self,
-        target: &Target,
+        endpoint: &Endpoint,
         call: &Call<'_>,
         at: &Location,
         challenge: &Challenge,
         refused: Option<Refused<'_>>,
     ) -> Result<Option<Grant>, Fault> {
-        let scopes = target.scopes();
+        let scopes = endpoint.scopes();
         let need = Need {
             what: call.what,
-            host: target.host.name(),
-            repository: &target.repository,
+            host: endpoint.host.name(),
+            repository: &endpoint.repository,
             registry: &at.url,
+            link: endpoint.host.link(),
             challenge,
             scopes: &scopes,
         };
         self.shared.grants.get(self.transport(), &need, refused).await
+    }
+}
+
+/// A [`Client`] for as long as somebody else has it.
+#[derive(Clone)]
+pub struct WeakClient(Weak<Shared>);
+
+impl WeakClient {
+    /// The client, if there is still one.
+    pub fn upgrade(&self) -> Option<Client> {
+        Some(Client { shared: self.0.upgrade()? })
+    }
+}
+
+impl fmt::Debug for WeakClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WeakClient").finish()
     }
 }
 
@@ -451,13 +468,13 @@ impl fmt::Debug for Client {
 }
 
 /// The fault of a final 401 or 403.
-async fn denied(target: &Target, what: &str, response: Response, grant: Option<&Grant>) -> Fault {
+async fn denied(endpoint: &Endpoint, what: &str, response: Response, grant: Option<&Grant>) -> Fault {
     let (at, status) = (response.url().clone(), response.status());
     let complaint = Complaint::of(response).await;
     // Registries hide what does not exist behind a refusal (B-122).
     let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
-    advise(fault, target.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
+    advise(fault, endpoint.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
 }
 
 /// The fault of an answer with an unwanted status.

@@ -25,7 +25,7 @@ pub(super) struct Fault {
     /// What the caller sees if no retry helps.
     pub(super) error: Error,
     pub(super) retry: Retry,
-    /// True if the peer seems to speak TLS where plain HTTP was tried.
+    /// True if the peer seems to speak plain HTTP where TLS was tried, or TLS where plain HTTP was.
     pub(super) wrong_protocol: bool,
 }
 
@@ -156,9 +156,10 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         Trouble::NoConnection => ("no connection in time", None),
         Trouble::Timeout => ("no answer in time", None),
         Trouble::Name => ("its name cannot be resolved", None),
-        Trouble::Certificate => {
-            ("its TLS certificate is not trusted", Some("add the registry's CA to the system's trust store"))
-        }
+        Trouble::Certificate => (
+            "its TLS certificate is not trusted",
+            Some("add the registry's CA to certs.d/HOST:PORT/, or to the system's trust store"),
+        ),
         Trouble::SpeaksPlain => ("it does not speak TLS", Some("if the registry serves plain HTTP, use --plain-http")),
         Trouble::Tls => ("the TLS connection failed", None),
         Trouble::NotHttp => ("it does not answer in HTTP", None),
@@ -173,7 +174,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
     Fault {
         error: shown,
         retry: retry::of_trouble(trouble).after(None),
-        wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused),
+        wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused | Trouble::SpeaksPlain),
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::challenge::{Bearer, Challenge};
 use super::credentials::{Credential, Credentials, Proof};
 use super::error::{Fault, cannot};
+use super::link::Link;
 use super::secret::Secret;
 use super::token;
 use super::transport::Transport;
@@ -59,6 +60,8 @@ pub(super) struct Need<'a> {
     pub(super) repository: &'a str,
     /// The URL at which the registry demanded a grant.
     pub(super) registry: &'a Url,
+    /// How it is connected to, if not like all others.
+    pub(super) link: Option<&'a Arc<Link>>,
     pub(super) challenge: &'a Challenge,
     pub(super) scopes: &'a [String],
 }
@@ -192,6 +195,7 @@ async fn exchange(
     let request = token::Request {
         what: need.what,
         registry: need.registry,
+        link: need.link,
         bearer,
         scopes: need.scopes,
         credential,
@@ -272,7 +276,15 @@ mod tests {
         let registry = Url::parse("https://h/").expect("a valid URL");
         let slot = |repository: &str| {
             let challenge = &Challenge::Basic;
-            grants.slot(&Need { what: "", host: "h", repository, registry: &registry, challenge, scopes: &[] })
+            grants.slot(&Need {
+                what: "",
+                host: "h",
+                repository,
+                registry: &registry,
+                link: None,
+                challenge,
+                scopes: &[],
+            })
         };
         let used = slot("used");
         for number in 0..3 * GRANTS_KEPT {

@@ -58,7 +58,6 @@ pub(super) struct Asked<'a> {
 
 impl Health {
     /// True if whoever has a choice should ask another host first.
-    #[allow(dead_code, reason = "a registry without mirrors leaves no choice")]
     pub(super) fn rests(&self) -> bool {
         self.lock().rests(Instant::now())
     }

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 
-use super::client::{Call, Client, Target, complain};
+use super::client::{Call, Client, complain};
+use super::endpoint::{Endpoint, Role};
 use super::error::{Complaint, Fault, answer, escape, refused};
+use super::route::Route;
 use super::transport::Body;
 use super::{encoded, tags};
 use crate::limits::{MANIFEST_BYTES, SHOWN_CHARACTERS};
@@ -56,16 +58,21 @@ impl Wanted<'_> {
         }
     }
 
+    /// What is needed of a host that is asked for it (B-145).
+    fn role(&self) -> Role {
+        if self.digest().is_some() { Role::Pull } else { Role::Resolve }
+    }
+
     /// `manifest docker.io/library/debian:13`.
-    fn describe(&self, target: &Target) -> String {
+    fn describe(&self, route: &Route) -> String {
         let separator = if self.digest().is_some() { '@' } else { ':' };
-        escape(&format!("manifest {}{separator}{}", target.name(), self.reference()), SHOWN_CHARACTERS)
+        escape(&format!("manifest {}{separator}{}", route.name(), self.reference()), SHOWN_CHARACTERS)
     }
 }
 
 /// Fetches and checks the document `wanted`.
-pub(super) async fn fetch(client: &Client, target: &Target, wanted: Wanted<'_>) -> Result<Document, Error> {
-    let what = wanted.describe(target);
+pub(super) async fn fetch(client: &Client, route: &Route, wanted: Wanted<'_>) -> Result<Document, Error> {
+    let what = wanted.describe(route);
     if let Wanted::Child(descriptor) = wanted {
         if descriptor.size > MANIFEST_BYTES {
             let message =
@@ -77,36 +84,34 @@ pub(super) async fn fetch(client: &Client, target: &Target, wanted: Wanted<'_>) 
             return Ok(Document { media_type, digest: descriptor.digest, bytes: bytes.clone() });
         }
     }
-    let asking = Asking { client, target, wanted, what: &what };
-    match client.persist(|| asking.ask()).await? {
-        Reply::Document(document) => Ok(document),
-        Reply::Missing { at, complaint } => Err(asking.missing(&at, &complaint).await),
-    }
-}
-
-enum Reply {
-    Document(Document),
-    Missing { at: Url, complaint: Complaint },
+    let what = what.as_str();
+    let ask = |endpoint| async move { Asking { client, route, endpoint, wanted, what }.ask().await };
+    client.persist_over(route, wanted.role(), ask).await
 }
 
 struct Asking<'a> {
     client: &'a Client,
-    target: &'a Target,
+    route: &'a Route,
+    endpoint: &'a Endpoint,
     wanted: Wanted<'a>,
     what: &'a str,
 }
 
 impl Asking<'_> {
-    async fn ask(&self) -> Result<Reply, Fault> {
+    async fn ask(&self) -> Result<Document, Fault> {
         let response = self.get("manifests").await?;
         match response.status() {
-            StatusCode::OK => self.accept(response).await.map(Reply::Document),
+            StatusCode::OK => self.accept(response).await,
             StatusCode::NOT_FOUND => {
                 let at = response.url().clone();
                 let complaint = Complaint::of(response).await;
                 match self.ask_blobs().await {
-                    Some(document) => Ok(Reply::Document(document)),
-                    None => Ok(Reply::Missing { at, complaint }),
+                    Some(document) => Ok(document),
+                    // What a mirror has besides is no help: it is the registry that decides which tags there are.
+                    None if !self.endpoint.is_own => {
+                        Err(refused(self.what, &at, StatusCode::NOT_FOUND, &HeaderMap::new(), &complaint))
+                    }
+                    None => Err(Fault::lasting(self.missing(&at, &complaint).await)),
                 }
             }
             _ => Err(complain(self.what, response).await),
@@ -127,7 +132,7 @@ impl Asking<'_> {
     async fn get(&self, collection: &str) -> Result<Response, Fault> {
         let call = Call { what: self.what, accept: Some(ACCEPT), range: None, message: None };
         let reference = self.wanted.reference();
-        let (response, _) = self.client.request(self.target, &[collection, &reference], &call).await?;
+        let (response, _) = self.client.request(self.endpoint, &[collection, &reference], &call).await?;
         Ok(response)
     }
 
@@ -166,25 +171,24 @@ impl Asking<'_> {
 
     /// The error for a document that is not there, with what is there in its place.
     async fn missing(&self, at: &Url, complaint: &Complaint) -> Error {
-        let Self { target, wanted, .. } = self;
+        let Self { route, wanted, .. } = self;
         let answer = answer(at, StatusCode::NOT_FOUND, complaint);
         let not_found = |message: String| Error::new(ErrorKind::NotFound, escape(&message, 2 * SHOWN_CHARACTERS));
-        let no_repository =
-            || not_found(format!("{} has no repository {}: {answer}", target.host.name(), target.repository));
+        let no_repository = || not_found(format!("{} has no repository {}: {answer}", route.host, route.repository));
         if complaint.has("NAME_UNKNOWN") {
             return no_repository();
         }
         let Wanted::Tag(tag) = wanted else {
             if complaint.has("MANIFEST_UNKNOWN") {
-                return not_found(format!("{} has no manifest {}: {answer}", target.name(), wanted.reference()));
+                return not_found(format!("{} has no manifest {}: {answer}", route.name(), wanted.reference()));
             }
             return refused(self.what, at, StatusCode::NOT_FOUND, &HeaderMap::new(), complaint).error;
         };
-        match tags::list(self.client, target).await {
+        match tags::list(self.client, self.endpoint).await {
             tags::Listing::NoRepository => no_repository(),
-            tags::Listing::Unknown => not_found(format!("{} has no tag {tag}: {answer}", target.name())),
+            tags::Listing::Unknown => not_found(format!("{} has no tag {tag}: {answer}", route.name())),
             tags::Listing::Tags(tags) => {
-                let error = not_found(format!("{} has no tag {tag}: {answer}", target.name()));
+                let error = not_found(format!("{} has no tag {tag}: {answer}", route.name()));
                 error.hint(tags::suggest(tag, tags))
             }
         }

@@ -5,7 +5,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderName};
 use reqwest::{Method, Response, StatusCode};
 
 use super::Selector;
-use super::client::{Call, Client, Message, Target, complain};
+use super::client::{Call, Client, Message, complain};
+use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, LEAVE_TO, Retry, cannot, escape, origin, refused};
 use crate::limits::SHOWN_CHARACTERS;
 use crate::oci::Digest;
@@ -22,7 +23,7 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// Repeating it does no harm, so a lost answer is no reason to give up.
 pub(super) async fn manifest(
     client: &Client,
-    target: &Target,
+    target: &Endpoint,
     name: &Selector,
     media_type: &str,
     bytes: Bytes,
@@ -70,7 +71,7 @@ async fn refusal(what: &str, response: Response) -> Fault {
 }
 
 /// Removes a manifest.
-pub(super) async fn remove(client: &Client, target: &Target, digest: &Digest) -> Result<(), Error> {
+pub(super) async fn remove(client: &Client, target: &Endpoint, digest: &Digest) -> Result<(), Error> {
     let what = format!("{LEAVE_TO}remove manifest {}@{digest}", target.name());
     let message = Message::bare(Method::DELETE);
     let ask = async || {

@@ -4,11 +4,14 @@
 //! belong to the registry's own origin only; leaving it drops them for good (B-081, D-030). The rules about addresses
 //! guard the network this machine is in; [`super::address::Reach`] tells what a host text denotes.
 
+use std::sync::Arc;
+
 use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{StatusCode, Url};
 
 use super::address::Reach;
 use super::error::{cannot, origin};
+use super::link::Link;
 use crate::limits::URL_BYTES;
 use crate::source::{Error, ErrorKind};
 
@@ -22,6 +25,8 @@ pub(super) struct Location {
     pub(super) verified: bool,
     /// True if a redirect led here.
     pub(super) moved: bool,
+    /// How to connect, if not like to all others.
+    pub(super) link: Option<Arc<Link>>,
 }
 
 impl std::fmt::Debug for Location {
@@ -56,7 +61,8 @@ pub(super) fn next(what: &str, from: &Location, headers: &HeaderMap) -> Result<L
         return refuse(&format!("{}, {why}", origin(&url)));
     }
     let same = url.origin() == from.url.origin();
-    Ok(Location { trusted: from.trusted && same, verified: from.verified || !same, moved: true, url })
+    let link = if same { from.link.clone() } else { from.link.as_ref().and_then(Link::abroad) };
+    Ok(Location { trusted: from.trusted && same, verified: from.verified || !same, moved: true, url, link })
 }
 
 /// Whether `from` may send us to `to`.
@@ -153,7 +159,7 @@ mod tests {
     fn follow(from: &str, to: &str) -> Result<Location, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(LOCATION, HeaderValue::from_str(to).expect("a header value"));
-        next("blob x", &Location { url: url(from), trusted: true, verified: false, moved: false }, &headers)
+        next("blob x", &Location { url: url(from), trusted: true, verified: false, moved: false, link: None }, &headers)
     }
 
     #[test]
@@ -163,7 +169,7 @@ mod tests {
         assert_eq!(follow(at, "y").expect("allowed").url, url("https://r.example/v2/a/blobs/y"));
         assert_eq!(follow(at, "//cdn.example/y").expect("allowed").url, url("https://cdn.example/y"));
         assert!(follow(at, "https://").is_err());
-        let start = Location { url: url(at), trusted: true, verified: true, moved: false };
+        let start = Location { url: url(at), trusted: true, verified: true, moved: false, link: None };
         assert!(next("x", &start, &HeaderMap::new()).is_err());
     }
 

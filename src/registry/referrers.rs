@@ -6,8 +6,9 @@
 use reqwest::header::{HeaderMap, HeaderName, LINK};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, Target, complain};
+use super::client::{Call, Client, Message, complain};
 use super::encoded;
+use super::endpoint::Endpoint;
 use super::error::Fault;
 use super::redirect::Location;
 use super::transport::Body;
@@ -30,7 +31,7 @@ struct Page {
 /// All entries of `artifact_type`; none if the registry has no such API.
 pub(super) async fn list(
     client: &Client,
-    target: &Target,
+    target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
 ) -> Result<Option<Vec<IndexEntry>>, Error> {
@@ -55,7 +56,7 @@ pub(super) async fn list(
 
 struct Asking<'a> {
     client: &'a Client,
-    target: &'a Target,
+    target: &'a Endpoint,
     subject: &'a Digest,
     artifact_type: &'a str,
     what: &'a str,
@@ -129,7 +130,7 @@ mod tests {
 
     fn follow(link: &'static str) -> Result<Option<String>, Fault> {
         let url = Url::parse("https://r.example/v2/a/referrers/sha256:0?artifactType=x").expect("a valid URL");
-        let at = Location { url, trusted: true, verified: true, moved: false };
+        let at = Location { url, trusted: true, verified: true, moved: false, link: None };
         let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);
         Ok(next("x", &at, &headers)?.map(|at| at.url.to_string()))
     }

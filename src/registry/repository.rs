@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 
 use super::blob::Blob;
-use super::client::{Access, Client, Target};
+use super::client::Client;
+use super::endpoint::Role;
 use super::manifest::{self, Wanted};
+use super::route::Route;
 use super::upload::{self, Pushed, Upload};
-use super::{push, referrers, tag_schema};
+use super::{HostState, push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
 use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
 
@@ -27,28 +29,38 @@ pub enum Selector {
 #[derive(Clone)]
 pub struct Repository {
     client: Client,
-    target: Arc<Target>,
+    route: Arc<Route>,
     selector: Selector,
 }
 
 impl Repository {
-    pub(super) fn new(client: Client, target: Arc<Target>, selector: Selector) -> Self {
-        Self { client, target, selector }
+    pub(super) fn new(client: Client, route: Arc<Route>, selector: Selector) -> Self {
+        Self { client, route, selector }
     }
 
-    /// False once the registry answered a request for a range with the whole blob; ranges then cost whole transfers.
+    /// False once a host answered a request for a range with the whole blob; ranges then cost whole transfers.
     pub fn serves_ranges(&self) -> bool {
-        self.target.host.serves_ranges()
+        self.route.able(Role::Pull).all(|endpoint| endpoint.host.serves_ranges())
     }
 
-    /// The host as people name it.
+    /// The host as people name it, wherever the repository is had from.
     pub fn host(&self) -> &str {
-        self.target.host.name()
+        &self.route.host
     }
 
     /// The name of the repository without its host.
     pub fn path(&self) -> &str {
-        &self.target.repository
+        &self.route.repository
+    }
+
+    /// The hosts that are asked, in this order, and what they have done so far for all repositories of the client.
+    pub fn hosts(&self) -> Vec<HostState> {
+        self.route.endpoints().iter().map(|endpoint| endpoint.host.state()).collect()
+    }
+
+    /// What this order follows from, if somebody configured it: a file, and what of it.
+    pub fn rule(&self) -> Option<&str> {
+        self.route.rule()
     }
 
     /// The same repository for who wants something else of it.
@@ -57,16 +69,16 @@ impl Repository {
         Self { selector, ..self.clone() }
     }
 
-    /// The same repository for who writes to it: asks for the right to push at once, not only when it is refused.
+    /// The same repository for who writes to it: asks for the right to push at once, not only when it is refused, and reads
+    /// where it writes.
     #[must_use]
     pub fn for_pushing(&self) -> Self {
-        let target = Target::new(Arc::clone(&self.target.host), self.target.repository.clone(), Access::Push);
-        Self { target: Arc::new(target), ..self.clone() }
+        Self { route: Arc::new(self.route.for_pushing()), ..self.clone() }
     }
 
     /// True if the repository has the blob. One round trip.
     pub fn has_blob<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(upload::exists(&self.client, &self.target, digest))
+        Box::pin(async move { upload::exists(&self.client, self.route.push()?, digest).await })
     }
 
     /// Brings a blob there, from the repository `from` of the same registry if that has it, else by sending `bytes`.
@@ -80,7 +92,7 @@ impl Repository {
         from: Option<&'a str>,
         sent: &'a AtomicU64,
     ) -> BoxFuture<'a, Result<Pushed, Error>> {
-        Box::pin(async move { Upload::new(&self.client, &self.target, digest, bytes, from, sent).run().await })
+        Box::pin(async move { Upload::new(&self.client, self.route.push()?, digest, bytes, from, sent).run().await })
     }
 
     /// Puts a manifest there, under its digest or a tag.
@@ -92,12 +104,12 @@ impl Repository {
         media_type: &'a str,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(push::manifest(&self.client, &self.target, name, media_type, bytes))
+        Box::pin(async move { push::manifest(&self.client, self.route.push()?, name, media_type, bytes).await })
     }
 
     /// Removes the manifest with this digest. Registries may forbid that; one that is gone already is no error.
     pub fn remove_manifest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(push::remove(&self.client, &self.target, digest))
+        Box::pin(async move { push::remove(&self.client, self.route.push()?, digest).await })
     }
 
     /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
@@ -106,7 +118,7 @@ impl Repository {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Option<Vec<IndexEntry>>, Error>> {
-        Box::pin(referrers::list(&self.client, &self.target, subject, artifact_type))
+        Box::pin(self.list_referrers(subject, artifact_type))
     }
 
     /// The same by the tag that stands in for the API; empty if there is none.
@@ -115,7 +127,7 @@ impl Repository {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<IndexEntry>, Error>> {
-        Box::pin(tag_schema::list(&self.client, &self.target, subject, artifact_type))
+        Box::pin(self.list_tagged(subject, artifact_type))
     }
 
     /// Adds `entry`, a descriptor as JSON, to the tag that stands in for the API.
@@ -126,7 +138,7 @@ impl Repository {
         subject: &'a Digest,
         entry: &'a serde_json::Value,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(tag_schema::add(&self.client, &self.target, subject, entry))
+        Box::pin(async move { tag_schema::add(&self.client, self.route.push()?, subject, entry).await })
     }
 
     /// Takes the entry of a manifest out of that tag; true if it was there.
@@ -135,13 +147,41 @@ impl Repository {
         subject: &'a Digest,
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(tag_schema::remove(&self.client, &self.target, subject, digest))
+        Box::pin(async move { tag_schema::remove(&self.client, self.route.push()?, subject, digest).await })
+    }
+
+    /// Asks one host after the other until one has the API.
+    async fn list_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
+        let mut worst = Ok(None);
+        for endpoint in self.route.order(Role::Resolve) {
+            match referrers::list(&self.client, endpoint, subject, artifact_type).await {
+                Ok(Some(entries)) => return Ok(Some(entries)),
+                // Nobody else is asked what the registry itself has said.
+                Ok(None) if endpoint.is_own => return Ok(None),
+                Ok(None) => {}
+                Err(error) => worst = Err(error),
+            }
+        }
+        worst
+    }
+
+    /// Asks one host after the other until one has a list.
+    async fn list_tagged(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
+        let mut worst = Ok(Vec::new());
+        for endpoint in self.route.order(Role::Resolve) {
+            match tag_schema::list(&self.client, endpoint, subject, artifact_type).await {
+                Ok(entries) if endpoint.is_own || !entries.is_empty() => return Ok(entries),
+                Ok(_) => {}
+                Err(error) => worst = Err(error),
+            }
+        }
+        worst
     }
 }
 
 impl Source for Repository {
     fn name(&self) -> String {
-        self.target.name()
+        self.route.name()
     }
 
     fn resolve(&self) -> BoxFuture<'_, Result<Document, Error>> {
@@ -149,15 +189,15 @@ impl Source for Repository {
             Selector::Tag(tag) => Wanted::Tag(tag),
             Selector::Digest(digest) => Wanted::Digest(digest),
         };
-        Box::pin(manifest::fetch(&self.client, &self.target, wanted))
+        Box::pin(manifest::fetch(&self.client, &self.route, wanted))
     }
 
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document, Error>> {
-        Box::pin(manifest::fetch(&self.client, &self.target, Wanted::Child(descriptor)))
+        Box::pin(manifest::fetch(&self.client, &self.route, Wanted::Child(descriptor)))
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn BlobReader> {
-        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.target), descriptor))
+        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.route), descriptor))
     }
 }
 

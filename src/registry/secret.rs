@@ -5,7 +5,7 @@ use std::fmt;
 use reqwest::header::HeaderValue;
 
 /// A password or token; `Debug` shows nothing of it and there is no `Display`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Secret(String);
 
 impl Secret {

@@ -15,8 +15,9 @@ use reqwest::header::{CONTENT_TYPE, ETAG, IF_MATCH};
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Call, Client, Message, Target, complain};
+use super::client::{Call, Client, Message, complain};
 use super::encoded;
+use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO};
 use super::referrers::INDEX_TYPE;
 use super::transport::Body;
@@ -71,7 +72,7 @@ enum Written {
 /// The entries of `artifact_type`; empty if there is no list.
 pub(super) async fn list(
     client: &Client,
-    target: &Target,
+    target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
 ) -> Result<Vec<IndexEntry>, Error> {
@@ -92,7 +93,7 @@ pub(super) async fn list(
 }
 
 /// Adds `entry`, a descriptor; it is there once when this returns.
-pub(super) async fn add(client: &Client, target: &Target, subject: &Digest, entry: &Value) -> Result<(), Error> {
+pub(super) async fn add(client: &Client, target: &Endpoint, subject: &Digest, entry: &Value) -> Result<(), Error> {
     let digest = entry.get("digest").cloned().unwrap_or_default();
     let change = |entries: &mut Vec<Value>| {
         entries.push(entry.clone());
@@ -101,7 +102,12 @@ pub(super) async fn add(client: &Client, target: &Target, subject: &Digest, entr
 }
 
 /// Takes the entry with `digest` out; true if it was there.
-pub(super) async fn remove(client: &Client, target: &Target, subject: &Digest, digest: &Digest) -> Result<bool, Error> {
+pub(super) async fn remove(
+    client: &Client,
+    target: &Endpoint,
+    subject: &Digest,
+    digest: &Digest,
+) -> Result<bool, Error> {
     let digest = Value::from(digest.to_string());
     let change = |entries: &mut Vec<Value>| entries.retain(|entry| entry.get("digest") != Some(&digest));
     Place::new(client, target, subject).keep(|entries| !holds(entries, &digest), change).await
@@ -114,13 +120,13 @@ fn holds(entries: &[Value], digest: &Value) -> bool {
 /// The tag of one subject.
 struct Place<'a> {
     client: &'a Client,
-    target: &'a Target,
+    target: &'a Endpoint,
     tag: String,
     what: String,
 }
 
 impl<'a> Place<'a> {
-    fn new(client: &'a Client, target: &'a Target, subject: &Digest) -> Self {
+    fn new(client: &'a Client, target: &'a Endpoint, subject: &Digest) -> Self {
         let tag = tag_of(subject);
         let what = format!("referrers of {}@{subject} (tag {tag})", target.name());
         Self { client, target, tag, what }

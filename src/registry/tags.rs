@@ -7,7 +7,8 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Call, Client, Target};
+use super::client::{Call, Client};
+use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, escape};
 use super::redirect::Location;
 use super::transport::Body;
@@ -38,7 +39,7 @@ struct Wire {
 
 /// Asks for the tags, once for each page, as long as that is worth it for a hint. What fails after the first page only makes
 /// the list shorter.
-pub(super) async fn list(client: &Client, target: &Target) -> Listing {
+pub(super) async fn list(client: &Client, target: &Endpoint) -> Listing {
     let what = format!("tags of {}", target.name());
     let end = Instant::now() + PATIENCE;
     let (mut tags, mut next) = (Vec::new(), None);
@@ -77,7 +78,7 @@ impl Page {
 }
 
 /// The page at `at`, or the first. An empty or short page need not be the last; where the list goes on, the registry says.
-async fn page(client: &Client, target: &Target, what: &str, at: Option<Location>) -> Result<Page, Fault> {
+async fn page(client: &Client, target: &Endpoint, what: &str, at: Option<Location>) -> Result<Page, Fault> {
     let call = Call { what, accept: None, range: None, message: None };
     let (response, at) = match at {
         Some(at) => client.follow(target, &call, at).await?,

@@ -3,6 +3,7 @@
 //! [`fetch`] makes one exchange: a [`Request`] in, a [`Token`] out. It keeps nothing; [`super::grant`] does. The token
 //! server is named by the registry, so its address, its redirects and the size of its answer are checked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use serde_json::Value;
 use super::challenge::Bearer;
 use super::credentials::{Credential, Proof};
 use super::error::{Complaint, Fault, origin, refused};
+use super::link::Link;
 use super::redirect::{self, Location};
 use super::secret::Secret;
 use super::transport::{Body, Transport};
@@ -40,6 +42,8 @@ pub(super) struct Request<'a> {
     pub(super) what: &'a str,
     /// The registry that named the token server.
     pub(super) registry: &'a Url,
+    /// How the registry is connected to, if not like all others.
+    pub(super) link: Option<&'a Arc<Link>>,
     pub(super) bearer: &'a Bearer,
     pub(super) scopes: &'a [String],
     pub(super) credential: Option<&'a Credential>,
@@ -155,7 +159,9 @@ fn at(request: &Request<'_>, url: Url) -> Location {
     let here =
         |url: &Url| super::address::Reach::of(url.host_str().unwrap_or_default()) == super::address::Reach::Loopback;
     let verified = !(here(&url) && here(request.registry));
-    Location { url, trusted: true, verified, moved: false }
+    let same = url.host_str() == request.registry.host_str();
+    let link = if same { request.link.cloned() } else { request.link.and_then(Link::abroad) };
+    Location { url, trusted: true, verified, moved: false, link }
 }
 
 /// `secret` as a header, or an error that does not show it.

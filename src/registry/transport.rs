@@ -2,7 +2,8 @@
 //!
 //! [`Transport`] keeps up to three pools apart by what they trust: requests to this machine (no proxy, certificates not
 //! checked), plain HTTP, and TLS checked against the system's certificates, which are loaded only when TLS is first
-//! used, so that nothing but TLS fails where there are none. Redirects are never followed here. [`Body`] reads an
+//! used, so that nothing but TLS fails where there are none. A host of which the configuration says more has a pool of its
+//! own ([`super::link`]). Redirects are never followed here. [`Body`] reads an
 //! answer with low-speed detection in place of a total time-out, so that large transfers may take as long as they move.
 
 use std::sync::Arc;
@@ -136,14 +137,17 @@ impl Transport {
         }
     }
 
-    async fn pool(&self, what: &str, to: &Location) -> Result<&Client, Fault> {
+    async fn pool(&self, what: &str, to: &Location) -> Result<Client, Fault> {
+        if let Some(link) = &to.link {
+            return link.client(&self.settings).await.map_err(Fault::lasting);
+        }
         let tls = to.url.scheme() == "https";
         let here = Reach::of(to.url.host_str().unwrap_or_default()) == Reach::Loopback;
         match (tls, to.verified) {
-            (false, _) if here => Ok(&self.local),
-            (false, _) => Ok(&self.plain),
-            (true, false) => Ok(&self.local),
-            (true, true) => self.verified.get_or_try_init(|| self.load()).await.map_err(|error| {
+            (false, _) if here => Ok(self.local.clone()),
+            (false, _) => Ok(self.plain.clone()),
+            (true, false) => Ok(self.local.clone()),
+            (true, true) => self.verified.get_or_try_init(|| self.load()).await.cloned().map_err(|error| {
                 let message = format!("cannot get {what}: TLS to {} is not possible here", origin(&to.url));
                 let hint = "install the CA certificates (package ca-certificates), or name a bundle in SSL_CERT_FILE";
                 Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(error.without_url()).hint(hint))
@@ -183,7 +187,8 @@ fn with_body(request: RequestBuilder, message: &Message, taken: &Arc<AtomicUsize
     request.body(reqwest::Body::wrap_stream(stream::iter(pieces)))
 }
 
-fn builder(settings: &Settings) -> ClientBuilder {
+/// What all pools have in common.
+pub(super) fn builder(settings: &Settings) -> ClientBuilder {
     Client::builder()
         .user_agent(&settings.user_agent)
         .redirect(redirect::Policy::none())
@@ -323,7 +328,7 @@ mod tests {
             }
         });
         let url = Url::parse(&format!("{scheme}://{address}/")).expect("a valid URL");
-        Location { url, trusted: true, verified, moved: false }
+        Location { url, trusted: true, verified, moved: false, link: None }
     }
 
     const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, Target, complain};
+use super::client::{Call, Client, Message, complain};
+use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
 use super::retry::Retries;
@@ -40,7 +41,7 @@ pub enum Pushed {
 }
 
 /// True if the repository has the blob.
-pub(super) async fn exists(client: &Client, target: &Target, digest: &Digest) -> Result<bool, Error> {
+pub(super) async fn exists(client: &Client, target: &Endpoint, digest: &Digest) -> Result<bool, Error> {
     let what = format!("blob {}@{digest}", target.name());
     let message = Message::bare(Method::HEAD);
     let ask = async || {
@@ -64,7 +65,7 @@ pub(super) async fn exists(client: &Client, target: &Target, digest: &Digest) ->
 /// A blob on its way.
 pub(super) struct Upload<'a> {
     client: &'a Client,
-    target: &'a Target,
+    target: &'a Endpoint,
     what: String,
     digest: Digest,
     bytes: Bytes,
@@ -105,7 +106,7 @@ struct State {
 impl<'a> Upload<'a> {
     pub(super) fn new(
         client: &'a Client,
-        target: &'a Target,
+        target: &'a Endpoint,
         digest: Digest,
         bytes: Bytes,
         from: Option<&'a str>,

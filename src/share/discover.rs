@@ -11,7 +11,7 @@ use super::{ARTIFACT_TYPE, Artifact, Error, LayerBlob};
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::Repository;
-use crate::source::{self, BoxFuture, ErrorKind, Source, read_all};
+use crate::source::{self, BoxFuture, ErrorKind, Source, read_checked};
 
 /// An artifact as it lies in a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,10 +100,9 @@ pub async fn read_metadata(repository: &Repository, index: &LayerBlob) -> Result
 }
 
 async fn read(repository: &Repository, blob: &Descriptor, size: u64, digest: &Digest) -> Result<Bytes, Error> {
-    let bytes = read_all(repository.blob(blob).as_ref(), 0..size).await?;
-    if !digest.matches(&bytes) {
+    let bytes = read_checked(repository.blob(blob).as_ref(), size, digest).await?;
+    bytes.ok_or_else(|| {
         let message = format!("{} sent bytes for {} that have another digest", repository.name(), blob.digest);
-        return Err(source::Error::new(ErrorKind::Corrupt, message).into());
-    }
-    Ok(bytes)
+        source::Error::new(ErrorKind::Corrupt, message).into()
+    })
 }

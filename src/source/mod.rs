@@ -78,6 +78,14 @@ pub trait BlobReader: fmt::Debug + Send + Sync {
     /// Streams exactly the bytes of `range` (within the size), or fails. A short or long answer is an error, never
     /// a short stream. Dropping the stream cancels the transfer.
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
+
+    /// Says that bytes of `range`, as they were read here, are wrong. True if another place has not had its turn: reading
+    /// again then asks that one. Repeated for the same range, it ends.
+    fn distrust(&self, range: Range<u64>) -> bool {
+        // Most sources are one place.
+        drop(range);
+        false
+    }
 }
 
 /// Reads `range` of `blob` as one buffer; for small objects such as configurations.
@@ -89,6 +97,21 @@ pub async fn read_all(blob: &dyn BlobReader, range: Range<u64>) -> Result<Bytes,
         whole.extend_from_slice(&piece?);
     }
     Ok(whole.into())
+}
+
+/// Reads the first bytes of `blob`, as many as have the digest `digest`, and compares; none if they are wrong wherever they
+/// can be had from.
+pub async fn read_checked(blob: &dyn BlobReader, size: u64, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    loop {
+        let bytes = read_all(blob, 0..size).await?;
+        if bytes.len() as u64 == size && digest.matches(&bytes) {
+            return Ok(Some(bytes));
+        }
+        if !blob.distrust(0..size) {
+            return Ok(None);
+        }
+        tracing::warn!(%digest, "bytes are wrong, asking another host for them");
+    }
 }
 
 /// What went wrong at a source, in the terms a caller decides by.
@@ -110,6 +133,8 @@ pub enum ErrorKind {
     Ambiguous,
     /// A local file cannot be read.
     Io,
+    /// What the user's files say about hosts is wrong.
+    Misconfigured,
 }
 
 /// A failure of a source: who failed, on what, and what a user could do about it.
@@ -140,6 +165,13 @@ impl Error {
         self
     }
 
+    /// Adds what else failed before, in a word for each.
+    #[must_use]
+    pub fn besides(mut self, others: &str) -> Self {
+        self.message.push_str(&format!(" (besides: {others})"));
+        self
+    }
+
     /// The kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -160,7 +192,8 @@ impl Error {
             | ErrorKind::Invalid
             | ErrorKind::Unsupported
             | ErrorKind::Ambiguous
-            | ErrorKind::Io => false,
+            | ErrorKind::Io
+            | ErrorKind::Misconfigured => false,
         }
     }
 }

@@ -13,6 +13,7 @@ mod kill;
 mod layering;
 mod limits;
 mod merge_model;
+mod mirrors;
 mod mount;
 mod outage;
 mod parcel;

@@ -4,6 +4,7 @@ mod access;
 mod documents;
 mod environment;
 mod faults;
+mod hosts;
 mod pace;
 mod push;
 mod real;

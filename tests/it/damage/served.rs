@@ -100,6 +100,7 @@ impl Served {
             offline,
             plain_http: false,
             auth_files: Vec::new(),
+            hosts: Default::default(),
             trust: ocifs::image::Trust::default(),
         };
         let image = images.open(&request, &Arc::new(Progress::default())).await;

@@ -1,0 +1,363 @@
+//! Mirrors: several hosts for one repository, by containerd's and podman's files.
+//!
+//! The registry and its mirrors are scripted servers on this machine. What counts is who was asked for what, in which order,
+//! and with which secrets.
+
+mod certificates;
+
+use std::path::Path;
+
+use ocifs::registry::{HostFiles, Options, Repository, Selector};
+use ocifs::source::{ErrorKind, Source, read_checked};
+
+use super::scripted::{Fate, Reply, Request, Server};
+use super::{client, descriptor, noise, quick, read, shown};
+
+const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
+
+/// A machine's files about hosts.
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn write(&self, name: &str, text: &str) -> &Self {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        std::fs::write(path, text).expect("a file");
+        self
+    }
+
+    /// Asks `mirrors`, each with the fields of its table, before the registry `server`.
+    fn hosts_toml(&self, server: &Server, mirrors: &[(&Server, &str)]) -> &Self {
+        let table = |(mirror, fields): &(&Server, &str)| format!("[host.'{}']\n{fields}\n", mirror.url(""));
+        let text: String = mirrors.iter().map(table).collect();
+        self.write(&format!("tree/{}/hosts.toml", server.host().replace(':', "_") + "_"), &text)
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn options(&self) -> Options {
+        let hosts = HostFiles {
+            trees: vec![self.path().join("tree")],
+            registries: vec![self.path().join("registries.conf")],
+            certificates: vec![self.path().join("certs.d")],
+        };
+        Options { hosts, ..quick() }
+    }
+
+    async fn repository(&self, server: &Server, options: Options) -> Repository {
+        let selector = Selector::Tag("v1".to_owned());
+        client(options).find(&server.host(), "team/app", selector).await.expect("sound files")
+    }
+}
+
+/// A host that has the manifest under every name, and `blob`.
+async fn serving(blob: &[u8]) -> Server {
+    let blob = blob.to_vec();
+    Server::start(move |request, _| answer(request, &blob)).await
+}
+
+fn answer(request: &Request, blob: &[u8]) -> Reply {
+    match request.path().contains("/manifests/") {
+        true => Reply::new(200, MANIFEST),
+        false => Reply::blob(request, blob),
+    }
+}
+
+/// A host that answers everything in the same way.
+async fn always(reply: Reply) -> Server {
+    Server::start(move |_, _| reply.clone()).await
+}
+
+#[tokio::test]
+async fn b_145_d_041_a_mirror_that_may_not_resolve_hands_out_blobs_and_says_nothing_of_tags() {
+    let blob = noise(5000);
+    let lie = Reply::new(200, r#"{"schemaVersion":2,"layers":[{}]}"#);
+    let liar = {
+        let blob = blob.clone();
+        Server::start(move |request, _| match request.path().contains("/manifests/") {
+            true => lie.clone(),
+            false => Reply::blob(request, &blob),
+        })
+        .await
+    };
+    let registry = serving(&blob).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&liar, "capabilities = ['pull']")]);
+    let repository = files.repository(&registry, files.options()).await;
+    let document = repository.resolve().await.expect("the registry knows");
+    assert_eq!(document.bytes, MANIFEST);
+    assert!(liar.paths().is_empty(), "nobody asks it for a tag");
+    let bytes = read(&repository.blob(&descriptor(&blob)), 1000..2000).await.expect("the mirror has it");
+    assert_eq!(bytes, blob[1000..2000]);
+    assert_eq!((liar.paths().len(), registry.paths().len()), (1, 1));
+    assert_eq!(repository.name(), format!("{}/team/app", registry.host()));
+}
+
+#[tokio::test]
+async fn b_144_b_146_a_mirror_is_told_whose_images_are_wanted_below_its_own_path() {
+    let blob = noise(100);
+    let (mirror, registry) = (serving(&blob).await, serving(&blob).await);
+    let files = Files::new();
+    let table = format!(
+        "[host.'{}/hub/x']\noverride_path = true\n[host.'{}/hub/x'.header]\nx-key = 'hunter2'\n",
+        mirror.url(""),
+        mirror.url("")
+    );
+    files.write(&format!("tree/{}/hosts.toml", registry.host()), &table);
+    let repository = files.repository(&registry, files.options()).await;
+    repository.resolve().await.expect("the mirror may resolve");
+    read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the mirror has it");
+    let log = mirror.log();
+    assert_eq!(log[0].target, format!("/hub/x/team/app/manifests/v1?ns={}", registry.host().replace(':', "%3A")));
+    assert!(log[1].target.starts_with("/hub/x/team/app/blobs/sha256:") && log[1].target.contains("?ns="));
+    assert!(log.iter().all(|request| request.header("x-key") == Some("hunter2")));
+    assert!(registry.log().is_empty());
+}
+
+#[tokio::test]
+async fn b_146_the_registry_itself_is_not_told_its_own_name() {
+    let registry = serving(b"").await;
+    let files = Files::new();
+    files.write(&format!("tree/{}/hosts.toml", registry.host()), &format!("server = '{}'", registry.url("")));
+    files.repository(&registry, files.options()).await.resolve().await.expect("it answers");
+    assert_eq!(registry.log()[0].target, "/v2/team/app/manifests/v1");
+}
+
+#[tokio::test]
+async fn b_147_whatever_is_wrong_with_a_mirror_the_next_host_is_asked_at_once() {
+    let blob = noise(3000);
+    let gone = Server::start(|_, _| Reply::new(200, "")).await;
+    let closed = gone.url("");
+    drop(gone);
+    for bad in [
+        Reply::error(404, "MANIFEST_UNKNOWN", "no"),
+        Reply::error(403, "DENIED", "no"),
+        Reply::new(500, ""),
+        Reply::new(429, "").with("Retry-After", "60"),
+        Reply::new(200, "not what was asked for"),
+        Reply::redirect("ftp://elsewhere.example/"),
+        Reply::new(401, "").with("WWW-Authenticate", "Negotiate"),
+        Reply::new(200, "x").fated(Fate::Reset(0)),
+    ] {
+        let (mirror, registry) = (always(bad.clone()).await, serving(&blob).await);
+        let files = Files::new();
+        let tables = format!("[host.'{closed}']\n[host.'{}']\n", mirror.url(""));
+        files.write(&format!("tree/{}/hosts.toml", registry.host()), &tables);
+        let repository = files.repository(&registry, Options { attempts: 1, ..files.options() }).await;
+        let child = descriptor(MANIFEST.as_bytes());
+        let begun = std::time::Instant::now();
+        let document = repository.manifest(&child).await.unwrap_or_else(|error| panic!("{bad:?}: {}", shown(&error)));
+        assert_eq!(document.bytes, MANIFEST);
+        // A client that does not know yet.
+        let repository = files.repository(&registry, Options { attempts: 1, ..files.options() }).await;
+        let reader = repository.blob(&descriptor(&blob));
+        let bytes = read_checked(reader.as_ref(), 3000, &descriptor(&blob).digest).await;
+        let bytes = bytes.unwrap_or_else(|error| panic!("{bad:?}: {}", shown(&error)));
+        assert_eq!(bytes.expect("right bytes"), blob);
+        assert!(begun.elapsed().as_secs() < 2, "{bad:?}: nobody waits for a mirror");
+    }
+}
+
+#[tokio::test]
+async fn b_147_an_error_tells_of_the_registry_first_and_of_the_mirrors_besides() {
+    let mirror = always(Reply::new(404, "")).await;
+    let registry = always(Reply::error(403, "DENIED", "pay first")).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "")]);
+    let repository = files.repository(&registry, files.options()).await;
+    let error = repository.resolve().await.expect_err("both refuse");
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    let text = shown(&error);
+    assert!(text.contains("pay first (besides: "), "{text}");
+    assert!(text.contains(&format!("{} answered 404 Not Found)", mirror.url(""))), "{text}");
+}
+
+#[tokio::test]
+async fn b_147_a_mirror_that_is_only_busy_is_tried_again_although_the_registry_denies() {
+    let blob = noise(1000);
+    let mirror = {
+        let blob = blob.clone();
+        Server::start(move |request, before| if before == 0 { Reply::new(503, "") } else { answer(request, &blob) })
+            .await
+    };
+    let registry = always(Reply::error(403, "DENIED", "no")).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "")]);
+    let repository = files.repository(&registry, files.options()).await;
+    assert_eq!(read(&repository.blob(&descriptor(&blob)), 0..1000).await.expect("the second time"), blob);
+}
+
+#[tokio::test]
+async fn b_147_a_tag_that_the_registry_does_not_have_is_not_waited_for_at_a_mirror() {
+    let mirror = always(Reply::new(503, "")).await;
+    let registry = always(Reply::error(404, "MANIFEST_UNKNOWN", "no")).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "")]);
+    let error = files.repository(&registry, files.options()).await.resolve().await.expect_err("nobody has it");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(mirror.log().len(), 1);
+}
+
+#[tokio::test]
+async fn b_148_b_123_each_host_gets_its_own_credentials_and_nobody_elses() {
+    let blob = noise(100);
+    let demand = |user: &'static str| {
+        let blob = blob.clone();
+        let expected = format!("Basic {}", base64(&format!("{user}:secret")));
+        Server::start(move |request, _| match request.header("authorization") {
+            None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"x\""),
+            Some(given) if given == expected => answer(request, &blob),
+            Some(_) => Reply::error(403, "DENIED", "not yours"),
+        })
+    };
+    let (stranger, mirror, registry) = (demand("nobody").await, demand("mirror").await, demand("registry").await);
+    let files = Files::new();
+    let entry = |server: &Server, user: &str| {
+        format!(r#""{}":{{"auth":"{}"}}"#, server.host(), base64(&format!("{user}:secret")))
+    };
+    let logins = format!(r#"{{"auths":{{{},{}}}}}"#, entry(&mirror, "mirror"), entry(&registry, "registry"));
+    files.write("auth.json", &logins).hosts_toml(&registry, &[(&stranger, ""), (&mirror, "capabilities = ['pull']")]);
+    let options = Options { auth_files: vec![files.path().join("auth.json")], ..files.options() };
+    let repository = files.repository(&registry, options).await;
+    repository.resolve().await.expect("the registry's own login");
+    read(&repository.blob(&descriptor(&blob)), 0..100).await.expect("the mirror's own login");
+    let given = |server: &Server| {
+        let log = server.log();
+        log.iter().filter_map(|request| request.header("authorization").map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert!(given(&stranger).is_empty(), "nothing is filed under it");
+    assert_eq!(given(&mirror), [format!("Basic {}", base64("mirror:secret"))]);
+    assert_eq!(given(&registry), [format!("Basic {}", base64("registry:secret"))]);
+}
+
+#[tokio::test]
+async fn b_100_a_mirror_without_the_blob_is_asked_once_and_then_after_the_registry() {
+    let blob = noise(5000);
+    let (mirror, registry) = (always(Reply::new(404, "")).await, serving(&blob).await);
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "capabilities = ['pull']")]);
+    let repository = files.repository(&registry, files.options()).await;
+    let reader = repository.blob(&descriptor(&blob));
+    for start in [0, 1000, 2000] {
+        assert_eq!(
+            read(&reader, start..start + 10).await.expect("the registry has it")[..],
+            blob[start as usize..][..10]
+        );
+    }
+    assert_eq!((mirror.log().len(), registry.log().len()), (1, 3));
+}
+
+#[tokio::test]
+async fn b_147_a_mirror_that_failed_rests_while_others_have_what_is_wanted() {
+    let blob = noise(5000);
+    let (mirror, registry) = (always(Reply::new(503, "")).await, serving(&blob).await);
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "")]);
+    let repository = files.repository(&registry, files.options()).await;
+    for _ in 0..3 {
+        repository.resolve().await.expect("the registry answers");
+        read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the registry has it");
+    }
+    assert_eq!(mirror.log().len(), 1);
+    assert!(repository.hosts()[0].trouble.as_ref().is_some_and(|text| text.contains("503")));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_at_a_mirror_goes_on_at_the_next_host_from_its_last_byte() {
+    let blob = noise(100_000);
+    let breaking = {
+        let blob = blob.clone();
+        Server::start(move |request, _| Reply::blob(request, &blob).fated(Fate::Cut(30_000))).await
+    };
+    let registry = serving(&blob).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&breaking, "")]);
+    let repository = files.repository(&registry, Options { attempts: 1, ..files.options() }).await;
+    assert_eq!(read(&repository.blob(&descriptor(&blob)), 0..100_000).await.expect("two hosts make it"), blob);
+    let rest = registry.log()[0].range().expect("a range");
+    assert!(rest.0 > 0 && rest.0 <= 30_000 && rest.1 == 99_999, "{rest:?}");
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_mirror_are_asked_of_the_next_host_and_never_again_of_it() {
+    let blob = noise(4000);
+    let mut wrong = blob.clone();
+    wrong[2500] ^= 1;
+    let (mirror, registry) = (serving(&wrong).await, serving(&blob).await);
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "")]);
+    let repository = files.repository(&registry, files.options()).await;
+    let reader = repository.blob(&descriptor(&blob));
+    let digest = descriptor(&blob).digest;
+    assert_eq!(read_checked(reader.as_ref(), 4000, &digest).await.expect("an answer"), Some(blob.clone().into()));
+    assert_eq!(read(&reader, 0..10).await.expect("the registry"), blob[..10]);
+    assert_eq!((mirror.log().len(), registry.log().len()), (1, 2));
+    let alone = client(quick()).repository(&mirror.host(), "team/app", Selector::Tag("v1".to_owned()));
+    let reader = alone.blob(&descriptor(&blob));
+    assert_eq!(read_checked(reader.as_ref(), 4000, &digest).await.expect("an answer"), None, "there is nobody else");
+}
+
+#[tokio::test]
+async fn b_149_a_location_stands_in_for_a_registry_and_mirrors_have_names_of_their_own() {
+    let blob = noise(200);
+    let (mirror, registry) = (serving(&blob).await, serving(&blob).await);
+    let files = Files::new();
+    let conf = format!(
+        "[[registry]]\nprefix = 'r.example/team'\nlocation = '{}/moved/x'\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = '{}/m'",
+        registry.host(),
+        mirror.host()
+    );
+    files.write("registries.conf", &conf);
+    let selector = Selector::Tag("v1".to_owned());
+    let repository = client(files.options()).find("r.example", "team/app", selector).await.expect("a rule");
+    repository.resolve().await.expect("the location resolves");
+    read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the mirror has it");
+    assert_eq!(registry.paths(), ["/v2/moved/x/app/manifests/v1"]);
+    assert_eq!(mirror.log()[0].target, format!("/v2/m/app/blobs/{}", descriptor(&blob).digest));
+    assert_eq!(repository.name(), "r.example/team/app");
+    assert!(repository.rule().is_some_and(|rule| rule.ends_with("registries.conf (registry r.example/team)")));
+    let hosts: Vec<_> = repository.hosts().into_iter().map(|host| (host.name, host.received, host.trouble)).collect();
+    assert_eq!(hosts, [(mirror.host(), 10, None), (registry.host(), 0, None)]);
+}
+
+#[tokio::test]
+async fn b_149_what_is_blocked_and_what_nobody_may_do_are_errors_that_name_the_file() {
+    let files = Files::new();
+    files.write("registries.conf", "[[registry]]\nlocation = 'bad.example'\nblocked = true");
+    files.write("tree/mute.example/hosts.toml", "server = 'https://mute.example'\ncapabilities = ['pull']");
+    let find = async |host: &str| client(files.options()).find(host, "a", Selector::Tag("v1".to_owned())).await;
+    let error = find("bad.example").await.expect_err("blocked");
+    assert!(error.kind() == ErrorKind::Denied && shown(&error).contains("registries.conf"), "{}", shown(&error));
+    let error = find("mute.example").await.expect("sound files").resolve().await.expect_err("nobody resolves");
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    let text = shown(&error);
+    assert!(
+        text.contains("no host is to be asked for the tags of mute.example/a") && text.contains("hosts.toml"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_push_goes_to_the_registry_that_the_name_says_and_not_to_a_mirror() {
+    let mirror = serving(b"").await;
+    let registry = Server::start(|_, _| Reply::new(201, "")).await;
+    let files = Files::new();
+    files.hosts_toml(&registry, &[(&mirror, "capabilities = ['pull', 'resolve']")]);
+    let repository = files.repository(&registry, files.options()).await.for_pushing();
+    let tag = Selector::Tag("v2".to_owned());
+    repository.push_manifest(&tag, "application/json", MANIFEST.into()).await.expect("it takes it");
+    assert!(mirror.log().is_empty() && registry.log().len() == 1);
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
