@@ -66,7 +66,7 @@ pub(super) struct Link {
     wishes: Wishes,
     /// Held while connections are prepared, so that the files are read once.
     built: tokio::sync::Mutex<Option<Built>>,
-    abroad: Option<Arc<Link>>,
+    abroad: Option<Arc<Self>>,
 }
 
 struct Built {

@@ -4,10 +4,13 @@
 //! The scripted servers of the other tests do what we think that registries do. These do what they do: a registry that wants
 //! tokens signed by somebody else (`tokens`), nginx with TLS of a private authority (`tls`), a registry that fills itself from
 //! another (`pull_through`), blobs in a store behind signed URLs that run out (`store`), and a proxy that is the only way out
-//! (`proxy`). The other way round, real clients pull from the embedded registry (`clients`). Each test starts its own servers on free ports and ends them; [`Shown`] says what every one must serve.
+//! (`proxy`); and what the user's files say of hosts: client certificates, a cache as a mirror (`hosts`). The other way round, real
+//! clients pull from the embedded registry (`clients`). Each test starts its own servers on free ports and ends them; [`Shown`]
+//! says what every one must serve.
 
 mod certificates;
 mod clients;
+mod hosts;
 mod machine;
 mod proxy;
 mod pull_through;
