@@ -81,8 +81,9 @@ pub trait BlobReader: fmt::Debug + Send + Sync {
 
     /// Says that bytes of `range`, as they were read here, are wrong. True if another place has not had its turn: reading
     /// again then asks that one. Repeated for the same range, it ends.
+    ///
+    /// Most sources are one place, and have nothing else to ask.
     fn distrust(&self, _range: Range<u64>) -> bool {
-        // Most sources are one place.
         false
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Three families of files are in use, and machines have any mix of them: containerd's tree of `hosts.toml` files, the
 //! `registries.conf` of podman and skopeo, and directories of certificates. Each has its own parser from text to a value
-//! ([`hosts_toml`], [`registries_conf`], [`certs`]); this file asks them in order and makes one [`Plan`] of the answers,
+//! (`hosts_toml`, `registries_conf`, `certs`); this file asks them in order and makes one `Plan` of the answers,
 //! which says where it came from. Reading is apart from parsing, and happens at each mount, so that a change needs no
 //! restart.
 //!
