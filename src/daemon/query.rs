@@ -1,7 +1,9 @@
 //! Requests that make no mount: looking into images and the cache.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -14,11 +16,15 @@ use super::{Code, Failure};
 use crate::fs::{Ino, Read};
 use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
-use crate::oci::{Platform, Printable, Reference, Wanted};
+use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
+use crate::store::Store;
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Bytes of a file that are read and sent at once.
 const PIECE: u32 = 1 << 20;
+
+/// How long the last users of an image that was unmounted are waited for.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// The request for an image as the image module understands it.
 pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
@@ -197,7 +203,7 @@ pub(super) async fn drop_cache(
             add(store.drop_files()?);
         }
         if what.blobs {
-            add(store.drop_blobs(&in_use.layers)?);
+            add(drop_blobs(&store, &in_use.layers)?);
         }
         if what.indexes {
             add(store.drop_indexes(&in_use.layers, &in_use.trees)?);
@@ -209,6 +215,22 @@ pub(super) async fn drop_cache(
         Ok(freed)
     });
     finish(task.await)
+}
+
+/// Removes the blobs that are not to be kept. Those of an image that was unmounted a moment ago are waited for: reads that
+/// ended with the mount may still be letting go of them. Blocks.
+fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<crate::store::Usage, crate::store::Error> {
+    let deadline = Instant::now() + LETTING_GO;
+    let mut freed = crate::store::Usage::default();
+    loop {
+        let dropped = store.drop_blobs(keep)?;
+        freed.count += dropped.freed.count;
+        freed.bytes += dropped.freed.bytes;
+        if dropped.in_use == 0 || Instant::now() >= deadline {
+            return Ok(freed);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Brings the cache within its limits without taking anything that a mount uses; what is only kept for mounts to come

@@ -116,6 +116,15 @@ impl Drop for Claim<'_> {
     }
 }
 
+/// What became of blobs that were to be removed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Dropped {
+    /// What was removed.
+    pub freed: Usage,
+    /// Blobs that are in use.
+    pub in_use: usize,
+}
+
 impl Store {
     /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
     ///
@@ -134,14 +143,19 @@ impl Store {
     }
 
     /// Removes the blobs not in `keep`; returns what was freed. A blob whose value is alive anywhere stays.
-    pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
-        let mut freed = Usage::default();
+    pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Dropped, Error> {
+        let mut dropped = Dropped::default();
         for (digest, on_disk) in self.shared.blobs_on_disk()? {
-            if !keep.contains(&digest) && self.shared.remove_blob(&digest, &on_disk.sizes)? {
-                freed.add(on_disk.usage);
+            if keep.contains(&digest) {
+                continue;
+            }
+            if self.shared.remove_blob(&digest, &on_disk.sizes)? {
+                dropped.freed.add(on_disk.usage);
+            } else {
+                dropped.in_use += 1;
             }
         }
-        Ok(freed)
+        Ok(dropped)
     }
 }
 

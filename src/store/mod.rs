@@ -48,6 +48,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use blob::{Blob, Mark, Replacement};
+pub use blobs::Dropped;
 pub use evict::Limits;
 pub use files::NewFile;
 pub use mapped::{IMPORTED, claim_name};

@@ -236,7 +236,7 @@ fn dropping_takes_all_that_is_neither_kept_nor_open() -> Result {
 
     let keep = HashSet::from([digests[1], Digest::sha256(b"elsewhere")]);
     let before = store.usage()?;
-    let freed = store.drop_blobs(&keep)?;
+    let freed = store.drop_blobs(&keep)?.freed;
     assert_eq!(freed.count, 2);
     assert_eq!(before.blobs.bytes - freed.bytes, store.usage()?.blobs.bytes);
     assert_eq!(open.read(0..5000)?.as_deref(), Some(&[0; 5000][..]));
@@ -365,7 +365,7 @@ fn a_full_disk_is_reported_as_such_and_records_nothing() -> Result {
     let present = blob.read(4096..written)?;
     assert!(present.is_none_or(|bytes| bytes == content[4096..written as usize]));
     drop(blob);
-    assert!(store.drop_blobs(&HashSet::new())?.bytes > 400_000);
+    assert!(store.drop_blobs(&HashSet::new())?.freed.bytes > 400_000);
     store.put_document(&Digest::sha256(&document), &document)?;
     Ok(())
 }

@@ -48,7 +48,7 @@ fn name(text: &str) -> LocalSelector {
 }
 
 #[tokio::test]
-async fn a_layout_keeps_the_contract_of_sources() {
+async fn b_021_a_layout_keeps_the_contract_of_sources() {
     let (directory, sample) = sample();
     let layout = Layout::open(directory.path(), None).expect("one image");
     let path = blob_file(directory.path(), &sample.layers[0]);

@@ -2,6 +2,8 @@
 //!
 //! The environment of a running process cannot be changed safely, so each test here runs a hidden one in a new process.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -99,4 +101,59 @@ async fn hidden_helpers() {
     assert!(seen("none", "hangs").await.contains("SEEN: Basic dGhyZWU6cA=="));
     let hung = seen("hangs", "two").await;
     assert!(hung.contains("docker-credential-hangs did not answer within 700ms"), "{hung}");
+}
+
+/// A SOCKS 5 proxy (RFC 1928) without logins, on which every name leads to this machine; the thread ends with the process.
+fn socks() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || pass_on(stream));
+        }
+    });
+    address
+}
+
+fn pass_on(mut client: TcpStream) -> std::io::Result<()> {
+    let mut greeting = [0; 2];
+    client.read_exact(&mut greeting)?;
+    client.read_exact(&mut vec![0; greeting[1].into()])?;
+    client.write_all(&[5, 0])?;
+    let mut head = [0; 5];
+    client.read_exact(&mut head)?;
+    assert_eq!(head[..4], [5, 1, 0, 3], "a connection to a name, which the proxy is to look up");
+    let mut name = vec![0; head[4].into()];
+    client.read_exact(&mut name)?;
+    assert_eq!(name, b"registry.test");
+    let mut port = [0; 2];
+    client.read_exact(&mut port)?;
+    let server = TcpStream::connect(("127.0.0.1", u16::from_be_bytes(port)))?;
+    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])?;
+    let (mut from, mut to) = (server.try_clone()?, client.try_clone()?);
+    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+    std::io::copy(&mut client, &mut &server).map(drop)
+}
+
+#[test]
+fn b_103_a_socks_proxy_is_used_and_looks_up_the_names() {
+    let proxy = format!("socks5h://{}", socks());
+    run("hidden_socks", &[("http_proxy", Path::new(&proxy)), ("TEST_SOCKS", Path::new("1"))]);
+}
+
+#[tokio::test]
+#[ignore = "runs in the process that b_103_… starts"]
+async fn hidden_socks() {
+    if std::env::var_os("TEST_SOCKS").is_none() {
+        return;
+    }
+    let server =
+        Server::start(|request, _| Reply::error(404, "SEEN", request.header("host").unwrap_or_default())).await;
+    let (_, port) =
+        server.host().rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned())).expect("a port");
+    let options = Options { plain_http: true, ..quick() };
+    let host = format!("registry.test:{port}");
+    let repository = client(options).repository(&host, "a", Selector::Tag("v1".to_owned()));
+    let text = shown(&repository.resolve().await.expect_err("the answer is always an error"));
+    assert!(text.contains(&format!("SEEN: {host}")), "{text}");
 }
