@@ -191,7 +191,8 @@ impl Transfer {
         }
         let nobody = || Fault::lasting(self.facts.route.nobody(Role::Pull.describe()));
         self.place = self.round.next().ok_or_else(nobody)?;
-        self.facts.open(self.place, &self.left).await
+        let host = self.facts.endpoint(self.place).map(|endpoint| &*endpoint.host);
+        self.round.turn(&self.facts.what, host, self.facts.open(self.place, &self.left)).await
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>, Fault> {

@@ -256,8 +256,9 @@ impl Client {
             let able = route.order(role);
             let mut round = Round::new(0..able.len());
             while let Some(number) = round.next() {
-                let answer = attempt(able[number]).await;
-                able[number].host.note(answer.as_ref().err().map(|fault| &fault.error));
+                let host = &able[number].host;
+                let answer = round.turn(&route.name(), Some(host), attempt(able[number])).await;
+                host.note(answer.as_ref().err().map(|fault| &fault.error));
                 match answer {
                     Ok(value) => return Ok(value),
                     Err(fault) => round.failed(number, fault),

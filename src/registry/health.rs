@@ -69,6 +69,12 @@ impl Health {
         Asked { health: self, sent }
     }
 
+    /// Notes that the host was given up because it said nothing.
+    pub(super) fn said_nothing(&self) {
+        let now = Instant::now();
+        self.lock().failed(None, now, now);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

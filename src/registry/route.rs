@@ -6,13 +6,19 @@
 //! wrong, and so that a mirror that comes back in a moment is waited for although the registry is gone for good.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::endpoint::{Capabilities, Endpoint, Role};
-use super::error::{Fault, Retry};
+use super::error::{Fault, Retry, cannot};
+use super::host::Host;
 use crate::source::{Error, ErrorKind};
 
 /// Faults of other places that an error tells of.
 const TOLD: usize = 3;
+
+/// How long a host has for its answer while another could be asked. Who has the bytes answers in milliseconds; a cache that
+/// has to fetch them first is no faster than the host it fetches them from.
+const TURN: Duration = Duration::from_secs(5);
 
 /// The endpoints of one repository.
 #[derive(Debug)]
@@ -112,6 +118,26 @@ impl Round {
     /// The place to ask now; none after the last.
     pub(super) fn next(&mut self) -> Option<usize> {
         self.left.pop_front()
+    }
+
+    /// Waits for the answer of a place with this `host`, but if there is another place to ask, only for [`TURN`].
+    pub(super) async fn turn<T>(
+        &self,
+        what: &str,
+        host: Option<&Host>,
+        answer: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        if self.is_over() {
+            return answer.await;
+        }
+        tokio::time::timeout(TURN, answer).await.unwrap_or_else(|_| {
+            let name = host.map_or("a URL in its descriptor", Host::name);
+            if let Some(host) = host {
+                host.health().said_nothing();
+            }
+            let message = format!("{}: {name} did not answer within {TURN:?}", cannot(what));
+            Err(Fault::passing(Error::new(ErrorKind::Unreachable, message)))
+        })
     }
 
     /// Notes what came of asking a place.

@@ -1,11 +1,15 @@
 //! Mirrors through the program: a mount whose bytes come from a host beside its registry, as a peer-to-peer cache is one.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use ocifs::demo::registry::{Answer, Content, Endpoint, Fault};
 
 use crate::damage::{Files, image, read_all};
 use crate::support::{Embedded, Mount, Ocifs, Ran, require_fuse, require_root};
+
+/// How long the client waits for the head of an answer: the time to connect, and the longest silence after it.
+const SILENT: Duration = Duration::from_secs(40);
 
 /// A registry, a mirror that has the same image, and a machine that is told of the mirror.
 struct Bench {
@@ -105,6 +109,23 @@ fn b_147_a_mirror_that_fails_or_lies_under_a_mount_is_replaced_by_the_registry()
         bench.ocifs.umount(&bench.point);
         bench.mirror.clear_faults();
     }
+}
+
+#[test]
+fn b_147_a_mirror_that_says_nothing_does_not_hold_up_a_reader() {
+    let Some(bench) = Bench::new("['pull', 'resolve']") else { return };
+    bench.mount().ok();
+    bench.ocifs.umount(&bench.point);
+    bench.ocifs.drop_bytes();
+    bench.mount().ok();
+    bench.registry.forget_requests();
+    let is_blob = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Blob { .. });
+    bench.mirror.set_faults(move |request| is_blob(&request.endpoint).then_some(Fault::Delay(10 * SILENT)));
+    let begun = Instant::now();
+    bench.read_all();
+    assert!(begun.elapsed() < SILENT, "the reader waited for the mirror: {:?}", begun.elapsed());
+    assert!(asked(&bench.registry).0 > 0, "the registry helps out");
+    bench.ocifs.umount(&bench.point);
 }
 
 #[test]
