@@ -42,7 +42,9 @@ fn warm(files: &Files, profile: &Profile, wanted: &AtomicBool) {
             break;
         }
         let node = files.tree.node(id);
-        let bytes = match copy(&files.store, id, &node, &mut seen) {
+        // A long copy is verified beside its readers.
+        let copied = if node.size() <= left { copy(&files.store, id, &node, &mut seen) } else { None };
+        let bytes = match copied {
             Some(bytes) => bytes,
             None => announce(files, &node, range),
         };
@@ -72,12 +74,11 @@ fn announce(files: &Files, node: &Node<'_>, range: std::ops::Range<u64>) -> u64 
         let (start, end) = (range.start.max(extent.file_offset), range.end.min(extent.file_offset + extent.length));
         let Some(layer) = files.layers.get(extent.layer as usize).filter(|_| start < end) else { continue };
         let at = extent.layer_offset + (start - extent.file_offset);
-        let spans = layer.index.spans(at..at + (end - start)).map(|span| layer.index.compressed(span));
-        if let Some(part) = spans.reduce(|whole, next| whole.start..next.end)
-            && layer.blob.missing(part.clone()).is_empty()
-        {
-            layer.blob.announce(part.clone());
-            bytes += part.end - part.start;
+        for part in layer.index.spans(at..at + (end - start)).map(|span| layer.index.compressed(span)) {
+            if layer.blob.missing(part.clone()).is_empty() {
+                layer.blob.announce(part.clone());
+                bytes += part.end.saturating_sub(part.start);
+            }
         }
     }
     bytes

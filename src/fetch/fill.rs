@@ -70,9 +70,9 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
                 }
                 Err(error) => return Err(error),
             },
-            // A reader found a span wrong while the blob was hashed, and had it fetched again.
-            Err(store::Error::Incomplete(_)) if layer.blob.missing(0..layer.blob.size()).is_empty() => {
-                tracing::debug!(layer = %layer.index.layer(), attempt, "layer was mended while it was verified");
+            // A reader found a span wrong while the blob was hashed, and has it fetched again.
+            Err(store::Error::Incomplete(_)) if layer.reader.is_some() => {
+                tracing::debug!(layer = %layer.index.layer(), attempt, "layer is mended while it was verified");
             }
             Err(store::Error::Mismatch(_)) => {
                 tracing::warn!(layer = %layer.index.layer(), attempt, "layer does not have its digest");

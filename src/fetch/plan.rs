@@ -243,6 +243,8 @@ impl Flight {
         while let Some(piece) = answer.next().await {
             let piece = piece?;
             self.planner.lock().received(self.run.id, piece.len() as u64);
+            // Bytes of a long answer say as much as the beginning of another.
+            self.planner.outages.answered(&layer.place);
             self.planner.pump_line(&layer.source_name);
             self.deliver(&mut cutter, piece).await;
         }

@@ -92,6 +92,10 @@ pub(super) async fn prove(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgenc
         Err(BuildError::Input(error)) => return Err(error),
         Err(BuildError::Rejected(rejected)) if rejected.is_wrong_bytes() => {
             tracing::warn!(layer = %layer.index.layer(), %rejected, "the layer's bytes have rotted");
+            if layer.reader.is_none() {
+                // The spans that are good cannot be had again.
+                return Err(not_the_layer(layer));
+            }
             layer.blob.discard(0..layer.blob.size())?;
             return Ok(Proved::NotItsBytes);
         }
@@ -114,6 +118,9 @@ pub(super) async fn prove(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgenc
     drop(wanted);
     let Some(compared) = compared? else {
         tracing::warn!(layer = %layer.index.layer(), "the layer's bytes have rotted");
+        if layer.reader.is_none() {
+            return Err(not_the_layer(layer));
+        }
         layer.blob.discard(0..layer.blob.size())?;
         return Ok(Proved::NotItsBytes);
     };

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -17,6 +18,12 @@ use crate::tree::{Node, NodeId, NodeKind};
 
 /// Most bytes of one file that are handed out with its first.
 const BYTES: u64 = 8 << 20;
+
+/// Most bytes that one request of the kernel is for.
+const REQUEST: u64 = 1 << 20;
+
+/// How long a part may take to be decoded: longer only if its bytes turn out to be lost.
+const DECODING: Duration = Duration::from_secs(1);
 
 /// The kernel takes whole pages only.
 const PAGE: u64 = 4096;
@@ -63,7 +70,12 @@ impl FileSystem {
             if length > left {
                 break;
             }
-            // What is not here will be read when it is needed.
+            // What is not here will be read when it is needed. Nor is anything given beside which something is missing: the
+            // kernel may have asked for both together, and holds these pages until it has both.
+            let near = part.start.saturating_sub(REQUEST)..part.end.saturating_add(REQUEST).min(node.size());
+            if !self.is_at_hand(&node, near) {
+                continue;
+            }
             if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
                 left -= length;
                 self.recorder.note(id, part.clone());
@@ -75,16 +87,19 @@ impl FileSystem {
     /// A part of a file whose spans are here, but are several, or being decoded by somebody else.
     fn decoded(&self, node: &Node<'_>, part: &Range<u64>) -> Option<Bytes> {
         let parts = parts(node.extents(), part.start, part.end);
-        let is_here = |part: &Part| match *part {
+        let assembling = assemble(&self.fetcher, &self.patience, &self.layers, &parts);
+        Handle::current().block_on(async { tokio::time::timeout(DECODING, assembling).await.ok()?.ok() })
+    }
+
+    /// True if decoding this range of a file needs nothing from the network.
+    fn is_at_hand(&self, node: &Node<'_>, range: Range<u64>) -> bool {
+        parts(node.extents(), range.start, range.end).iter().all(|part| match *part {
             Part::Hole(_) => true,
             Part::Data { layer, offset, length } => self.layers.get(layer).is_some_and(|layer| {
                 let mut spans = layer.index.spans(offset..offset + length as u64);
-                spans.all(|span| layer.has(span))
+                spans.all(|span| layer.has(span) && !layer.index.lacks_window(span))
             }),
-        };
-        let assembled =
-            || Handle::current().block_on(assemble(&self.fetcher, &self.patience, &self.layers, &parts)).ok();
-        parts.iter().all(is_here).then(assembled).flatten()
+        })
     }
 }
 

@@ -94,7 +94,7 @@ impl Connection {
         let shared = Arc::new(Shared::default());
         let sample = fs.sample();
         let passthrough = plan.is_passthrough();
-        let (files, handle) = (Arc::clone(&fs), runtime.clone());
+        let (files, served, handle) = (Arc::clone(&fs), Arc::downgrade(&fs), runtime.clone());
         let adapter = Adapter { fs, runtime, passthrough, shared: Arc::clone(&shared) };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
@@ -128,6 +128,10 @@ impl Connection {
         let serve = move || {
             if let Err(error) = session.run() {
                 tracing::warn!(%error, "mount ended with an error");
+            }
+            // Reads that wait for a registry hold the file system, and nobody wants their bytes any more.
+            if let Some(fs) = served.upgrade() {
+                fs.patience().end();
             }
             ending.send_replace(true);
         };

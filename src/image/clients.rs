@@ -4,35 +4,65 @@
 //! question that the first one had answered, and a host that does not answer is found out once.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::registry::{Client, Options, WeakClient};
 use crate::source::Error;
 
-/// The clients in use, by their options. A client goes with the last who has it.
+/// The state of a file that shows whether it was written anew: inode, length, time of change in nanoseconds.
+type Stamp = (u64, u64, i128);
+
+/// How somebody asks, and the states of his credential files.
+type Key = (Options, Vec<Option<Stamp>>);
+
+/// The clients in use, by their options and the state of the credential files: who has logged in or out since another mount
+/// was made is not to be taken for who he was. A client goes with the last who has it.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     /// Held to find a client, or to make one, which does no I/O.
-    table: Mutex<HashMap<Options, WeakClient>>,
+    table: Mutex<HashMap<Key, WeakClient>>,
 }
 
 impl Clients {
     /// The client with these options.
     pub(super) fn get(&self, options: Options) -> Result<Client, Error> {
+        let key = (options.clone(), options.auth_files.iter().map(|path| stamp(path)).collect());
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = table.get(&options).and_then(WeakClient::upgrade) {
+        if let Some(client) = table.get(&key).and_then(WeakClient::upgrade) {
             return Ok(client);
         }
         table.retain(|_, client| client.upgrade().is_some());
-        let client = Client::new(options.clone())?;
-        table.insert(options, client.downgrade());
+        let client = Client::new(options)?;
+        table.insert(key, client.downgrade());
         Ok(client)
     }
+}
+
+/// The state of a credential file; none if there is none.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let found = path.metadata().ok()?;
+    Some((found.ino(), found.len(), i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_logs_in_anew_gets_a_client_of_his_own() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("auth.json");
+        let clients = Clients::default();
+        let get = || clients.get(Options { auth_files: vec![file.clone()], ..Options::default() }).expect("a client");
+        let before = get();
+        std::fs::write(&file, "{}").expect("a writable directory");
+        let after = get();
+        assert!(!before.is(&after) && get().is(&after));
+        std::fs::write(&file, r#"{"auths": {}}"#).expect("a writable directory");
+        assert!(!get().is(&after));
+    }
 
     #[test]
     fn who_asks_in_the_same_way_shares_a_client_until_nobody_has_it() {

@@ -297,9 +297,14 @@ impl Client {
                 other => other,
             };
             match result {
-                Ok(found) => {
-                    endpoint.host.settle(scheme);
-                    return Ok(found);
+                Ok((response, at)) => {
+                    // After a broken connection this may be the wrong way to speak to it, which a refusal or a redirect shows.
+                    match first {
+                        Some(first) if response.status() == StatusCode::BAD_REQUEST => return Err(first),
+                        Some(_) if at.moved => {}
+                        _ => endpoint.host.settle(scheme),
+                    }
+                    return Ok((response, at));
                 }
                 // Once it has answered in one way, a broken connection is no sign of another.
                 Err(fault) if fault.wrong_protocol && !last && !endpoint.host.is_settled() => first = Some(fault),

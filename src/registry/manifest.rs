@@ -159,7 +159,11 @@ impl Asking<'_> {
         {
             return Err(corrupt(format!("its digest is {digest}")));
         }
-        let media_type = media_type(headers);
+        // What its index says of it is as good as its digest; a header is what a host makes of it.
+        let media_type = match self.wanted {
+            Wanted::Child(descriptor) => descriptor.media_type.clone(),
+            _ => media_type(headers),
+        };
         if is_schema_1(&media_type, &bytes) {
             let message = format!("{} has the obsolete format of Docker schema 1", self.what);
             let hint = "push the image again with a current tool";

@@ -3,18 +3,22 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::blob::Blob;
 use super::client::Client;
-use super::endpoint::Role;
+use super::endpoint::{Endpoint, Role};
 use super::manifest::{self, Wanted};
 use super::route::Route;
 use super::upload::{self, Pushed, Upload};
 use super::{HostState, push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
-use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
+use crate::source::{BlobReader, BoxFuture, Document, Error, ErrorKind, Source};
+
+/// How long a mirror has to list what refers to a manifest.
+const MIRROR: Duration = Duration::from_millis(1500);
 
 /// What a reference names in its repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,10 +158,12 @@ impl Repository {
     async fn list_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
         let mut worst = Ok(None);
         for endpoint in self.route.order(Role::Resolve) {
-            match referrers::list(&self.client, endpoint, subject, artifact_type).await {
-                Ok(Some(entries)) => return Ok(Some(entries)),
-                // Nobody else is asked what the registry itself has said.
-                Ok(None) if endpoint.is_own => return Ok(None),
+            match in_turn(endpoint, referrers::list(&self.client, endpoint, subject, artifact_type)).await {
+                // Nobody else is asked what the registry itself has said; a mirror may have the API and none of its lists.
+                Ok(entries) if endpoint.is_own || entries.as_ref().is_some_and(|list| !list.is_empty()) => {
+                    return Ok(entries);
+                }
+                Ok(Some(none)) => worst = Ok(Some(none)),
                 Ok(None) => {}
                 Err(error) => worst = Err(error),
             }
@@ -169,7 +175,7 @@ impl Repository {
     async fn list_tagged(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
         let mut worst = Ok(Vec::new());
         for endpoint in self.route.order(Role::Resolve) {
-            match tag_schema::list(&self.client, endpoint, subject, artifact_type).await {
+            match in_turn(endpoint, tag_schema::list(&self.client, endpoint, subject, artifact_type)).await {
                 Ok(entries) if endpoint.is_own || !entries.is_empty() => return Ok(entries),
                 Ok(_) => {}
                 Err(error) => worst = Err(error),
@@ -177,6 +183,17 @@ impl Repository {
         }
         worst
     }
+}
+
+/// Waits for the answer of an endpoint, but for a mirror only for a while: the registry knows as well.
+async fn in_turn<T>(endpoint: &Endpoint, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    if endpoint.is_own {
+        return answer.await;
+    }
+    tokio::time::timeout(MIRROR, answer).await.unwrap_or_else(|_| {
+        let message = format!("{} did not answer within {MIRROR:?}", endpoint.host.name());
+        Err(Error::new(ErrorKind::Unreachable, message))
+    })
 }
 
 impl Source for Repository {

@@ -17,7 +17,7 @@ use super::super::host::contact;
 use super::super::link::Pair;
 use super::super::secret::Secret;
 use super::certs::host_dirs;
-use super::{Capabilities, Place, Plan, Scheme, Site, Wanted, Wishes, Wrong, is_host, read as read_file};
+use super::{Capabilities, Place, Plan, Scheme, Site, Wanted, Wishes, Wrong, is_host, read as read_file, shown};
 use crate::source::Error;
 
 /// The directory for registries that have none of their own.
@@ -260,7 +260,7 @@ fn headers(wire: BTreeMap<String, OneOrMore>) -> Result<Vec<(String, Secret)>, S
 
 /// Takes an address apart; without a scheme it is `https`.
 fn address(text: &str, override_path: bool) -> Result<Address, String> {
-    let wrong = || format!("{text:?} is not the address of a host, such as https://mirror.example:5000");
+    let wrong = || format!("{} is not the address of a host, such as https://mirror.example:5000", shown(text));
     let (is_plain, rest) = match text.split_once("://") {
         Some(("http", rest)) => (true, rest),
         Some(("https", rest)) => (false, rest),

@@ -233,8 +233,19 @@ impl Wrong {
 
 impl From<toml::de::Error> for Wrong {
     fn from(error: toml::de::Error) -> Self {
-        Self { at: error.span().map(|span| span.start), problem: error.message().to_owned() }
+        // The value is between these two, and may be a password.
+        let parts = error.message().split_once(": ").zip(error.message().rsplit_once(", expected "));
+        let problem = match parts {
+            Some(((kind, _), (_, expected))) => format!("{kind}, expected {expected}"),
+            None => error.message().to_owned(),
+        };
+        Self { at: error.span().map(|span| span.start), problem }
     }
+}
+
+/// A value as errors show it: not if it may have a password in it.
+fn shown(text: &str) -> String {
+    if text.contains('@') { "what is written there".to_owned() } else { format!("{text:?}") }
 }
 
 /// True if `name` is a host, perhaps with a port, and can be the name of a directory.

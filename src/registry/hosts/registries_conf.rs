@@ -13,6 +13,7 @@ use toml::Spanned;
 use super::super::host::is_docker_hub;
 use super::{
     Capabilities, Named, Place, Plan, Scheme, Selector, Site, Wanted, Wrong, files_of, is_host, read as read_file,
+    shown,
 };
 use crate::source::Error;
 
@@ -229,7 +230,7 @@ fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
     let is_wildcard = prefix.starts_with("*.");
     let host = Named::of(prefix.trim_start_matches("*.")).host;
     if !is_host(host) || (is_wildcard && prefix.contains(['/', '@', ':'])) {
-        return Err(format!("{prefix:?} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN"));
+        return Err(format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&prefix)));
     }
     if !wire.pull_from_mirror.is_empty() {
         return Err("pull-from-mirror belongs into a [[registry.mirror]] table".to_owned());
@@ -268,11 +269,14 @@ fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
 fn location(text: &str) -> Result<&str, String> {
     let text = text.trim_end_matches('/');
     if text.contains("://") {
-        return Err(format!("{text:?} has a scheme; write HOST[:PORT][/PATH], and insecure = true for plain HTTP"));
+        return Err(format!(
+            "{} has a scheme; write HOST[:PORT][/PATH], and insecure = true for plain HTTP",
+            shown(text)
+        ));
     }
     match text.is_empty() || is_host(Named::of(text).host) {
         true => Ok(text),
-        false => Err(format!("{text:?} is no location; write HOST[:PORT][/PATH]")),
+        false => Err(format!("{} is no location; write HOST[:PORT][/PATH]", shown(text))),
     }
 }
 
