@@ -74,11 +74,10 @@ fn announce(files: &Files, node: &Node<'_>, range: std::ops::Range<u64>) -> u64 
         let (start, end) = (range.start.max(extent.file_offset), range.end.min(extent.file_offset + extent.length));
         let Some(layer) = files.layers.get(extent.layer as usize).filter(|_| start < end) else { continue };
         let at = extent.layer_offset + (start - extent.file_offset);
-        for part in layer.index.spans(at..at + (end - start)).map(|span| layer.index.compressed(span)) {
-            if layer.blob.missing(part.clone()).is_empty() {
-                layer.blob.announce(part.clone());
-                bytes += part.end.saturating_sub(part.start);
-            }
+        for span in layer.index.spans(at..at + (end - start)).filter(|span| layer.has(*span)) {
+            let part = layer.index.compressed(span);
+            bytes += part.end.saturating_sub(part.start);
+            layer.blob.announce(part);
         }
     }
     bytes

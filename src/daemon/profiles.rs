@@ -52,8 +52,7 @@ impl Drop for Profiling {
 }
 
 impl Profiling {
-    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount has nobody to
-    /// fetch from.
+    /// Begins to fetch ahead, before the kernel knows of the mount. An offline mount has nobody to fetch from.
     pub(super) fn start(
         images: &Images,
         wanted: &control::Mount,

@@ -17,7 +17,7 @@ use crate::fs::{Ino, Read};
 use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
 use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
-use crate::store::Store;
+use crate::store::{Store, Usage};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Bytes of a file that are read and sent at once.
@@ -194,38 +194,33 @@ pub(super) async fn drop_cache(
     let in_use = mounts.in_use();
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || -> Result<control::Usage, crate::store::Error> {
-        let mut freed = control::Usage::default();
-        let mut add = |usage: crate::store::Usage| {
-            freed.count += usage.count;
-            freed.bytes += usage.bytes;
-        };
+        let mut freed = Usage::default();
         if what.files {
-            add(store.drop_files()?);
+            freed.add(store.drop_files()?);
         }
         if what.blobs {
-            add(drop_blobs(&store, &in_use.layers)?);
+            freed.add(drop_blobs(&store, &in_use.layers)?);
         }
         if what.indexes {
-            add(store.drop_indexes(&in_use.layers, &in_use.trees)?);
+            freed.add(store.drop_indexes(&in_use.layers, &in_use.trees)?);
         }
         if what.documents {
-            add(store.drop_documents(&in_use.documents)?);
-            add(store.drop_profiles()?);
+            freed.add(store.drop_documents(&in_use.documents)?);
+            freed.add(store.drop_profiles()?);
         }
-        Ok(freed)
+        Ok(report::part(freed))
     });
     finish(task.await)
 }
 
 /// Removes the blobs that are not to be kept. Those of an image that was unmounted a moment ago are waited for: reads that
 /// ended with the mount may still be letting go of them. Blocks.
-fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<crate::store::Usage, crate::store::Error> {
+fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<Usage, crate::store::Error> {
     let deadline = Instant::now() + LETTING_GO;
-    let mut freed = crate::store::Usage::default();
+    let mut freed = Usage::default();
     loop {
         let dropped = store.drop_blobs(keep)?;
-        freed.count += dropped.freed.count;
-        freed.bytes += dropped.freed.bytes;
+        freed.add(dropped.freed);
         if dropped.in_use == 0 || Instant::now() >= deadline {
             return Ok(freed);
         }

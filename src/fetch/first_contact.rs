@@ -39,8 +39,7 @@ enum Put {
 ///
 /// Bytes that are on disk, from an earlier run or from another image that lists the layer, are not fetched. If the layer
 /// turns out to be wrong with them, everything is fetched anew, from `reader` alone: once, and once more for each other host
-/// that it has. Offline (`reader` is none) only what
-/// is already on disk is used.
+/// that it has. Offline (`reader` is none) only what is already on disk is used.
 pub async fn first_contact(
     store: &Arc<Store>,
     reader: Option<Arc<dyn BlobReader>>,

@@ -257,9 +257,7 @@ impl Fetcher {
         if let Some(bytes) = self.cached(layer, span) {
             return Some(bytes);
         }
-        let is_at_hand =
-            !LargeSpans::is_large(&layer.index, span) && layer.has(span) && !layer.index.lacks_window(span);
-        if !is_at_hand || layer.condemned().is_some() {
+        if LargeSpans::is_large(&layer.index, span) || !layer.is_at_hand(span) || layer.condemned().is_some() {
             return None;
         }
         let (key, asked) = (spans::Key::new(layer, span), spans::Key::asked(layer, span));
@@ -381,6 +379,11 @@ impl Layer {
     /// True if the compressed bytes of `span` are here, verified or not.
     pub fn has(&self, span: SpanId) -> bool {
         self.blob.missing(self.index.compressed(span)).is_empty()
+    }
+
+    /// True if decoding `span` needs nothing from the source: its bytes are here, and what the index says of it.
+    pub fn is_at_hand(&self, span: SpanId) -> bool {
+        self.has(span) && !self.index.lacks_window(span)
     }
 
     /// True if bytes that do not decode as the index says are to be forgotten and fetched again.

@@ -96,8 +96,7 @@ impl FileSystem {
         parts(node.extents(), range.start, range.end).iter().all(|part| match *part {
             Part::Hole(_) => true,
             Part::Data { layer, offset, length } => self.layers.get(layer).is_some_and(|layer| {
-                let mut spans = layer.index.spans(offset..offset + length as u64);
-                spans.all(|span| layer.has(span) && !layer.index.lacks_window(span))
+                layer.index.spans(offset..offset + length as u64).all(|span| layer.is_at_hand(span))
             }),
         })
     }

@@ -4,7 +4,8 @@ use super::layout::Part;
 use super::{DiskUsage, Error, Shared, Store, Usage};
 
 impl Usage {
-    pub(super) fn add(&mut self, other: Self) {
+    /// Adds what another part holds, or lost.
+    pub fn add(&mut self, other: Self) {
         self.count = self.count.saturating_add(other.count);
         self.bytes = self.bytes.saturating_add(other.bytes);
     }
