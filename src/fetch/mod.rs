@@ -467,20 +467,21 @@ impl Inner {
 
     /// The compressed bytes of a span, from the blob store if it has them all and from the source if not.
     async fn compressed(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
-        let range = layer.index.compressed(span);
-        if layer.has(span) {
-            let task = Arc::clone(layer);
-            let local = tokio::task::spawn_blocking(move || task.blob.read(range)).await;
-            match local.map_err(|_| Error::Interrupted)? {
-                Ok(Some(bytes)) => return Ok(bytes),
-                // Forgotten between the two looks, or unreadable: the source has it all.
-                Ok(None) => {}
-                Err(error) => tracing::warn!(layer = %layer.index.layer(), %error, "cached blob is unreadable"),
-            }
-        }
         let wanted = [(Arc::clone(layer), span)];
-        let ticket = self.planner.want(&wanted, Priority::Demand).pop().ok_or(Error::Interrupted)?;
-        ticket.bytes().await
+        if !layer.has(span)
+            && let Some(ticket) = self.planner.want(&wanted, Priority::Demand).pop().flatten()
+        {
+            return ticket.bytes().await;
+        }
+        let (task, range) = (Arc::clone(layer), layer.index.compressed(span));
+        let local = tokio::task::spawn_blocking(move || task.blob.read(range)).await;
+        match local.map_err(|_| Error::Interrupted)? {
+            Ok(Some(bytes)) => return Ok(bytes),
+            // Forgotten between the two looks, or unreadable: the source has it all.
+            Ok(None) => {}
+            Err(error) => tracing::warn!(layer = %layer.index.layer(), %error, "cached blob is unreadable"),
+        }
+        self.planner.want_anyway(layer, span).bytes().await
     }
 }
 

@@ -66,19 +66,29 @@ impl Drop for Ticket {
 }
 
 impl Planner {
-    /// Wants spans, in this order, and waits for none of them yet.
-    pub(super) fn want(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Vec<Ticket> {
+    /// Wants spans, in this order, and waits for none of them yet. None for one whose bytes came since the caller looked.
+    pub(super) fn want(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Vec<Option<Ticket>> {
         let tickets = {
             let mut queue = self.lock();
-            let ticket = |(layer, span): &(Arc<Layer>, SpanId)| Ticket {
-                planner: self.clone(),
-                key: Key::asked(layer, *span),
-                outcome: queue.enter(layer, *span, priority, false),
+            let ticket = |(layer, span): &(Arc<Layer>, SpanId)| {
+                (!queue.has_come(layer, *span)).then(|| self.ticket(&mut queue, layer, *span, priority))
             };
             wanted.iter().map(ticket).collect()
         };
         self.pump(wanted);
         tickets
+    }
+
+    /// Wants a span that somebody waits for, though the disk may have its bytes: they could not be read.
+    pub(super) fn want_anyway(&self, layer: &Arc<Layer>, span: SpanId) -> Ticket {
+        let ticket = self.ticket(&mut self.lock(), layer, span, Priority::Demand);
+        self.pump_line(&layer.source_name);
+        ticket
+    }
+
+    fn ticket(&self, queue: &mut Queue, layer: &Arc<Layer>, span: SpanId, priority: Priority) -> Ticket {
+        let outcome = queue.enter(layer, span, priority, false);
+        Ticket { planner: self.clone(), key: Key::asked(layer, span), outcome }
     }
 
     /// Wants spans without anybody waiting for them. `soon` says that the caller will want others in a moment, which
@@ -87,7 +97,9 @@ impl Planner {
         {
             let mut queue = self.lock();
             for (layer, span) in wanted {
-                queue.enter(layer, *span, priority, true);
+                if !queue.has_come(layer, *span) {
+                    queue.enter(layer, *span, priority, true);
+                }
             }
         }
         if !soon {

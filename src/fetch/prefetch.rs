@@ -99,7 +99,9 @@ impl Fetcher {
         }
         let tickets = self.inner.planner.want(&ordinary, priority);
         for (ticket, (layer, span)) in tickets.into_iter().zip(&ordinary) {
-            ticket.bytes().await?;
+            if let Some(ticket) = ticket {
+                ticket.bytes().await?;
+            }
             if priority == Priority::Profile {
                 // It will be read soon, and the reader should find it decoded.
                 self.decode_beside(layer, *span);

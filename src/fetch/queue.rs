@@ -80,6 +80,12 @@ pub(super) struct Run {
 }
 
 impl Queue {
+    /// True if the bytes of a span are here and no read is about to hand them out: who looked for them before it asked for
+    /// this lock may have looked just before they came.
+    pub(super) fn has_come(&self, layer: &Layer, span: SpanId) -> bool {
+        !self.wants.contains_key(&Key::asked(layer, span)) && layer.has(span)
+    }
+
     /// Wants a span. `kept` says that it is wanted even if nobody waits for it; otherwise the caller owns a ticket, to be
     /// given back by [`Self::leave`].
     pub(super) fn enter(

@@ -133,6 +133,23 @@ impl Scene {
 }
 
 #[tokio::test]
+async fn bytes_that_came_since_somebody_looked_are_not_asked_for_again() {
+    let scene = scene(4, 4, Memory::default());
+    let range = scene.layer.index.compressed(scene.span(2));
+    let bytes = scene.source.blob.slice(range.start as usize..range.end as usize);
+    scene.layer.blob.write(range.start, &bytes).expect("it can be written");
+    let planner = &scene.fetcher.inner.planner;
+    planner.bring(&scene.wanted(2..3), Priority::ReadAhead, false);
+    assert!(matches!(planner.want(&scene.wanted(2..3), Priority::Demand).as_slice(), [None]));
+    assert_eq!(planner.outstanding(), 0);
+    assert!(scene.source.asked().is_empty());
+    // What the disk does not give is asked for all the same.
+    let again = planner.want_anyway(&scene.layer, scene.span(2)).bytes().await;
+    assert_eq!(again.expect("the source has it"), bytes);
+    assert_eq!(scene.source.asked(), [range]);
+}
+
+#[tokio::test]
 async fn many_readers_of_one_span_make_one_request() {
     let scene = scene(4, 4, Memory { delay: Duration::from_millis(20), ..Memory::default() });
     futures_util::future::join_all((0..64).map(|_| scene.check(2))).await;
