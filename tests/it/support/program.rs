@@ -122,9 +122,22 @@ impl Ocifs {
     }
 
     /// Removes what a lazy mount does not need: the bytes, not the indexes.
+    ///
+    /// What a mount uses stays. One that has just ended may live on for a while in the mount namespace of a container that
+    /// another test began meanwhile.
     #[track_caller]
     pub(crate) fn drop_bytes(&self) {
-        self.run(["cache", "drop", "--blobs", "--files"]).ok();
+        let begun = Instant::now();
+        loop {
+            self.run(["cache", "drop", "--blobs", "--files"]).ok();
+            let holds = self.json(["cache", "du", "--json"]);
+            let is_empty = ["blobs", "files"].iter().all(|part| holds[*part]["count"] == 0);
+            let mounted = self.json(["list", "--json"]);
+            if is_empty || mounted.as_array().is_none_or(|mounts| !mounts.is_empty()) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nothing is mounted, and the cache holds {holds}");
+        }
     }
 
     /// The daemon's process, if one is running. Asks no more than the program tells, and panics never.
