@@ -111,6 +111,7 @@ pub mod oci;
 
 pub mod codec;
 pub mod elf;
+pub mod python;
 pub mod tar;
 
 pub mod profile;
