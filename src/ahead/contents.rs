@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
@@ -77,28 +78,28 @@ pub(super) async fn parse<T>(
 
 /// The piece that begins at `start`; none if something of it is neither here nor may be fetched ahead.
 async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Result<Option<Bytes>, Error> {
-    let end = size.min(start.saturating_add(PIECE));
-    let spans = session.take(node, start..end);
-    session.prefetch(Reason::EntryPoint, spans).await?;
-    let mut bytes = BytesMut::zeroed((end - start) as usize);
-    let extents: Vec<_> = session.files.tree.node(node).extents().collect();
-    for extent in extents {
-        let (from, to) = (start.max(extent.file_offset), end.min(extent.file_offset + extent.length));
-        let Some(layer) = session.files.layers.get(extent.layer as usize) else { return Ok(None) };
-        if from >= to {
-            continue;
-        }
-        let at = extent.layer_offset + (from - extent.file_offset);
-        let stop = at + (to - from);
-        for span in layer.index.spans(at..stop) {
-            if !layer.has(span) {
-                return Ok(None);
-            }
-            let decoded = session.files.fetcher.span(layer, span).await?;
-            let range = layer.index.decoded(span);
-            let (first, last) = (at.max(range.start), stop.min(range.end));
-            let source = decoded.get((first - range.start) as usize..(last - range.start) as usize);
-            let place = (from - start) + (first - at);
+    read(session, Reason::EntryPoint, node, start..size.min(start.saturating_add(PIECE))).await
+}
+
+/// Bytes of a file, fetched for `reason`; none if something of them is neither here nor may be fetched ahead.
+pub(super) async fn read(
+    session: &Session<'_>,
+    reason: Reason,
+    node: NodeId,
+    range: Range<u64>,
+) -> Result<Option<Bytes>, Error> {
+    let covered = session.budget().cover(session.files, node, range.clone());
+    let Some((missing, new)) = covered else { return Ok(None) };
+    session.progress.note(reason, new);
+    session.wait(reason, &missing).await?;
+    let mut bytes = BytesMut::zeroed(usize::try_from(range.end - range.start).unwrap_or(0));
+    for part in session.files.parts(node, range.clone()) {
+        for span in part.layer.index.spans(part.stream.clone()) {
+            let decoded = session.files.fetcher.span(part.layer, span).await?;
+            let whole = part.layer.index.decoded(span);
+            let (first, last) = (part.stream.start.max(whole.start), part.stream.end.min(whole.end));
+            let source = decoded.get((first - whole.start) as usize..(last - whole.start) as usize);
+            let place = (part.range.start - range.start) + (first - part.stream.start);
             let target = bytes.get_mut(place as usize..(place + (last - first)) as usize);
             let Some((target, source)) = target.zip(source) else { return Ok(None) };
             target.copy_from_slice(source);

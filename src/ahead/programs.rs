@@ -14,9 +14,10 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
 use super::command::{self, Target};
 use super::names::{self, Place};
@@ -61,11 +62,13 @@ struct Wanted {
 type Found = Result<Option<(Place, Elf)>, Error>;
 
 /// What holds for all programs of one command line.
-struct Walk<'a> {
-    session: &'a Session<'a>,
-    config: &'a ImageConfig,
+pub(super) struct Walk<'a> {
+    pub(super) session: &'a Session<'a>,
+    pub(super) config: &'a ImageConfig,
     /// The image's `/etc/ld.so.cache`.
-    cache: Vec<u8>,
+    cache: OnceCell<Vec<u8>>,
+    /// The names of the libraries that extensions asked for.
+    asked: Mutex<HashSet<Vec<u8>>>,
 }
 
 /// What holds for one program.
@@ -74,26 +77,31 @@ struct Linking {
     defaults: Vec<Vec<u8>>,
     /// Directories of `LD_LIBRARY_PATH`.
     environment: Vec<Vec<u8>>,
+    /// What the program's `DT_RPATH` says for all that it loads.
+    inherited: Vec<Vec<u8>>,
 }
 
-/// Fetches the targets and what they need.
-pub(super) async fn fetch(session: &Session<'_>, config: &ImageConfig, targets: Vec<Target>) -> Result<(), Error> {
-    let mut walk = Walk { session, config, cache: Vec::new() };
-    let mut seen = HashSet::new();
-    for target in targets {
-        if target.is_program {
-            walk.program(target.place, &mut seen).await?;
-        } else if seen.insert(target.place.node) {
-            walk.fetch_file(target.place.node).await?;
-        }
+impl<'a> Walk<'a> {
+    pub(super) fn new(session: &'a Session<'a>, config: &'a ImageConfig) -> Self {
+        Self { session, config, cache: OnceCell::new(), asked: Mutex::default() }
     }
-    Ok(())
-}
 
-impl Walk<'_> {
+    /// Fetches the targets and what they need.
+    pub(super) async fn fetch(&self, targets: &[Target]) -> Result<(), Error> {
+        let mut seen = HashSet::new();
+        for target in targets {
+            if target.invoked.is_some() {
+                self.program(&target.place, &mut seen).await?;
+            } else if seen.insert(target.place.node) {
+                self.begin_file(target.place.node);
+            }
+        }
+        Ok(())
+    }
+
     /// Fetches a program, its interpreters and its libraries.
-    async fn program(&mut self, place: Place, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
-        let mut waiting = vec![place];
+    async fn program(&self, place: &Place, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+        let mut waiting = vec![place.clone()];
         let mut scripts = 0;
         while let Some(place) = waiting.pop() {
             if !seen.insert(place.node) {
@@ -105,7 +113,7 @@ impl Walk<'_> {
                     scripts += 1;
                     let programs =
                         words.iter().filter_map(|word| command::program(&self.session.files.tree, self.config, word));
-                    waiting.extend(programs);
+                    waiting.extend(programs.map(|(_, place)| place));
                 }
                 Content::Script(_) | Content::Other => {}
             }
@@ -113,48 +121,75 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Fetches what a linked program needs, level by level.
-    async fn linked(&mut self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+    /// The programs that interpret a file if it is a script: what its first line names.
+    pub(super) async fn interpreters(&self, node: NodeId) -> Result<Vec<Vec<u8>>, Error> {
+        let content = contents::parse(self.session, node, look).await?;
+        Ok(match content {
+            Some(Content::Script(words)) => words,
+            _ => Vec::new(),
+        })
+    }
+
+    /// Fetches what a linked program needs.
+    async fn linked(&self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
         let tree = &self.session.files.tree;
         let Some(path) = &elf.interpreter else { return Ok(()) };
-        let interpreter = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node));
-        // Side by side, as each may cost a round trip.
-        let (_, cache) = tokio::try_join!(
-            async {
-                match interpreter {
-                    Some(interpreter) => self.content(interpreter.node).await.map(drop),
-                    None => Ok(()),
-                }
-            },
-            self.loader_cache()
-        )?;
-        self.cache = cache;
-        let origin = Some(place.directory());
-        let linking = Linking {
-            machine: elf.machine,
-            defaults: elf::default_directories(elf.machine, path),
-            environment: command::variable(self.config, "LD_LIBRARY_PATH")
-                .map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), origin)),
-        };
-        let inherited = directories(&elf.rpath, origin);
+        if let Some(interpreter) = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node)) {
+            self.begin_file(interpreter.node);
+        }
+        let linking = self.linking(elf.machine, path, directories(&elf.rpath, Some(place.directory())));
         let mut names = HashSet::new();
-        let mut level = wanted(&elf, place, &[], &mut names);
+        let first = wanted(&elf, place, &[], &mut names);
+        self.libraries(first, &linking, |elf, place| {
+            seen.insert(place.node);
+            wanted(elf, place, &linking.inherited, &mut names)
+        })
+        .await
+    }
+
+    /// Fetches what a library needs that a running program loads.
+    pub(super) async fn extension(&self, place: Place) -> Result<(), Error> {
+        let Content::Program(elf) = self.content(place.node).await? else { return Ok(()) };
+        let linking = self.linking(elf.machine, b"", Vec::new());
+        let needs = |elf: &Elf, place: &Place| {
+            wanted(elf, place, &[], &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        self.libraries(needs(&elf, &place), &linking, needs).await
+    }
+
+    fn linking(&self, machine: Machine, interpreter: &[u8], inherited: Vec<Vec<u8>>) -> Linking {
+        let environment = command::variable(self.config, "LD_LIBRARY_PATH");
+        Linking {
+            machine,
+            defaults: elf::default_directories(machine, interpreter),
+            environment: environment.map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), None)),
+            inherited,
+        }
+    }
+
+    /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.
+    async fn libraries(
+        &self,
+        mut level: Vec<Wanted>,
+        linking: &Linking,
+        mut needs: impl FnMut(&Elf, &Place) -> Vec<Wanted>,
+    ) -> Result<(), Error> {
+        if level.is_empty() {
+            return Ok(());
+        }
+        let cache = self.loader_cache().await?;
         while !level.is_empty() {
-            let finding = level.into_iter().map(|library| self.library(library, &linking)).collect::<Vec<_>>();
+            let finding = level.into_iter().map(|library| self.library(library, linking, cache)).collect::<Vec<_>>();
             let found: Vec<_> = stream::iter(finding).buffered(PARALLEL).try_collect().await?;
-            level = Vec::new();
-            for (place, elf) in found.into_iter().flatten() {
-                seen.insert(place.node);
-                level.extend(wanted(&elf, &place, &inherited, &mut names));
-            }
+            level = found.into_iter().flatten().flat_map(|(place, elf)| needs(&elf, &place)).collect();
         }
         Ok(())
     }
 
     /// Finds one library and fetches it; none if the image does not have it.
-    fn library<'a>(&'a self, wanted: Wanted, linking: &'a Linking) -> BoxFuture<'a, Found> {
+    fn library<'b>(&'b self, wanted: Wanted, linking: &'b Linking, cache: &'b [u8]) -> BoxFuture<'b, Found> {
         Box::pin(async move {
-            for path in candidates(&wanted, linking, &self.cache) {
+            for path in candidates(&wanted, linking, cache) {
                 let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
                 // One for another machine is passed over, as the loader does.
                 if let Content::Program(elf) = self.content(place.node).await?
@@ -167,50 +202,49 @@ impl Walk<'_> {
         })
     }
 
-    /// What a file is; its useful parts are fetched on the way.
+    /// What a file is. Its useful parts are being fetched then; only what had to be looked at is here.
     async fn content(&self, node: NodeId) -> Result<Content, Error> {
         let is_small = self.session.files.tree.node(node).size() <= WHOLE;
         if is_small {
             // All at once: its parts would be fetched one after the other.
-            self.fetch_file(node).await?;
+            self.begin_file(node);
         }
         let Some(content) = contents::parse(self.session, node, look).await? else { return Ok(Content::Other) };
         if !is_small {
             match &content {
-                Content::Program(elf) => self.fetch_parts(node, &elf.start).await?,
-                Content::Script(_) | Content::Other => self.fetch_file(node).await?,
+                Content::Program(elf) => self.begin_parts(node, &elf.start),
+                Content::Script(_) | Content::Other => self.begin_file(node),
             }
         }
         Ok(content)
     }
 
     /// Fetches a file that is only read: all of it, or its head.
-    async fn fetch_file(&self, node: NodeId) -> Result<(), Error> {
+    pub(super) fn begin_file(&self, node: NodeId) {
         let size = self.session.files.tree.node(node).size();
         let length = if size <= WHOLE { size } else { HEAD };
-        self.fetch_parts(node, std::slice::from_ref(&(0..length))).await
+        self.begin_parts(node, std::slice::from_ref(&(0..length)));
     }
 
-    async fn fetch_parts(&self, node: NodeId, parts: &[Range<u64>]) -> Result<(), Error> {
+    fn begin_parts(&self, node: NodeId, parts: &[Range<u64>]) {
         let cut = |part: &Range<u64>| part.start..part.end.min(part.start.saturating_add(PART));
         let spans = parts.iter().flat_map(|part| self.session.take(node, cut(part))).collect();
-        self.session.prefetch(Reason::EntryPoint, spans).await
+        self.session.begin(Reason::EntryPoint, spans);
     }
 
     /// The image's cache of libraries, read once; empty if there is none.
-    async fn loader_cache(&self) -> Result<Vec<u8>, Error> {
-        let tree = &self.session.files.tree;
-        if !self.cache.is_empty() {
-            return Ok(self.cache.clone());
-        }
-        let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
-        let size = tree.node(place.node).size();
-        if size > LOADER_CACHE_BYTES {
-            return Ok(Vec::new());
-        }
-        self.fetch_file(place.node).await?;
-        let read = contents::parse(self.session, place.node, |file| start_of(file, size)).await?;
-        Ok(read.unwrap_or_default())
+    async fn loader_cache(&self) -> Result<&[u8], Error> {
+        let read = || async {
+            let tree = &self.session.files.tree;
+            let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
+            let size = tree.node(place.node).size();
+            if size > LOADER_CACHE_BYTES {
+                return Ok(Vec::new());
+            }
+            let read = contents::read(self.session, Reason::EntryPoint, place.node, 0..size).await?;
+            Ok(read.map_or_else(Vec::new, Vec::from))
+        };
+        self.cache.get_or_try_init(read).await.map(Vec::as_slice)
     }
 }
 
