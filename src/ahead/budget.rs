@@ -56,17 +56,17 @@ impl Budget {
         spans
     }
 
-    /// The spans that hold `range` of a file and are not here, in order, each of them taken now or before, and how many are
+    /// The spans that hold `range` of a file and are not here, in order, each of them taken now or before, and those that are
     /// taken now; none if one of them may not be.
-    pub(super) fn cover(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Option<(Spans, usize)> {
-        let (mut spans, mut new) = (Vec::new(), 0);
+    pub(super) fn cover(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Option<(Spans, Spans)> {
+        let (mut spans, mut new) = (Vec::new(), Vec::new());
         for part in files.parts(node, range) {
             for span in part.layer.index.spans(part.stream).filter(|span| !part.layer.has(*span)) {
                 if !self.taken.contains(&(part.layer.index.layer(), span)) {
                     if !can_give(part.layer) || !self.accept(part.layer, span) {
                         return None;
                     }
-                    new += 1;
+                    new.push((Arc::clone(part.layer), span));
                 }
                 spans.push((Arc::clone(part.layer), span));
             }

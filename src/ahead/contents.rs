@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Reason, Session};
+use super::{Need, Reason, Session, length};
 use crate::elf::ReadAt;
-use crate::fetch::Error;
+use crate::fetch::{Error, Priority};
 use crate::tree::{NodeId, NodeKind};
 
 /// Bytes that are looked at together: headers and tables lie within a few of these, and a span is longer.
@@ -50,6 +50,7 @@ impl ReadAt for Known<'_> {
 /// What `parse` says of the file; none if it is no regular file or its bytes may not be had.
 pub(super) async fn parse<T>(
     session: &Session<'_>,
+    need: &Need,
     node: NodeId,
     parse: impl Fn(&dyn ReadAt) -> T,
 ) -> Result<Option<T>, Error> {
@@ -70,28 +71,31 @@ pub(super) async fn parse<T>(
                 Some(missing) => missing,
             }
         };
-        let Some(piece) = piece(session, node, missing * PIECE, size).await? else { return Ok(None) };
+        let (start, end) = (missing * PIECE, size.min((missing + 1) * PIECE));
+        let Some(piece) = read(session, need, node, start..end).await? else { return Ok(None) };
         pieces.insert(missing, piece);
     }
     Ok(None)
 }
 
-/// The piece that begins at `start`; none if something of it is neither here nor may be fetched ahead.
-async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Result<Option<Bytes>, Error> {
-    read(session, Reason::EntryPoint, node, start..size.min(start.saturating_add(PIECE))).await
-}
-
-/// Bytes of a file, fetched for `reason`; none if something of them is neither here nor may be fetched ahead.
+/// Bytes of a file, fetched because of `need`; none if something of them is neither here nor may be fetched ahead.
 pub(super) async fn read(
     session: &Session<'_>,
-    reason: Reason,
+    need: &Need,
     node: NodeId,
     range: Range<u64>,
 ) -> Result<Option<Bytes>, Error> {
     let covered = session.budget().cover(session.files, node, range.clone());
     let Some((missing, new)) = covered else { return Ok(None) };
-    session.progress.note(reason, new);
-    session.wait(reason, &missing).await?;
+    session.progress.note(need.reason, new.len());
+    if need.reason == Reason::EntryPoint {
+        session.fetch(&missing, Priority::Demand).await?;
+    } else if !missing.is_empty() {
+        // What was taken by somebody else is only waited for, or hurried.
+        let turn = if new.is_empty() { None } else { session.turns.wait(&need.order, length(&new)).await };
+        session.fetch(&missing, Priority::Profile).await?;
+        drop(turn);
+    }
     let mut bytes = BytesMut::zeroed(usize::try_from(range.end - range.start).unwrap_or(0));
     for part in session.files.parts(node, range.clone()) {
         for span in part.layer.index.spans(part.stream.clone()) {

@@ -8,7 +8,7 @@
 //!
 //! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -16,8 +16,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use super::command::{self, Target};
 use super::names::{self, Place};
 use super::programs::Walk;
-use super::{Reason, contents};
-use crate::fetch::Error;
+use super::turns::{self, Order};
+use super::{Need, Reason, contents};
+use crate::fetch::{Error, Foretold};
 use crate::limits::{AHEAD_MODULE_BYTES, AHEAD_MODULES};
 use crate::oci::ImageConfig;
 use crate::python::{Compiled, Import, Stamp, imports_of_source};
@@ -33,6 +34,10 @@ const MOST_PARTS: usize = 32;
 /// What every start imports before the script.
 const FIRST: [&str; 6] =
     ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize", "usercustomize"];
+
+/// What every start of Python reads besides: the locale that it chooses where there is none (PEP 538).
+const BESIDE: [&[u8]; 3] =
+    [b"/usr/lib/locale/C.utf8/LC_CTYPE", b"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", b"/etc/localtime"];
 
 /// Since 3.11 these are in the interpreter itself.
 const FROZEN: [&str; 15] = [
@@ -96,6 +101,7 @@ struct Module {
     name: String,
     is_package: bool,
     body: Body,
+    order: Order,
 }
 
 /// One start.
@@ -105,7 +111,10 @@ struct Finder<'a> {
     python: Interpreter,
     /// Every name that was looked for; the directory of those that are packages.
     known: HashMap<String, Option<Arc<Directory>>>,
-    waiting: VecDeque<Module>,
+    waiting: BTreeMap<Order, Module>,
+    /// The order of the module whose imports are looked at, and how many modules it has led to.
+    order: Order,
+    next: u32,
 }
 
 /// Fetches what the first Python of the command line imports, if there is one.
@@ -252,12 +261,17 @@ impl<'a> Finder<'a> {
         if let Some(first) = directory(tree, &first, "") {
             python.path.insert(0, first);
         }
-        Self { walk, tree, python, known: HashMap::new(), waiting: VecDeque::new() }
+        Self { walk, tree, python, known: HashMap::new(), waiting: BTreeMap::new(), order: Vec::new(), next: 0 }
     }
 
     /// Fetches what the interpreter itself, `script`, and what they import need.
     async fn run(mut self, script: Script) -> Result<(), Error> {
-        self.python.settings.into_iter().for_each(|settings| self.walk.begin_file(settings));
+        // What follows is known, and need not be guessed.
+        self.walk.session.files.layers.iter().for_each(|layer| layer.foretell(Foretold::Files));
+        let beside = BESIDE.iter().filter_map(|path| names::file(self.tree, path)).map(|place| place.node);
+        for file in self.python.settings.into_iter().chain(beside) {
+            self.walk.begin_file(&need(&Order::new(), 0), file);
+        }
         for name in FIRST {
             self.find(name);
         }
@@ -280,7 +294,7 @@ impl<'a> Finder<'a> {
         let mut reading = FuturesUnordered::new();
         loop {
             while reading.len() < PARALLEL
-                && let Some(module) = self.waiting.pop_front()
+                && let Some((_, module)) = self.waiting.pop_first()
             {
                 let walk = self.walk;
                 reading.push(async move { (read(walk, &module).await, module) });
@@ -288,6 +302,7 @@ impl<'a> Finder<'a> {
             let Some((imports, module)) = reading.next().await else { return };
             match imports {
                 Ok(imports) => {
+                    (self.order, self.next) = (module.order.clone(), 0);
                     imports.iter().for_each(|import| self.import(&module.name, module.is_package, import));
                 }
                 Err(error) => tracing::debug!(module = module.name, %error, "not fetched ahead"),
@@ -301,7 +316,7 @@ impl<'a> Finder<'a> {
         for site in &self.python.sites {
             let names = self.tree.children(site.node, 0).filter(|child| child.name.ends_with(b".pth"));
             for file in names.take(PARALLEL).map(|child| child.node) {
-                let text = text(self.walk, file).await?;
+                let text = text(self.walk, &need(&Order::new(), 0), file).await?;
                 for line in text.split(|byte| *byte == b'\n') {
                     if line.starts_with(b"import ") || line.starts_with(b"import\t") {
                         imports.extend(imports_of_source(line));
@@ -320,7 +335,7 @@ impl<'a> Finder<'a> {
     /// What the script itself imports.
     async fn script(&self, script: &Script) -> Result<Vec<Import>, Error> {
         let Script::File(place, _) = script else { return Ok(Vec::new()) };
-        Ok(imports_of_source(&text(self.walk, place.node).await?))
+        Ok(imports_of_source(&text(self.walk, &need(&Order::new(), 0), place.node).await?))
     }
 
     /// Looks for modules that the arguments of a script name, as servers have it: `gunicorn package.module:application`.
@@ -400,7 +415,11 @@ impl<'a> Finder<'a> {
         };
         self.known.insert(name.to_owned(), directory.clone());
         let is_package = directory.is_some();
-        self.waiting.extend(body.map(|body| Module { name: name.to_owned(), is_package, body }));
+        if let Some(body) = body {
+            let order = turns::part(&self.order, self.next);
+            self.next += 1;
+            self.waiting.insert(order.clone(), Module { name: name.to_owned(), is_package, body, order });
+        }
         directory
     }
 }
@@ -428,11 +447,11 @@ fn called(line: &[u8]) -> impl Iterator<Item = Import> {
 /// Fetches one module; what it imports.
 async fn read(walk: &Walk<'_>, module: &Module) -> Result<Vec<Import>, Error> {
     let (source, compiled) = match &module.body {
-        Body::Extension(place) => return walk.extension(place.clone()).await.map(|()| Vec::new()),
+        Body::Extension(place) => return walk.extension(place.clone(), &module.order).await.map(|()| Vec::new()),
         Body::Python { source, compiled } => (*source, *compiled),
     };
     let compiled = match compiled {
-        Some(node) => Compiled::parse(&text(walk, node).await?),
+        Some(node) => Compiled::parse(&text(walk, &need(&module.order, 0), node).await?),
         None => None,
     };
     let is_fresh = compiled.as_ref().is_some_and(|compiled| match (compiled.stamp, source) {
@@ -446,23 +465,28 @@ async fn read(walk: &Walk<'_>, module: &Module) -> Result<Vec<Import>, Error> {
     if let Some(imports) = compiled.and_then(|compiled| compiled.imports) {
         if let Some(source) = source.filter(|_| !is_fresh) {
             let spans = walk.session.take(source, 0..AHEAD_MODULE_BYTES);
-            walk.session.begin(Reason::Import, spans);
+            walk.session.begin(&need(&module.order, 1), spans);
         }
         return Ok(imports);
     }
     match source {
-        Some(source) => Ok(imports_of_source(&text(walk, source).await?)),
+        Some(source) => Ok(imports_of_source(&text(walk, &need(&module.order, 1), source).await?)),
         None => Ok(Vec::new()),
     }
 }
 
+/// Part `number` of what is needed at `order`.
+fn need(order: &Order, number: u32) -> Need {
+    Need { reason: Reason::Import, order: turns::part(order, number) }
+}
+
 /// A file's bytes; none if it is too long, or may not be fetched.
-async fn text(walk: &Walk<'_>, node: NodeId) -> Result<bytes::Bytes, Error> {
+async fn text(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<bytes::Bytes, Error> {
     let size = walk.session.files.tree.node(node).size();
     if size > AHEAD_MODULE_BYTES {
         return Ok(bytes::Bytes::new());
     }
-    Ok(contents::read(walk.session, Reason::Import, node, 0..size).await?.unwrap_or_default())
+    Ok(contents::read(walk.session, need, node, 0..size).await?.unwrap_or_default())
 }
 
 /// What `leaf` is in `above`, as CPython's `FileFinder` has it.

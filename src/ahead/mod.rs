@@ -7,7 +7,8 @@
 //! would in the image's own tree (`names`), and if it is Python, to all modules that its script imports (`imports`). What a
 //! profile names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
-//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged.
+//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only the few
+//! bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them.
 //!
 //! [`run`] does all of it for one image; [`Progress`] tells what it did and why.
 
@@ -21,6 +22,7 @@ mod programs;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod warm;
 
 use std::collections::HashSet;
@@ -30,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::task::JoinSet;
 
-use crate::fetch::{Error, Fetcher, Layer, Priority};
+use crate::fetch::{Error, Fetcher, Foretold, Layer, Priority};
 use crate::index::SpanId;
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
@@ -38,6 +40,7 @@ use crate::store::Store;
 use crate::tree::{NodeId, NodeKind, Tree};
 
 use self::budget::Budget;
+use self::turns::{Order, Turns};
 
 pub use self::replay::places;
 
@@ -65,16 +68,6 @@ pub enum Reason {
     EntryPoint,
     /// The script of the entry point imports it.
     Import,
-}
-
-impl Reason {
-    fn priority(self) -> Priority {
-        match self {
-            // The program is being loaded already, and cannot begin without them.
-            Self::EntryPoint => Priority::ReadAhead,
-            Self::Profile | Self::Landmark | Self::Import => Priority::Profile,
-        }
-    }
 }
 
 /// How far fetching ahead has come; read by whoever shows it.
@@ -159,7 +152,7 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
         let (spans, nodes) = replay::plan(session, profile);
         known = nodes;
         if !known.is_empty() {
-            files.layers.iter().for_each(|layer| layer.foretell());
+            files.layers.iter().for_each(|layer| layer.foretell(Foretold::Parts));
             session.prefetch(Reason::Profile, spans).await?;
         }
     }
@@ -188,11 +181,33 @@ struct Session<'a> {
     budget: Mutex<Budget>,
     /// What is fetched while nobody here waits for it. Ends with the session.
     begun: Mutex<JoinSet<()>>,
+    turns: Arc<Turns>,
+}
+
+/// Why something is fetched, and when it is needed.
+#[derive(Debug, Clone)]
+struct Need {
+    reason: Reason,
+    order: Order,
+}
+
+/// Spans of one file that are asked for together: what is found out meanwhile can go before the rest.
+const AT_ONCE: usize = 2;
+
+/// The compressed bytes of spans.
+fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
+    let length = |(layer, span): &(Arc<Layer>, SpanId)| {
+        let range = layer.index.compressed(*span);
+        range.end.saturating_sub(range.start)
+    };
+    spans.iter().map(length).fold(0, u64::saturating_add)
 }
 
 impl<'a> Session<'a> {
     fn new(files: &'a Files, progress: &'a Progress) -> Self {
-        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default() }
+        // Half of what is fetched ahead of a reader in order: the line stays full, and what comes up waits for little.
+        let turns = Turns::new(files.fetcher.reach(&files.layers) / 2);
+        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns }
     }
 
     /// The spans of a part of a file that are still to be fetched and may be.
@@ -209,26 +224,32 @@ impl<'a> Session<'a> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Fetches spans in their order.
     async fn prefetch(&self, reason: Reason, spans: Spans) -> Result<(), Error> {
         self.progress.note(reason, spans.len());
-        self.wait(reason, &spans).await
+        self.fetch(&spans, Priority::Profile).await
     }
 
     /// Fetches spans that were counted, or waits for those that were begun.
-    async fn wait(&self, reason: Reason, spans: &[(Arc<Layer>, SpanId)]) -> Result<(), Error> {
+    async fn fetch(&self, spans: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
         // An outage delays it: what it knows of the start is worth the same afterwards.
-        self.files.fetcher.prefetch_in_the_end(spans, reason.priority()).await
+        self.files.fetcher.prefetch_in_the_end(spans, priority).await
     }
 
-    /// Fetches spans without waiting for them.
-    fn begin(&self, reason: Reason, spans: Spans) {
+    /// Fetches spans without waiting for them, when it is their turn.
+    fn begin(&self, need: &Need, spans: Spans) {
         if spans.is_empty() {
             return;
         }
-        self.progress.note(reason, spans.len());
-        let fetcher = self.files.fetcher.clone();
+        self.progress.note(need.reason, spans.len());
+        let (fetcher, turns, order) = (self.files.fetcher.clone(), Arc::clone(&self.turns), need.order.clone());
         let work = async move {
-            if let Err(error) = fetcher.prefetch_in_the_end(&spans, reason.priority()).await {
+            let (fetcher, turns, order) = (&fetcher, &turns, &order);
+            let fetched = spans.chunks(AT_ONCE).map(|spans| async move {
+                let _turn = turns.wait(order, length(spans)).await;
+                fetcher.prefetch_in_the_end(spans, Priority::Profile).await
+            });
+            if let Err(error) = futures_util::future::try_join_all(fetched).await {
                 tracing::debug!(%error, "not fetched ahead");
             }
         };

@@ -21,7 +21,8 @@ use tokio::sync::OnceCell;
 
 use super::command::{self, Target};
 use super::names::{self, Place};
-use super::{Reason, Session, contents};
+use super::turns::{self, Order};
+use super::{Need, Reason, Session, contents};
 use crate::elf::{self, Elf, LoaderCache, Machine};
 use crate::fetch::Error;
 use crate::limits::{LOADER_CACHE_BYTES, SCRIPT_LINE_BYTES};
@@ -32,6 +33,10 @@ use crate::tree::NodeId;
 /// Files up to this length are fetched whole. Of the libraries of a python or node image one in fifty is longer.
 const WHOLE: u64 = 4 << 20;
 
+/// Programs and extensions up to this length are fetched whole, though what starting touches comes first: an interpreter uses
+/// most of itself, and importing an extension runs through its tables from one end to the other.
+const WHOLE_PROGRAM: u64 = 12 << 20;
+
 /// Longest part of a large file that is fetched: its tables or its data.
 const PART: u64 = 4 << 20;
 
@@ -40,6 +45,15 @@ const HEAD: u64 = 1 << 20;
 
 /// Files looked at side by side.
 const PARALLEL: usize = 8;
+
+/// Interpreters that programs name, beside which the C library lies.
+const INTERPRETERS: [&[u8]; 5] = [
+    b"/lib64/ld-linux-x86-64.so.2",
+    b"/lib/ld-linux-aarch64.so.1",
+    b"/lib/ld-musl-x86_64.so.1",
+    b"/lib/ld-musl-aarch64.so.1",
+    b"/lib/ld-linux-riscv64-lp64d.so.1",
+];
 
 /// How often a script's interpreter may be a script; Linux follows 4 (BINPRM loop in fs/exec.c).
 const SCRIPTS: usize = 5;
@@ -81,6 +95,13 @@ struct Linking {
     inherited: Vec<Vec<u8>>,
 }
 
+impl Need {
+    /// What the kernel is about to read.
+    fn entry_point() -> Self {
+        Self { reason: Reason::EntryPoint, order: Order::new() }
+    }
+}
+
 impl<'a> Walk<'a> {
     pub(super) fn new(session: &'a Session<'a>, config: &'a ImageConfig) -> Self {
         Self { session, config, cache: OnceCell::new(), asked: Mutex::default() }
@@ -89,14 +110,30 @@ impl<'a> Walk<'a> {
     /// Fetches the targets and what they need.
     pub(super) async fn fetch(&self, targets: &[Target]) -> Result<(), Error> {
         let mut seen = HashSet::new();
+        if targets.iter().any(|target| target.invoked.is_some()) {
+            self.begin_usual();
+        }
         for target in targets {
             if target.invoked.is_some() {
                 self.program(&target.place, &mut seen).await?;
             } else if seen.insert(target.place.node) {
-                self.begin_file(target.place.node);
+                self.begin_file(&Need::entry_point(), target.place.node);
             }
         }
         Ok(())
+    }
+
+    /// Fetches what nearly every program turns out to need, a round trip before it is known.
+    fn begin_usual(&self) {
+        let tree = &self.session.files.tree;
+        for interpreter in INTERPRETERS.iter().filter_map(|path| names::file(tree, path)) {
+            self.begin_file(&Need::entry_point(), interpreter.node);
+            let library = names::file(tree, &names::join(interpreter.directory(), b"libc.so.6"));
+            let cache = names::file(tree, b"/etc/ld.so.cache").filter(|_| library.is_some());
+            for place in library.iter().chain(&cache) {
+                self.begin_file(&Need::entry_point(), place.node);
+            }
+        }
     }
 
     /// Fetches a program, its interpreters and its libraries.
@@ -107,8 +144,11 @@ impl<'a> Walk<'a> {
             if !seen.insert(place.node) {
                 continue;
             }
-            match self.content(place.node).await? {
-                Content::Program(elf) => self.linked(&place, *elf, seen).await?,
+            match self.content(&Need::entry_point(), place.node).await? {
+                Content::Program(elf) => {
+                    self.begin_whole(&Need::entry_point(), place.node);
+                    self.linked(&place, *elf, seen).await?;
+                }
                 Content::Script(words) if scripts < SCRIPTS => {
                     scripts += 1;
                     let programs =
@@ -123,7 +163,7 @@ impl<'a> Walk<'a> {
 
     /// The programs that interpret a file if it is a script: what its first line names.
     pub(super) async fn interpreters(&self, node: NodeId) -> Result<Vec<Vec<u8>>, Error> {
-        let content = contents::parse(self.session, node, look).await?;
+        let content = contents::parse(self.session, &Need::entry_point(), node, look).await?;
         Ok(match content {
             Some(Content::Script(words)) => words,
             _ => Vec::new(),
@@ -135,12 +175,12 @@ impl<'a> Walk<'a> {
         let tree = &self.session.files.tree;
         let Some(path) = &elf.interpreter else { return Ok(()) };
         if let Some(interpreter) = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node)) {
-            self.begin_file(interpreter.node);
+            self.begin_file(&Need::entry_point(), interpreter.node);
         }
         let linking = self.linking(elf.machine, path, directories(&elf.rpath, Some(place.directory())));
         let mut names = HashSet::new();
         let first = wanted(&elf, place, &[], &mut names);
-        self.libraries(first, &linking, |elf, place| {
+        self.libraries(&Need::entry_point(), first, &linking, |elf, place| {
             seen.insert(place.node);
             wanted(elf, place, &linking.inherited, &mut names)
         })
@@ -148,13 +188,15 @@ impl<'a> Walk<'a> {
     }
 
     /// Fetches what a library needs that a running program loads.
-    pub(super) async fn extension(&self, place: Place) -> Result<(), Error> {
-        let Content::Program(elf) = self.content(place.node).await? else { return Ok(()) };
+    pub(super) async fn extension(&self, place: Place, order: &Order) -> Result<(), Error> {
+        let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
+        let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(()) };
+        self.begin_whole(&need(2), place.node);
         let linking = self.linking(elf.machine, b"", Vec::new());
         let needs = |elf: &Elf, place: &Place| {
             wanted(elf, place, &[], &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
-        self.libraries(needs(&elf, &place), &linking, needs).await
+        self.libraries(&need(1), needs(&elf, &place), &linking, needs).await
     }
 
     fn linking(&self, machine: Machine, interpreter: &[u8], inherited: Vec<Vec<u8>>) -> Linking {
@@ -170,6 +212,7 @@ impl<'a> Walk<'a> {
     /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.
     async fn libraries(
         &self,
+        need: &Need,
         mut level: Vec<Wanted>,
         linking: &Linking,
         mut needs: impl FnMut(&Elf, &Place) -> Vec<Wanted>,
@@ -179,7 +222,8 @@ impl<'a> Walk<'a> {
         }
         let cache = self.loader_cache().await?;
         while !level.is_empty() {
-            let finding = level.into_iter().map(|library| self.library(library, linking, cache)).collect::<Vec<_>>();
+            let find = |wanted| self.library(need, wanted, linking, cache);
+            let finding = level.into_iter().map(find).collect::<Vec<_>>();
             let found: Vec<_> = stream::iter(finding).buffered(PARALLEL).try_collect().await?;
             level = found.into_iter().flatten().flat_map(|(place, elf)| needs(&elf, &place)).collect();
         }
@@ -187,12 +231,18 @@ impl<'a> Walk<'a> {
     }
 
     /// Finds one library and fetches it; none if the image does not have it.
-    fn library<'b>(&'b self, wanted: Wanted, linking: &'b Linking, cache: &'b [u8]) -> BoxFuture<'b, Found> {
+    fn library<'b>(
+        &'b self,
+        need: &'b Need,
+        wanted: Wanted,
+        linking: &'b Linking,
+        cache: &'b [u8],
+    ) -> BoxFuture<'b, Found> {
         Box::pin(async move {
             for path in candidates(&wanted, linking, cache) {
                 let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
                 // One for another machine is passed over, as the loader does.
-                if let Content::Program(elf) = self.content(place.node).await?
+                if let Content::Program(elf) = self.content(need, place.node).await?
                     && elf.machine == linking.machine
                 {
                     return Ok(Some((place, *elf)));
@@ -203,33 +253,42 @@ impl<'a> Walk<'a> {
     }
 
     /// What a file is. Its useful parts are being fetched then; only what had to be looked at is here.
-    async fn content(&self, node: NodeId) -> Result<Content, Error> {
+    async fn content(&self, need: &Need, node: NodeId) -> Result<Content, Error> {
         let is_small = self.session.files.tree.node(node).size() <= WHOLE;
         if is_small {
             // All at once: its parts would be fetched one after the other.
-            self.begin_file(node);
+            self.begin_file(need, node);
         }
-        let Some(content) = contents::parse(self.session, node, look).await? else { return Ok(Content::Other) };
+        let content = contents::parse(self.session, need, node, look).await?;
+        let Some(content) = content else { return Ok(Content::Other) };
         if !is_small {
             match &content {
-                Content::Program(elf) => self.begin_parts(node, &elf.start),
-                Content::Script(_) | Content::Other => self.begin_file(node),
+                Content::Program(elf) => self.begin_parts(need, node, &elf.start),
+                Content::Script(_) | Content::Other => self.begin_file(need, node),
             }
         }
         Ok(content)
     }
 
     /// Fetches a file that is only read: all of it, or its head.
-    pub(super) fn begin_file(&self, node: NodeId) {
+    pub(super) fn begin_file(&self, need: &Need, node: NodeId) {
         let size = self.session.files.tree.node(node).size();
         let length = if size <= WHOLE { size } else { HEAD };
-        self.begin_parts(node, std::slice::from_ref(&(0..length)));
+        self.begin_parts(need, node, std::slice::from_ref(&(0..length)));
     }
 
-    fn begin_parts(&self, node: NodeId, parts: &[Range<u64>]) {
+    /// Fetches the rest of a program of which much will be run.
+    fn begin_whole(&self, need: &Need, node: NodeId) {
+        let size = self.session.files.tree.node(node).size();
+        if size <= WHOLE_PROGRAM {
+            self.session.begin(need, self.session.take(node, 0..size));
+        }
+    }
+
+    fn begin_parts(&self, need: &Need, node: NodeId, parts: &[Range<u64>]) {
         let cut = |part: &Range<u64>| part.start..part.end.min(part.start.saturating_add(PART));
         let spans = parts.iter().flat_map(|part| self.session.take(node, cut(part))).collect();
-        self.session.begin(Reason::EntryPoint, spans);
+        self.session.begin(need, spans);
     }
 
     /// The image's cache of libraries, read once; empty if there is none.
@@ -241,7 +300,7 @@ impl<'a> Walk<'a> {
             if size > LOADER_CACHE_BYTES {
                 return Ok(Vec::new());
             }
-            let read = contents::read(self.session, Reason::EntryPoint, place.node, 0..size).await?;
+            let read = contents::read(self.session, &Need::entry_point(), place.node, 0..size).await?;
             Ok(read.map_or_else(Vec::new, Vec::from))
         };
         self.cache.get_or_try_init(read).await.map(Vec::as_slice)

@@ -45,6 +45,7 @@ pub use first_contact::{Progress, first_contact};
 use large::LargeSpans;
 pub use once_map::{Claim, OnceMap};
 pub use outage::{OnOutage, Outage, Patience};
+pub use readahead::Foretold;
 use readahead::ReadAhead;
 pub use windows::WindowSource;
 
@@ -399,10 +400,10 @@ impl Layer {
         self.reader.as_ref().is_some_and(|reader| reader.distrust(range))
     }
 
-    /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
-    /// for several things that the profile did not foretell.
-    pub fn foretell(&self) {
-        self.readahead.foretell();
+    /// Says that what will be read is known and being fetched. It need not be guessed until readers have waited for several
+    /// things that were not foretold.
+    pub fn foretell(&self, what: Foretold) {
+        self.readahead.foretell(what);
     }
 }
 

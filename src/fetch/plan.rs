@@ -141,8 +141,9 @@ impl Planner {
         loop {
             let Some(run) = self.lock().next(source) else { return };
             let id = run.id;
+            let bytes = run.range();
             tracing::trace!(
-                read = id, layer = %run.layer.index.layer(), first = run.spans[0].get(), spans = run.spans.len(),
+                read = id, layer = %run.layer.index.layer(), start = bytes.start, end = bytes.end,
                 priority = ?run.priority, "ranged read"
             );
             let task = tokio::spawn(Flight::new(self.clone(), run).carry());
@@ -214,8 +215,7 @@ impl Flight {
 
     async fn stream(&mut self) -> Result<(), Error> {
         let layer = Arc::clone(&self.run.layer);
-        let (first, last) = (self.run.spans[0], self.run.spans[self.run.spans.len() - 1]);
-        let whole = layer.index.compressed(first).start..layer.index.compressed(last).end;
+        let whole = self.run.range();
         let missing = layer.blob.missing(whole.clone());
         // Neighbouring spans share bytes, which may be here already.
         let asked = match (missing.first(), missing.last()) {
