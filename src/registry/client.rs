@@ -176,11 +176,9 @@ impl Client {
         if let Some(rule) = &plan.rule {
             tracing::debug!(rule, hosts = plan.places.len(), "{name}/{repository} is had by a rule");
         }
-        let last = plan.places.len().saturating_sub(1);
-        let endpoint = |place: &Place, access, is_own| Endpoint::of(self.host(&place.site), place, access, is_own);
-        let places = plan.places.iter().enumerate();
-        let endpoints = places.map(|(number, place)| endpoint(place, Access::Pull, number == last)).collect();
-        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push, true));
+        let endpoint = |place: &Place, access| Endpoint::of(self.host(&place.site), place, access);
+        let endpoints = plan.places.iter().map(|place| endpoint(place, Access::Pull)).collect();
+        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push));
         let route = Route::new((&name, repository), endpoints, push, plan.rule);
         Ok(Repository::new(self.clone(), Arc::new(route), selector))
     }

@@ -54,7 +54,7 @@ impl Site {
     /// The registry that users call `name`, as it is contacted unless the configuration says otherwise.
     pub(super) fn of(name: &str, plain_http: bool) -> Self {
         Self {
-            name: if is_docker_hub(name) { DOCKER_HUB[0].to_owned() } else { name.to_ascii_lowercase() },
+            name: usual_name(name),
             contact: contact(name),
             root: vec!["v2".to_owned()],
             schemes: if plain_http { vec![Scheme::Plain] } else { usual_schemes(name) },
@@ -244,6 +244,16 @@ impl Host {
 /// True for all names of Docker Hub.
 pub(super) fn is_docker_hub(name: &str) -> bool {
     DOCKER_HUB.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// The name of a host that stands for all of its names.
+pub(super) fn usual_name(name: &str) -> String {
+    if is_docker_hub(name) { DOCKER_HUB[0].to_owned() } else { name.to_ascii_lowercase() }
+}
+
+/// All names of a host, the usual one first.
+pub(super) fn all_names(name: &str) -> Vec<String> {
+    if is_docker_hub(name) { DOCKER_HUB.map(str::to_owned).to_vec() } else { vec![name.to_ascii_lowercase()] }
 }
 
 /// The host to which requests go.

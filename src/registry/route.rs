@@ -27,7 +27,7 @@ pub(super) struct Route {
     pub(super) host: String,
     /// The repository as people name it.
     pub(super) repository: String,
-    /// In the order of trying; the last is the registry itself.
+    /// In the order of trying; the last is the registry itself, if it may be asked.
     endpoints: Vec<Endpoint>,
     /// Where the repository is written to; none where the configuration allows it nowhere.
     push: Option<Endpoint>,
@@ -36,7 +36,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// A route over `endpoints`, which ends at the registry itself.
+    /// A route over `endpoints`.
     pub(super) fn new(
         (host, repository): (&str, &str),
         endpoints: Vec<Endpoint>,

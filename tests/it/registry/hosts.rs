@@ -12,6 +12,7 @@ use ocifs::source::{ErrorKind, Source, read_checked};
 
 use super::scripted::{Fate, Reply, Request, Server};
 use super::{client, descriptor, noise, quick, read, shown};
+use crate::support::require;
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -326,6 +327,56 @@ async fn b_149_a_location_stands_in_for_a_registry_and_mirrors_have_names_of_the
     assert!(repository.rule().is_some_and(|rule| rule.ends_with("registries.conf (registry r.example/team)")));
     let hosts: Vec<_> = repository.hosts().into_iter().map(|host| (host.name, host.received, host.trouble)).collect();
     assert_eq!(hosts, [(mirror.host(), 10, None), (registry.host(), 0, None)]);
+}
+
+/// Where skopeo would go for `name` by these tables: nothing answers at port 1, so that it goes everywhere.
+fn asked_by_skopeo(conf: &Path, name: &str) -> Vec<String> {
+    let mut skopeo = std::process::Command::new("skopeo");
+    skopeo.args(["--registries-conf".as_ref(), conf.as_os_str()]).args(["--debug", "inspect", "--tls-verify=false"]);
+    let output = skopeo.arg(format!("docker://{name}")).output().expect("skopeo is installed");
+    let log = String::from_utf8_lossy(&output.stderr).replace('\\', "");
+    let part = |line: &str, start: &str, end: &str| {
+        let (_, rest) = line.split_once(start)?;
+        rest.split_once(end).map(|(part, _)| part.to_owned())
+    };
+    let blocked: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("is blocked"))
+        .filter_map(|line| part(line, "Accessing \"", "\""))
+        .collect();
+    let tried = log.lines().filter_map(|line| part(line, "Trying to access \"", "\""));
+    tried.filter(|place| !blocked.contains(place)).collect()
+}
+
+#[tokio::test]
+async fn b_149_what_is_blocked_is_contacted_by_us_as_little_and_as_much_as_by_skopeo() {
+    if !require(&["skopeo"]) {
+        return;
+    }
+    let blocked = "[[registry]]\nlocation = '127.0.0.2:1'\nblocked = true\n";
+    let mirror = "[[registry.mirror]]\nlocation = '127.0.0.3:1/m'\n";
+    let through = "[[registry]]\nlocation = '127.0.0.4:1'\n[[registry.mirror]]\nlocation = '127.0.0.2:1/m'\n";
+    let moved = "[[registry]]\nprefix = '127.0.0.5:1'\nlocation = '127.0.0.3:1/x'\nblocked = true\n";
+    let hidden = "[[registry]]\nprefix = '127.0.0.6:1'\nlocation = '127.0.0.2:1/x'\n";
+    let below = "[[registry]]\nlocation = '127.0.0.7:1'\n[[registry]]\nlocation = '127.0.0.7:1/team'\nblocked = true\n";
+    let conf = [blocked, mirror, through, moved, hidden, below].concat();
+    let files = Files::new();
+    files.write("registries.conf", &conf);
+    for (host, places) in [("127.0.0.2", 1), ("127.0.0.4", 1), ("127.0.0.5", 1), ("127.0.0.6", 0), ("127.0.0.7", 0)] {
+        let host = format!("{host}:1");
+        let selector = Selector::Tag("v1".to_owned());
+        let found = client(files.options()).find(&host, "team/app", selector).await;
+        let ours: Vec<_> = match found {
+            Ok(repository) => repository.hosts().into_iter().map(|host| host.name).collect(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Denied, "{}", shown(&error));
+                Vec::new()
+            }
+        };
+        let theirs = asked_by_skopeo(&files.path().join("registries.conf"), &format!("{host}/team/app:v1"));
+        let hosts: Vec<_> = theirs.iter().filter_map(|place| place.split('/').next()).collect();
+        assert_eq!((ours, hosts.len()), (hosts.iter().map(|&host| host.to_owned()).collect(), places), "{host}");
+    }
 }
 
 #[tokio::test]
