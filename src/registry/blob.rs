@@ -291,11 +291,7 @@ impl Facts {
     /// Opens an answer of a host, or of the place to which it redirects.
     async fn open_at(&self, endpoint: &Endpoint, range: &Range<u64>) -> Result<Arriving, Fault> {
         let call = self.call(range);
-        let key = BlobKey {
-            host: endpoint.host.name().to_owned(),
-            repository: endpoint.repository.clone(),
-            digest: self.digest,
-        };
+        let key = BlobKey::new(endpoint, self.digest);
         let mut renewed = false;
         loop {
             let known = self.client.resolved(&key);

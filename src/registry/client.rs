@@ -20,7 +20,7 @@ use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint, Role};
 use super::error::{Complaint, Fault, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
-use super::host::{Host, Site};
+use super::host::{Host, HostId, Site};
 use super::hosts::{self, Place, Wanted};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
@@ -51,12 +51,20 @@ struct Shared {
     resolved: Mutex<LruCache<BlobKey, Location>>,
 }
 
-/// A blob of a repository.
+/// A blob at an endpoint. Two mirrors at one address are two if their paths differ, and redirect to places of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct BlobKey {
-    pub(super) host: String,
-    pub(super) repository: String,
-    pub(super) digest: Digest,
+    host: HostId,
+    ns: Option<String>,
+    repository: String,
+    digest: Digest,
+}
+
+impl BlobKey {
+    pub(super) fn new(endpoint: &Endpoint, digest: Digest) -> Self {
+        let Endpoint { host, ns, repository, .. } = endpoint;
+        Self { host: host.id(), ns: ns.clone(), repository: repository.clone(), digest }
+    }
 }
 
 /// One question to a registry.
@@ -437,6 +445,7 @@ impl Client {
         let scopes = endpoint.scopes();
         let need = Need {
             what: call.what,
+            id: endpoint.host.id(),
             host: endpoint.host.name(),
             repository: &endpoint.repository,
             registry: &at.url,

@@ -1,7 +1,8 @@
 //! What lets a request pass at a registry, kept until it expires and fetched once however many requests wait.
 //!
 //! A [`Grant`] is an `Authorization` header with its history: the credential behind it, so that a refusal can tell
-//! whether asking again could help, and its age. [`Grants`] holds one slot per host, repository and set of scopes. A
+//! whether asking again could help, and its age. [`Grants`] holds one slot per host, repository and set of scopes; hosts of
+//! one name are two if they are contacted in different ways, since each may have a token server of its own. A
 //! slot is an async mutex held during the exchange, which is what makes everyone else wait for the one exchange; those
 //! who waited through a failure share it (B-118).
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use super::challenge::{Bearer, Challenge};
 use super::credentials::{Credential, Credentials, Proof};
 use super::error::{Fault, cannot};
+use super::host::HostId;
 use super::link::Link;
 use super::secret::Secret;
 use super::token;
@@ -55,6 +57,8 @@ impl Grant {
 pub(super) struct Need<'a> {
     /// For messages.
     pub(super) what: &'a str,
+    /// The host that demands it.
+    pub(super) id: HostId,
     /// The host as people name it, which is also how credentials are filed.
     pub(super) host: &'a str,
     pub(super) repository: &'a str,
@@ -85,7 +89,7 @@ pub(super) struct Grants {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
-    host: String,
+    host: HostId,
     repository: String,
     scopes: Vec<String>,
 }
@@ -173,7 +177,7 @@ impl Grants {
     fn slot(&self, need: &Need<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut scopes = need.scopes.to_vec();
         scopes.sort();
-        let key = Key { host: need.host.to_owned(), repository: need.repository.to_owned(), scopes };
+        let key = Key { host: need.id, repository: need.repository.to_owned(), scopes };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= GRANTS_KEPT {
             // A registry that invents scopes must not fill the memory. What is dropped is asked for again.
@@ -250,6 +254,7 @@ pub(super) fn advise(mut fault: Fault, host: &str, credential: Option<&Credentia
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::host::{Host, Site};
 
     fn grant(renew_at: Option<Instant>) -> Grant {
         Grant { header: Secret::new("hunter2"), credential: None, renew_at, refresh: None, serial: 0 }
@@ -274,10 +279,12 @@ mod tests {
     fn slots_are_bounded_and_those_in_use_stay() {
         let grants = Grants::new(Credentials::new(Vec::new(), Duration::ZERO));
         let registry = Url::parse("https://h/").expect("a valid URL");
-        let slot = |repository: &str| {
+        let [one, other] = [(); 2].map(|()| Host::new(Site::of("h", false)).id());
+        let slot_of = |id: HostId, repository: &str| {
             let challenge = &Challenge::Basic;
             grants.slot(&Need {
                 what: "",
+                id,
                 host: "h",
                 repository,
                 registry: &registry,
@@ -286,7 +293,9 @@ mod tests {
                 scopes: &[],
             })
         };
+        let slot = |repository: &str| slot_of(one, repository);
         let used = slot("used");
+        assert!(!Arc::ptr_eq(&used, &slot_of(other, "used")), "two mirrors at one address are two hosts");
         for number in 0..3 * GRANTS_KEPT {
             drop(slot(&number.to_string()));
         }

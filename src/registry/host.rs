@@ -80,9 +80,14 @@ pub struct HostState {
     pub trouble: Option<String>,
 }
 
+/// Tells hosts apart: two that are contacted in different ways are two, even if they have one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct HostId(u64);
+
 /// A registry host.
 #[derive(Debug)]
 pub(super) struct Host {
+    id: HostId,
     site: Site,
     /// How it is connected to, if not like all others.
     link: Option<Arc<Link>>,
@@ -100,7 +105,9 @@ pub(super) struct Host {
 impl Host {
     /// The host at `site`, of which nothing is known.
     pub(super) fn new(site: Site) -> Self {
+        static HOSTS: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: HostId(HOSTS.fetch_add(1, Ordering::Relaxed)),
             link: Link::new(&site.wishes),
             site,
             scheme: OnceLock::new(),
@@ -135,6 +142,11 @@ impl Host {
             received: self.received.load(Ordering::Relaxed),
             trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    /// What it is told from others by.
+    pub(super) fn id(&self) -> HostId {
+        self.id
     }
 
     /// The name that people use.

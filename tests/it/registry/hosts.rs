@@ -124,6 +124,38 @@ async fn b_144_b_146_a_mirror_is_told_whose_images_are_wanted_below_its_own_path
 }
 
 #[tokio::test]
+async fn two_mirrors_at_one_address_keep_their_redirects_and_tokens_apart() {
+    let blob = noise(4000);
+    let mut wrong = blob.clone();
+    wrong[2500] ^= 1;
+    let right = blob.clone();
+    let mirrors = Server::start(move |request, _| {
+        let place = |path: &str| format!("http://{}{path}", request.header("host").unwrap_or_default());
+        let token = request.header("authorization").unwrap_or_default();
+        match request.path() {
+            "/a/token" => Reply::new(200, r#"{"token":"a"}"#),
+            "/b/token" => Reply::new(200, r#"{"token":"b"}"#),
+            "/store/a" => Reply::blob(request, &wrong),
+            path if path.starts_with("/a/") && token == "Bearer a" => Reply::redirect(place("/store/a")),
+            path if path.starts_with("/a/") => Reply::bearer(&place("/a/token"), ""),
+            _ if token == "Bearer b" => Reply::blob(request, &right),
+            _ => Reply::bearer(&place("/b/token"), ""),
+        }
+    })
+    .await;
+    let registry = always(Reply::new(404, "")).await;
+    let files = Files::new();
+    let table = |path: &str| format!("[host.'{}']\noverride_path = true\n", mirrors.url(path));
+    files.write(&format!("tree/{}/hosts.toml", registry.host()), &[table("/a"), table("/b")].concat());
+    let repository = files.repository(&registry, files.options()).await;
+    let reader = repository.blob(&descriptor(&blob));
+    let bytes = read_checked(reader.as_ref(), 4000, &descriptor(&blob).digest).await.expect("an answer");
+    assert_eq!(bytes, Some(blob.into()), "the second mirror has the right bytes");
+    let tokens = mirrors.paths().into_iter().filter(|path| path.ends_with("/token")).collect::<Vec<_>>();
+    assert_eq!(tokens, ["/a/token", "/b/token"]);
+}
+
+#[tokio::test]
 async fn b_146_the_registry_itself_is_not_told_its_own_name() {
     let registry = serving(b"").await;
     let files = Files::new();
