@@ -19,6 +19,9 @@ const TREE: &str = "/etc/containerd/certs.d";
 const CONTAINERS: &str = "/etc/containers";
 const DOCKER: &str = "/etc/docker";
 
+/// The variable that names a `registries.conf`.
+const REGISTRIES_CONF: &str = "CONTAINERS_REGISTRIES_CONF";
+
 /// Files that the user names in place of the usual ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Named<'a> {
@@ -33,6 +36,11 @@ impl<'a> Named<'a> {
             tree: self.tree.or(settings.hosts_dir.as_deref()),
             registries: self.registries.or(settings.registries_conf.as_deref()),
         }
+    }
+
+    /// The `registries.conf` that a variable names, if that counts.
+    pub(super) fn by_environment(&self, environment: &Environment) -> Option<PathBuf> {
+        environment.path(REGISTRIES_CONF).filter(|_| self.registries.is_none())
     }
 
     /// All files in order.
@@ -57,7 +65,7 @@ fn registries(environment: &Environment, user: Option<&Path>) -> Vec<PathBuf> {
     let own = user.map(|user| user.join("registries.conf"));
     let own_drop_ins = user.map(|user| user.join("registries.conf.d"));
     let system = Path::new(CONTAINERS);
-    let named = environment.path("CONTAINERS_REGISTRIES_CONF");
+    let named = environment.path(REGISTRIES_CONF);
     if named.is_none()
         && let Some(own) = own.filter(|own| own.exists())
     {

@@ -88,11 +88,18 @@ impl ImageArgs {
     fn hosts(&self, context: &Context) -> Result<control::HostFiles, Failure> {
         let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
         let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
-        for named in tree.iter().chain(&registries) {
-            must_open("host configuration", named)?;
-        }
         let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
-        Ok(named.or_configured(&context.settings).files(&context.environment))
+        let named = named.or_configured(&context.settings);
+        let by_environment = named.by_environment(&context.environment);
+        for file in tree.iter().chain(&registries).chain(&by_environment) {
+            must_open("host configuration", file)?;
+        }
+        let mut files = named.files(&context.environment);
+        // The daemon is in another directory, and a variable may hold what is relative to this one.
+        for file in &mut files.registries {
+            *file = absolute(file)?;
+        }
+        Ok(files)
     }
 }
 
