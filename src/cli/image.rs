@@ -64,8 +64,8 @@ impl ImageArgs {
             warn(&context.environment, &format!("there is no XDG_RUNTIME_DIR {dir}, so no credentials are there"));
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
-        let hosts = self.hosts(context)?;
-        let expanded = hosts::expanded(&self.reference, &reference, &hosts)?;
+        let (hosts, aliases) = self.hosts(context)?;
+        let expanded = hosts::expanded(&self.reference, &reference, &hosts, aliases.as_deref())?;
         let (text, reference) = match expanded {
             Some(text) => {
                 let reference = parsed(&text)?;
@@ -84,8 +84,9 @@ impl ImageArgs {
         })
     }
 
-    /// The files that say how registries are reached. Those that the user names must be there.
-    fn hosts(&self, context: &Context) -> Result<control::HostFiles, Failure> {
+    /// The files that say how registries are reached, and the one with recorded aliases. Those that the user names must be
+    /// there.
+    fn hosts(&self, context: &Context) -> Result<(control::HostFiles, Option<PathBuf>), Failure> {
         let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
         let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
         let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
@@ -99,7 +100,7 @@ impl ImageArgs {
         for file in &mut files.registries {
             *file = absolute(file)?;
         }
-        Ok(files)
+        Ok((files, named.recorded_aliases(&context.environment)))
     }
 }
 

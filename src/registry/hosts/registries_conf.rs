@@ -58,10 +58,10 @@ enum Used {
 }
 
 /// Reads files and directories of drop-ins, the later ones over the earlier ones.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Conf, Error> {
+pub(super) fn read(paths: &[impl AsRef<Path>]) -> Result<Conf, Error> {
     let mut all = Conf::default();
-    for path in paths {
-        let files = if path.is_dir() { files_of(path, &["conf"])? } else { vec![path.clone()] };
+    for path in paths.iter().map(AsRef::as_ref) {
+        let files = if path.is_dir() { files_of(path, &["conf"])? } else { vec![path.to_owned()] };
         for file in files {
             if let Some(text) = read_file(&file)? {
                 all.lay_over(parse(&text, &file).map_err(|wrong| wrong.of(&file, &text))?);
