@@ -247,11 +247,11 @@ impl Client {
         }
     }
 
-    /// Asks one endpoint after the other by `attempt`, and repeats that as long as the faults are worth it.
+    /// Asks one endpoint after the other for `what` by `attempt`, and repeats that as long as the faults are worth it.
     pub(super) async fn persist_over<'a, T, F>(
         &self,
-        route: &'a Route,
-        role: Role,
+        what: &str,
+        (route, role): (&'a Route, Role),
         attempt: impl Fn(&'a Endpoint) -> F,
     ) -> Result<T, Error>
     where
@@ -263,7 +263,7 @@ impl Client {
             let mut round = Round::new(0..able.len());
             while let Some(number) = round.next() {
                 let host = &able[number].host;
-                let answer = round.turn(&route.name(), Some(host), attempt(able[number])).await;
+                let answer = round.turn(what, Some(host), attempt(able[number])).await;
                 host.note(answer.as_ref().err().map(|fault| &fault.error));
                 match answer {
                     Ok(value) => return Ok(value),
@@ -322,8 +322,7 @@ impl Client {
             }
         }
         // There is always a scheme, so this is reached only after the first of two was wrong.
-        Err(first
-            .unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::Invalid, format!("cannot get {}", call.what)))))
+        Err(first.unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::Invalid, cannot(call.what)))))
     }
 
     /// Asks at `at`, and wherever that redirects to.
@@ -344,7 +343,7 @@ impl Client {
             }
             at = redirect::next(call.what, &at, response.headers()).map_err(Fault::lasting)?;
         }
-        let message = format!("cannot get {}: more than {REDIRECTS} redirects, last to {}", call.what, origin(&at.url));
+        let message = format!("{}: more than {REDIRECTS} redirects, last to {}", cannot(call.what), origin(&at.url));
         Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
     }
 
@@ -421,7 +420,7 @@ impl Client {
                 }
             },
             Err(error) => {
-                let message = format!("cannot get {}: {} answered 401, but {error}", call.what, origin(&at.url));
+                let message = format!("{}: {} answered 401, but {error}", cannot(call.what), origin(&at.url));
                 return Err(Fault::lasting(Error::new(ErrorKind::Denied, message)));
             }
         };

@@ -125,6 +125,11 @@ pub(super) fn cannot(what: &str) -> String {
     what.strip_prefix(LEAVE_TO).map_or_else(|| format!("cannot get {what}"), |deed| format!("cannot {deed}"))
 }
 
+/// `a token for blob ...`, or `a token to push blob ...`.
+pub(super) fn token_for(what: &str) -> String {
+    what.strip_prefix(LEAVE_TO).map_or_else(|| format!("a token for {what}"), |deed| format!("a token to {deed}"))
+}
+
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
     let (kind, again) = retry::of_status(status);
@@ -328,7 +333,10 @@ mod tests {
         let said =
             |what: &str| refused(what, &url, status(403), &HeaderMap::new(), &Complaint::default()).error.to_string();
         assert_eq!(said("blob a"), "cannot get blob a: https://h answered 403 Forbidden");
-        assert_eq!(said(&format!("{LEAVE_TO}push blob a")), "cannot push blob a: https://h answered 403 Forbidden");
+        let push = format!("{LEAVE_TO}push blob a");
+        assert_eq!(said(&push), "cannot push blob a: https://h answered 403 Forbidden");
+        assert_eq!(token_for(&push), "a token to push blob a");
+        assert_eq!(token_for("blob a"), "a token for blob a");
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(super) async fn fetch(client: &Client, route: &Route, wanted: Wanted<'_>) ->
     }
     let what = what.as_str();
     let ask = |endpoint| async move { Asking { client, route, endpoint, wanted, what }.ask().await };
-    client.persist_over(route, wanted.role(), ask).await
+    client.persist_over(what, (route, wanted.role()), ask).await
 }
 
 struct Asking<'a> {

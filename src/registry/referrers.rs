@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use super::client::{Call, Client, Message, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
-use super::error::Fault;
+use super::error::{Fault, cannot};
 use super::redirect::Location;
 use super::transport::Body;
 use crate::limits::{INDEX_ENTRIES, MANIFEST_BYTES, REFERRER_PAGES, URL_BYTES};
@@ -105,7 +105,7 @@ pub(super) fn next(what: &str, at: &Location, headers: &HeaderMap) -> Result<Opt
             Ok(Some(Location { url, ..at.clone() }))
         }
         _ => {
-            let message = format!("cannot get {what}: the next page is not at the same server");
+            let message = format!("{}: the next page is not at the same server", cannot(what));
             Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
         }
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::challenge::Bearer;
 use super::credentials::{Credential, Proof};
-use super::error::{Complaint, Fault, origin, refused};
+use super::error::{Complaint, Fault, cannot, origin, refused, token_for};
 use super::link::Link;
 use super::redirect::{self, Location};
 use super::secret::Secret;
@@ -61,7 +61,7 @@ pub(super) struct Token {
 
 /// Exchanges credentials, or nothing, for a token.
 pub(super) async fn fetch(transport: &Transport, request: &Request<'_>) -> Result<Token, Fault> {
-    let what = format!("a token for {}", request.what);
+    let what = token_for(request.what);
     let realm = redirect::realm(request.registry, &request.bearer.realm).map_err(|why| {
         let registry = origin(request.registry);
         let message = format!("cannot get {what}: the token server that {registry} names {why}");
@@ -168,7 +168,7 @@ fn at(request: &Request<'_>, url: Url) -> Location {
 /// `secret` as a header, or an error that does not show it.
 pub(super) fn header(what: &str, secret: &Secret) -> Result<reqwest::header::HeaderValue, Fault> {
     secret.header().ok_or_else(|| {
-        let message = format!("cannot get {what}: a credential or token has characters that HTTP cannot carry");
+        let message = format!("{}: a credential or token has characters that HTTP cannot carry", cannot(what));
         Fault::lasting(Error::new(ErrorKind::Invalid, message))
     })
 }

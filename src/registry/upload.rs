@@ -42,7 +42,7 @@ pub enum Pushed {
 
 /// True if the repository has the blob.
 pub(super) async fn exists(client: &Client, target: &Endpoint, digest: &Digest) -> Result<bool, Error> {
-    let what = format!("blob {}@{digest}", target.name());
+    let what = format!("{LEAVE_TO}look for blob {}@{digest}", target.name());
     let message = Message::bare(Method::HEAD);
     let ask = async || {
         let call = Call::sending(&what, &message);
