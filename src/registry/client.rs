@@ -18,9 +18,9 @@ use reqwest::{Method, Response, StatusCode};
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint, Role};
-use super::error::{Complaint, Fault, answer, cannot, origin, refused};
+use super::error::{Complaint, Fault, Suspicion, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
-use super::host::{Host, HostId, Site};
+use super::host::{Host, HostId, Scheme, Site};
 use super::hosts::{self, Place, Wanted};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
@@ -284,7 +284,8 @@ impl Client {
         rest: &[&str],
         call: &Call<'_>,
     ) -> Result<(Response, Location), Fault> {
-        let mut first = None;
+        let mut first: Option<Fault> = None;
+        let is_suspect = |fault: &Fault| fault.wrong_protocol != Suspicion::Absent;
         let schemes = endpoint.host.schemes();
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
@@ -305,17 +306,20 @@ impl Client {
             match result {
                 Ok((response, at)) => {
                     // After a broken connection this may be the wrong way to speak to it, which a refusal or a redirect shows.
+                    // Plain HTTP is the wrong way until it is certain that there is no TLS: another server may listen there.
+                    let is_downgrade =
+                        |first: &Fault| scheme == Scheme::Plain && first.wrong_protocol != Suspicion::Certain;
                     match first {
                         Some(first) if response.status() == StatusCode::BAD_REQUEST => return Err(first),
-                        Some(_) if at.moved => {}
+                        Some(first) if at.moved || is_downgrade(&first) => {}
                         _ => endpoint.host.settle(scheme),
                     }
                     return Ok((response, at));
                 }
                 // Once it has answered in one way, a broken connection is no sign of another.
-                Err(fault) if fault.wrong_protocol && !last && !endpoint.host.is_settled() => first = Some(fault),
+                Err(fault) if is_suspect(&fault) && !last && !endpoint.host.is_settled() => first = Some(fault),
                 // If neither way works, the first one was the likelier.
-                Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
+                Err(fault) if is_suspect(&fault) || first.is_none() => return Err(first.unwrap_or(fault)),
                 Err(fault) => {
                     return Err(first.filter(|_| fault.error.kind() == ErrorKind::Unreachable).unwrap_or(fault));
                 }

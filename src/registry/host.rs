@@ -184,14 +184,16 @@ impl Host {
         self.scheme.get().is_some()
     }
 
-    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do.
+    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do. Whether one
+    /// that may speak TLS as well is to be spoken to in the clear from now on does not follow from that.
     pub(super) fn answered(&self, at: &Location) {
-        if !at.moved {
-            self.settle(match (at.url.scheme(), at.verified) {
-                ("http", _) => Scheme::Plain,
-                (_, true) => Scheme::Tls,
-                (_, false) => Scheme::TlsUnverified,
-            });
+        let scheme = match (at.url.scheme(), at.verified) {
+            ("http", _) => Scheme::Plain,
+            (_, true) => Scheme::Tls,
+            (_, false) => Scheme::TlsUnverified,
+        };
+        if !at.moved && (scheme != Scheme::Plain || self.site.schemes.first() == Some(&Scheme::Plain)) {
+            self.settle(scheme);
         }
     }
 

@@ -214,10 +214,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::registry::error::Suspicion;
 
     fn fault(kind: ErrorKind, retry: Retry, from: &str) -> Fault {
         let error = Error::new(kind, format!("cannot get x: {from} failed"));
-        Fault { error, retry, wrong_protocol: false }
+        Fault { error, retry, wrong_protocol: Suspicion::Absent }
     }
 
     fn gone(from: &str) -> Fault {

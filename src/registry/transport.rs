@@ -307,7 +307,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::registry::error::Retry;
+    use crate::registry::error::{Retry, Suspicion};
 
     fn transport() -> Transport {
         let time = Duration::from_secs(5);
@@ -350,9 +350,9 @@ mod tests {
     async fn b_141_a_server_of_another_protocol_is_recognised() {
         let alert = answering(b"\x15\x03\x01\x00\x02\x02\x46", "http", true).await;
         let fault = transport().get("x", &alert, HeaderMap::new()).await.expect_err("it does not speak HTTP");
-        assert!(fault.wrong_protocol, "{fault:?}");
+        assert_eq!(fault.wrong_protocol, Suspicion::Vague, "{fault:?}");
         let closes = answering(b"", "http", true).await;
         let fault = transport().get("x", &closes, HeaderMap::new()).await.expect_err("it says nothing");
-        assert!(fault.wrong_protocol && fault.error.is_transient(), "{fault:?}");
+        assert!(fault.wrong_protocol == Suspicion::Vague && fault.error.is_transient(), "{fault:?}");
     }
 }

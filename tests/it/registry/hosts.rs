@@ -6,9 +6,13 @@
 mod certificates;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ocifs::registry::{HostFiles, Options, Repository, Selector};
 use ocifs::source::{ErrorKind, Source, read_checked};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scripted::{Fate, Reply, Request, Server};
 use super::{client, descriptor, noise, quick, read, shown};
@@ -162,6 +166,47 @@ async fn b_146_the_registry_itself_is_not_told_its_own_name() {
     files.write(&format!("tree/{}/hosts.toml", registry.host()), &format!("server = '{}'", registry.url("")));
     files.repository(&registry, files.options()).await.resolve().await.expect("it answers");
     assert_eq!(registry.log()[0].target, "/v2/team/app/manifests/v1");
+}
+
+/// A server that speaks plain HTTP and sometimes loses a connection that wants TLS; and how often it was offered TLS.
+async fn losing_tls(reply: &'static [u8]) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let (addr, offered) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&offered);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut heard = [0; 2048];
+            let length = stream.read(&mut heard).await.unwrap_or(0);
+            match heard[..length].first() {
+                // A handshake begins with this.
+                Some(0x16) => drop(counted.fetch_add(1, Ordering::SeqCst)),
+                // A client that is gone needs no answer.
+                _ => drop(stream.write_all(reply).await),
+            }
+        }
+    });
+    (addr, offered)
+}
+
+#[tokio::test]
+async fn b_142_a_lost_connection_does_not_make_a_host_one_of_plain_http() {
+    const FOUND: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 31\r\nConnection: close\r\n\r\n{\"schemaVersion\":2,\"layers\":[]}";
+    const DENIED: &[u8] =
+        b"HTTP/1.1 401 X\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    for (reply, is_found) in [(FOUND, true), (DENIED, false)] {
+        let (addr, offered) = losing_tls(reply).await;
+        let files = Files::new();
+        let table = format!("server = 'http://{addr}'\nskip_verify = true");
+        files.write(&format!("tree/{addr}/hosts.toml"), &table);
+        let options = Options { attempts: 1, ..files.options() };
+        let found = client(options).find(&addr.to_string(), "team/app", Selector::Tag("v1".to_owned())).await;
+        let repository = found.expect("sound files");
+        for count in 1..4 {
+            assert_eq!(repository.resolve().await.is_ok(), is_found);
+            assert_eq!(offered.load(Ordering::SeqCst), count, "TLS is tried each time");
+        }
+    }
 }
 
 #[tokio::test]
