@@ -13,7 +13,8 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
-use super::client::{BlobKey, Call, Client, complain};
+use super::call::Call;
+use super::client::{BlobKey, Client, complain};
 use super::encoded;
 use super::endpoint::{Endpoint, Role};
 use super::error::{Fault, Retry, origin};

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 
-use super::client::{Call, Client, complain};
+use super::call::Call;
+use super::client::{Client, complain};
 use super::endpoint::{Endpoint, Role};
 use super::error::{Complaint, Fault, answer, escape, refused};
 use super::route::Route;

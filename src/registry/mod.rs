@@ -8,6 +8,7 @@
 //!
 //! | file | concern |
 //! |---|---|
+//! | `call` | what is asked |
 //! | `client` | one request until it is answered: protocol, challenges, redirects |
 //! | `repository`, `manifest`, `tags` | [`Repository`], documents by tag and digest, tags to suggest |
 //! | `upload`, `push` | blobs in chunks that resume, manifests by tag and digest |
@@ -33,6 +34,7 @@
 
 mod address;
 mod blob;
+mod call;
 mod challenge;
 mod client;
 mod credentials;

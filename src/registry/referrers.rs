@@ -6,7 +6,8 @@
 use reqwest::header::{HeaderMap, HeaderName, LINK};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, complain};
+use super::call::{Call, Message};
+use super::client::{Client, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
 use super::error::{Fault, cannot};

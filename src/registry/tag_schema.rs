@@ -15,7 +15,8 @@ use reqwest::header::{CONTENT_TYPE, ETAG, IF_MATCH};
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Call, Client, Message, complain};
+use super::call::{Call, Message};
+use super::client::{Client, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO};

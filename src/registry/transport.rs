@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Reach;
-use super::client::{Call, Message};
+use super::call::{Call, Message};
 use super::error::{Fault, cannot, origin, unanswered};
 use super::pace::Paces;
 use super::redirect::Location;

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, complain};
+use super::call::{Call, Message};
+use super::client::{Client, complain};
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
