@@ -31,8 +31,9 @@ use crate::share::{self, Artifact, LayerBlob, Shared, SociIndex};
 use crate::source::{Source, read_all};
 use crate::store::{IMPORTED, Store};
 
-/// How long finding artifacts may take. A registry that is slow to answer this answers the layers all the same.
-pub(super) const DISCOVERY: Duration = Duration::from_secs(5);
+/// How long finding artifacts may take: a mirror that says nothing has five seconds before the registry's turn. A registry
+/// that is slow to answer this answers the layers all the same.
+pub(super) const DISCOVERY: Duration = Duration::from_secs(8);
 
 /// An index that was found and is believed.
 pub(super) struct Found {

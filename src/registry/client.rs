@@ -189,22 +189,40 @@ impl Client {
     where
         F: Future<Output = Result<T, Fault>>,
     {
+        self.persist_until(what, (route, role), attempt, |_| true).await
+    }
+
+    /// The same for what a mirror may not know of: an answer of one counts if it `says` something, or if nobody else fails or
+    /// says more. The registry's own always counts.
+    pub(super) async fn persist_until<'a, T, F>(
+        &self,
+        what: &str,
+        (route, role): (&'a Route, Role),
+        attempt: impl Fn(&'a Endpoint) -> F,
+        says: impl Fn(&T) -> bool,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
         let mut retries = Retries::new(self.policy());
         loop {
             let able = route.order(role);
             let mut round = Round::new(0..able.len());
+            let mut little = None;
             while let Some(number) = round.next() {
-                let host = &able[number].host;
+                let Endpoint { host, is_own, .. } = able[number];
                 let answer = round.turn(what, Some(host), attempt(able[number])).await;
                 host.note(answer.as_ref().err().map(|fault| &fault.error));
                 match answer {
-                    Ok(value) => return Ok(value),
+                    Ok(value) if *is_own || says(&value) => return Ok(value),
+                    Ok(value) => little = Some(value),
                     Err(fault) => round.failed(number, fault),
                 }
             }
-            match round.verdict(role, |number| able[number].is_own) {
-                Some(fault) => retries.pause(fault).await?,
-                None => return Err(route.nobody(role.describe())),
+            match (round.verdict(role, |number| able[number].is_own), little) {
+                (Some(fault), _) => retries.pause(fault).await?,
+                (None, Some(value)) => return Ok(value),
+                (None, None) => return Err(route.nobody(role.describe())),
             }
         }
     }

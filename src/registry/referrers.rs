@@ -29,19 +29,19 @@ struct Page {
     next: Option<Location>,
 }
 
-/// All entries of `artifact_type`; none if the registry has no such API.
+/// All entries of `artifact_type`; none if the registry has no such API. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
-) -> Result<Option<Vec<IndexEntry>>, Error> {
+) -> Result<Option<Vec<IndexEntry>>, Fault> {
     let what = format!("referrers of {}@{subject}", target.name());
     let mut found = Vec::new();
     let mut at = None;
     for _ in 0..REFERRER_PAGES {
         let asking = Asking { client, target, subject, artifact_type, what: &what };
-        let Some(page) = client.persist(|| asking.page(at.as_ref())).await? else {
+        let Some(page) = asking.page(at.as_ref()).await? else {
             return Ok(at.map(|_| found));
         };
         let fitting = page.entries.into_iter();

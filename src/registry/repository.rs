@@ -3,22 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::blob::Blob;
 use super::client::Client;
-use super::endpoint::{Endpoint, Role};
+use super::endpoint::Role;
 use super::manifest::{self, Wanted};
 use super::route::Route;
 use super::upload::{self, Pushed, Upload};
 use super::{HostState, push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
-use crate::source::{BlobReader, BoxFuture, Document, Error, ErrorKind, Source};
-
-/// How long a mirror has to list what refers to a manifest.
-const MIRROR: Duration = Duration::from_millis(1500);
+use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
 
 /// What a reference names in its repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,46 +150,21 @@ impl Repository {
         Box::pin(async move { tag_schema::remove(&self.client, self.route.push()?, subject, digest).await })
     }
 
-    /// Asks one host after the other until one has the API.
+    /// Asks one host after the other until one lists something. What the registry itself says, nobody else is asked; a mirror
+    /// may have the API and none of the registry's lists.
     async fn list_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
-        let mut worst = Ok(None);
-        for endpoint in self.route.order(Role::Resolve) {
-            match in_turn(endpoint, referrers::list(&self.client, endpoint, subject, artifact_type)).await {
-                // Nobody else is asked what the registry itself has said; a mirror may have the API and none of its lists.
-                Ok(entries) if endpoint.is_own || entries.as_ref().is_some_and(|list| !list.is_empty()) => {
-                    return Ok(entries);
-                }
-                Ok(Some(none)) => worst = Ok(Some(none)),
-                Ok(None) => {}
-                Err(error) => worst = Err(error),
-            }
-        }
-        worst
+        let what = format!("referrers of {}@{subject}", self.route.name());
+        let list = |target| referrers::list(&self.client, target, subject, artifact_type);
+        let says = |list: &Option<Vec<IndexEntry>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        self.client.persist_until(&what, (&self.route, Role::Resolve), list, says).await
     }
 
-    /// Asks one host after the other until one has a list.
+    /// The same with the lists under tags.
     async fn list_tagged(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
-        let mut worst = Ok(Vec::new());
-        for endpoint in self.route.order(Role::Resolve) {
-            match in_turn(endpoint, tag_schema::list(&self.client, endpoint, subject, artifact_type)).await {
-                Ok(entries) if endpoint.is_own || !entries.is_empty() => return Ok(entries),
-                Ok(_) => {}
-                Err(error) => worst = Err(error),
-            }
-        }
-        worst
+        let what = format!("tagged referrers of {}@{subject}", self.route.name());
+        let list = |target| tag_schema::list(&self.client, target, subject, artifact_type);
+        self.client.persist_until(&what, (&self.route, Role::Resolve), list, |list| !list.is_empty()).await
     }
-}
-
-/// Waits for the answer of an endpoint, but for a mirror only for a while: the registry knows as well.
-async fn in_turn<T>(endpoint: &Endpoint, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    if endpoint.is_own {
-        return answer.await;
-    }
-    tokio::time::timeout(MIRROR, answer).await.unwrap_or_else(|_| {
-        let message = format!("{} did not answer within {MIRROR:?}", endpoint.host.name());
-        Err(Error::new(ErrorKind::Unreachable, message))
-    })
 }
 
 impl Source for Repository {

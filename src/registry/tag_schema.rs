@@ -70,15 +70,15 @@ enum Written {
     Outrun,
 }
 
-/// The entries of `artifact_type`; empty if there is no list.
+/// The entries of `artifact_type`; empty if there is no list. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
-) -> Result<Vec<IndexEntry>, Error> {
+) -> Result<Vec<IndexEntry>, Fault> {
     let place = Place::new(client, target, subject);
-    let entries = match client.persist(|| place.read()).await? {
+    let entries = match place.read().await? {
         Read::List(list) => match Manifest::parse(&list.bytes, INDEX_TYPE) {
             Ok(Manifest::Index(index)) => index.entries,
             _ => Vec::new(),

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ocifs::oci::Digest;
 use ocifs::registry::{HostFiles, Options, Repository, Selector};
 use ocifs::source::{ErrorKind, Source, read_checked};
 
@@ -241,6 +242,45 @@ async fn b_147_whatever_is_wrong_with_a_mirror_the_next_host_is_asked_at_once() 
         let bytes = bytes.unwrap_or_else(|error| panic!("{bad:?}: {}", shown(&error)));
         assert_eq!(bytes.expect("right bytes"), blob);
         assert!(begun.elapsed().as_secs() < 2, "{bad:?}: nobody waits for a mirror");
+    }
+}
+
+#[tokio::test]
+async fn b_147_b_162_each_host_is_asked_once_a_round_for_what_refers_to_an_image() {
+    let subject = Digest::sha256(b"an image");
+    let entry = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{subject}","size":3,"artifactType":"a/b"}}"#
+    );
+    let index = |entries: &str| {
+        let index_type = "application/vnd.oci.image.index.v1+json";
+        let index = format!(r#"{{"schemaVersion":2,"mediaType":"{index_type}","manifests":[{entries}]}}"#);
+        Reply::new(200, index).with("Content-Type", index_type)
+    };
+    // What the mirror and the registry answer first and from then on, whether anything is found, and who was asked how often.
+    let (busy, none, some) = (Reply::new(503, ""), index(""), index(&entry));
+    for (mirror, registry, found, asked) in [
+        ([busy.clone(), busy.clone()], [some.clone(), some.clone()], true, (1, 1)),
+        ([none.clone(), none.clone()], [some.clone(), some.clone()], true, (1, 1)),
+        ([none.clone(), none.clone()], [busy.clone(), some.clone()], true, (2, 2)),
+        ([Reply::new(404, ""), some.clone()], [busy.clone(), busy.clone()], true, (2, 1)),
+        ([some.clone(), some.clone()], [none.clone(), none.clone()], true, (1, 0)),
+        ([none.clone(), none.clone()], [none.clone(), none.clone()], false, (1, 1)),
+    ] {
+        let start = |[first, later]: [Reply; 2]| {
+            Server::start(move |_, before| if before == 0 { first.clone() } else { later.clone() })
+        };
+        for tagged in [false, true] {
+            let (mirror, registry) = (start(mirror.clone()).await, start(registry.clone()).await);
+            let files = Files::new();
+            files.hosts_toml(&registry, &[(&mirror, "")]);
+            let repository = files.repository(&registry, files.options()).await;
+            let listed = match tagged {
+                true => repository.tagged_referrers(&subject, "a/b").await,
+                false => repository.referrers(&subject, "a/b").await.map(Option::unwrap_or_default),
+            };
+            assert_eq!(!listed.unwrap_or_else(|error| panic!("{}", shown(&error))).is_empty(), found);
+            assert_eq!((mirror.log().len(), registry.log().len()), asked, "{:?}", mirror.paths());
+        }
     }
 }
 
