@@ -123,6 +123,11 @@ impl Client {
         Ok(Repository::new(self.clone(), Arc::new(route), selector))
     }
 
+    /// What lets requests pass.
+    pub(super) fn grants(&self) -> &Grants {
+        &self.shared.grants
+    }
+
     /// True if both are clones of one client.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)

@@ -105,6 +105,11 @@ impl Grants {
         Self { credentials, slots: Mutex::new(HashMap::new()), serial: AtomicU64::new(0) }
     }
 
+    /// True unless a credential helper would now answer something else about `host` than it did.
+    pub(super) async fn hold(&self, host: &str) -> bool {
+        self.credentials.hold(host).await
+    }
+
     /// A grant that fits `need`: the one at hand, or a new one if that is old or `refused`.
     ///
     /// Gives nothing if all that could be had is what was refused already.

@@ -63,6 +63,17 @@ impl Repository {
         self.route.rule()
     }
 
+    /// True if whoever comes now is, as far as credential helpers tell, who the client was made for: none that was asked about
+    /// one of the hosts answers something else now. Runs these helpers; what files say is for the caller to watch.
+    pub async fn serves_still(&self) -> bool {
+        for endpoint in self.route.endpoints() {
+            if !self.client.grants().hold(endpoint.host.name()).await {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The same repository for who wants something else of it.
     #[must_use]
     pub fn select(&self, selector: Selector) -> Self {
