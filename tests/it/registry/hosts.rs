@@ -204,7 +204,8 @@ async fn b_142_a_lost_connection_does_not_make_a_host_one_of_plain_http() {
         let found = client(options).find(&addr.to_string(), "team/app", Selector::Tag("v1".to_owned())).await;
         let repository = found.expect("sound files");
         for count in 1..4 {
-            assert_eq!(repository.resolve().await.is_ok(), is_found);
+            let answer = repository.resolve().await.map_err(|error| shown(&error));
+            assert_eq!(answer.is_ok(), is_found, "{answer:?}");
             assert_eq!(offered.load(Ordering::SeqCst), count, "TLS is tried each time");
         }
     }
