@@ -105,7 +105,12 @@ impl BlobReader for Blob {
     }
 
     fn distrust(&self, range: Range<u64>) -> bool {
-        self.facts.data.is_none() && self.facts.places.distrust(&range)
+        let facts = &self.facts;
+        // What is behind a redirect may be wrong while the host itself is right, and leads elsewhere the next time.
+        for endpoint in facts.route.able(Role::Pull) {
+            facts.client.remember(&BlobKey::new(endpoint, facts.digest), None);
+        }
+        facts.data.is_none() && facts.places.distrust(&range)
     }
 }
 
