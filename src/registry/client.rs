@@ -312,7 +312,7 @@ impl Client {
     /// scopes, with a token newer than the one that was at hand, or when the user's credentials have changed.
     async fn authorized(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
         let mut grant = self.grant_at_hand(endpoint, call, at).await?;
-        let mut renewed = false;
+        let mut is_new = false;
         let mut rounds = 0;
         loop {
             let mut headers = call.headers();
@@ -329,6 +329,7 @@ impl Client {
                 return Ok(response);
             }
             endpoint.host.answered(at);
+            let renewed = is_new && grant.as_ref().is_some_and(Grant::is_young);
             let next = if rounds < AUTHORIZATION_ROUNDS {
                 self.grant_after(endpoint, call, at, &response, grant.as_ref(), renewed).await?
             } else {
@@ -337,7 +338,7 @@ impl Client {
             if next.is_none() {
                 return Err(denied(endpoint, call.what, response, grant.as_ref()).await);
             }
-            renewed = grant.is_some();
+            is_new = grant.is_some();
             grant = next;
             rounds += 1;
         }

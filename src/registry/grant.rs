@@ -29,6 +29,10 @@ use crate::source::{Error, ErrorKind};
 /// clocks of the servers must fit in.
 const MARGIN: Duration = Duration::from_secs(20);
 
+/// A token that is refused within this time of its making is refused for what it is. An older one may have expired on the
+/// way, whatever its server promised: a request may wait for long at a host that throttles.
+const YOUNG: Duration = Duration::from_secs(10);
+
 /// An `Authorization` header and where it came from.
 #[derive(Debug, Clone)]
 pub(super) struct Grant {
@@ -39,9 +43,15 @@ pub(super) struct Grant {
     renew_at: Option<Instant>,
     refresh: Option<Secret>,
     serial: u64,
+    made: Instant,
 }
 
 impl Grant {
+    /// True if it cannot have expired already, so that another like it would fare no better.
+    pub(super) fn is_young(&self) -> bool {
+        self.made.elapsed() < YOUNG
+    }
+
     fn is_fresh(&self) -> bool {
         self.renew_at.is_none_or(|renew_at| Instant::now() < renew_at)
     }
@@ -176,7 +186,7 @@ impl Grants {
         let (header, renew_at, refresh) =
             made.map_err(|fault| advise(fault, need.host, credential.as_ref(), &found.troubles))?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Grant { header, credential, renew_at, refresh, serial }))
+        Ok(Some(Grant { header, credential, renew_at, refresh, serial, made: Instant::now() }))
     }
 
     fn slot(&self, need: &Need<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
@@ -262,7 +272,8 @@ mod tests {
     use crate::registry::host::{Host, Site};
 
     fn grant(renew_at: Option<Instant>) -> Grant {
-        Grant { header: Secret::new("hunter2"), credential: None, renew_at, refresh: None, serial: 0 }
+        let (header, made) = (Secret::new("hunter2"), Instant::now());
+        Grant { header, credential: None, renew_at, refresh: None, serial: 0, made }
     }
 
     #[test]
@@ -273,6 +284,14 @@ mod tests {
         assert!(grant(Some(now + Duration::from_secs(60))).is_fresh());
         assert!(!grant(Some(now)).is_fresh());
         assert!(grant(None).is_fresh(), "a password does not expire");
+    }
+
+    #[test]
+    fn b_099_a_token_that_was_long_on_its_way_may_have_expired() {
+        let mut grant = grant(None);
+        assert!(grant.is_young());
+        grant.made -= YOUNG;
+        assert!(!grant.is_young());
     }
 
     #[test]
