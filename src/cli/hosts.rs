@@ -1,6 +1,6 @@
 //! Where it says how registries are reached: the files of containerd, podman and Docker, unless others are named.
 //!
-//! Only the paths are sent to the daemon, which reads the files at each mount. Short names are the exception: what they
+//! Only the paths are sent to the daemon, which reads the files at each mount and while it lives. Short names are the exception: what they
 //! mean is part of what the user asks for, so it is settled here, before anybody is asked.
 
 use std::path::{Path, PathBuf};

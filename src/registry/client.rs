@@ -15,12 +15,12 @@ use reqwest::{Response, StatusCode};
 
 use super::call::Call;
 use super::challenge::{self, Challenge};
+use super::course::Course;
 use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint, Role};
 use super::error::{Complaint, Fault, Suspicion, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
 use super::host::{Host, HostId, Scheme, Site};
-use super::hosts::{self, Place, Wanted};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
 use super::route::{Round, Route};
@@ -99,28 +99,15 @@ impl Client {
         let endpoint = |access| Endpoint::own(Arc::clone(&host), repository.to_owned(), access);
         let (registry, push) = (endpoint(Access::Pull), endpoint(Access::Push));
         let route = Route::new((&name, repository), vec![registry], Some(push), None);
-        Repository::new(self.clone(), Arc::new(route), selector)
+        Repository::new(self.clone(), Course::fixed(route), selector)
     }
 
     /// The same repository, had from where the user's files say it is.
     ///
-    /// Reads the files, so that a change counts for whoever asks after it.
+    /// Reads the files, and reads them again while the repository is in use.
     pub async fn find(&self, host: &str, repository: &str, selector: Selector) -> Result<Repository, Error> {
-        let Options { hosts: files, plain_http, .. } = self.options().clone();
-        let name = Site::of(host, plain_http).name;
-        let (asked, path, wanted) = (name.clone(), repository.to_owned(), selector.clone());
-        let task = tokio::task::spawn_blocking(move || {
-            hosts::plan(&files, &Wanted { host: &asked, repository: &path, selector: &wanted, plain_http })
-        });
-        let plan = task.await.map_err(|_| Error::new(ErrorKind::Io, "the process is ending"))??;
-        if let Some(rule) = &plan.rule {
-            tracing::debug!(rule, hosts = plan.places.len(), "{name}/{repository} is had by a rule");
-        }
-        let endpoint = |place: &Place, access| Endpoint::of(self.host(&place.site), place, access);
-        let endpoints = plan.places.iter().map(|place| endpoint(place, Access::Pull)).collect();
-        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push));
-        let route = Route::new((&name, repository), endpoints, push, plan.rule);
-        Ok(Repository::new(self.clone(), Arc::new(route), selector))
+        let course = Course::find(self, host, repository, &selector).await?;
+        Ok(Repository::new(self.clone(), course, selector))
     }
 
     /// What lets requests pass.
@@ -138,7 +125,8 @@ impl Client {
         WeakClient(Arc::downgrade(&self.shared))
     }
 
-    fn host(&self, site: &Site) -> Arc<Host> {
+    /// The host at `site`.
+    pub(super) fn host(&self, site: &Site) -> Arc<Host> {
         let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Host::new(site.clone()));
         Arc::clone(hosts.entry(site.clone()).or_insert_with(new))
@@ -225,7 +213,10 @@ impl Client {
                 }
             }
             match (round.verdict(role, |number| able[number].is_own), little) {
-                (Some(fault), _) => retries.pause(fault).await?,
+                (Some(fault), _) => {
+                    route.note_failure();
+                    retries.pause(fault).await?;
+                }
                 (None, Some(value)) => return Ok(value),
                 (None, None) => return Err(route.nobody(role.describe())),
             }

@@ -6,6 +6,7 @@
 //! wrong, and so that a mirror that comes back in a moment is waited for although the registry is gone for good.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::endpoint::{Capabilities, Endpoint, Role};
@@ -33,6 +34,8 @@ pub(super) struct Route {
     push: Option<Endpoint>,
     /// What the order follows from, if somebody configured it.
     rule: Option<String>,
+    /// True if all endpoints have failed since somebody wanted to know.
+    failed: AtomicBool,
 }
 
 impl Route {
@@ -43,20 +46,24 @@ impl Route {
         push: Option<Endpoint>,
         rule: Option<String>,
     ) -> Self {
-        Self { host: host.to_owned(), repository: repository.to_owned(), endpoints, push, rule }
+        let failed = AtomicBool::new(false);
+        Self { host: host.to_owned(), repository: repository.to_owned(), endpoints, push, rule, failed }
     }
 
     /// The same repository where it is written to, and nowhere else.
     pub(super) fn for_pushing(&self) -> Self {
         let writable = || self.push.as_ref().map(|push| push.again(Capabilities::ALL));
-        let (host, repository) = (self.host.clone(), self.repository.clone());
-        Self {
-            host,
-            repository,
-            endpoints: writable().into_iter().collect(),
-            push: writable(),
-            rule: self.rule.clone(),
-        }
+        Self::new((&self.host, &self.repository), writable().into_iter().collect(), writable(), self.rule.clone())
+    }
+
+    /// Notes that all who were asked for something have failed.
+    pub(super) fn note_failure(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// True if that was noted since this was asked last.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.swap(false, Ordering::Relaxed)
     }
 
     /// `registry.example.com/library/debian`, wherever it is had from.

@@ -3,8 +3,8 @@
 //! Three families of files are in use, and machines have any mix of them: containerd's tree of `hosts.toml` files, the
 //! `registries.conf` of podman and skopeo, and directories of certificates. Each has its own parser from text to a value
 //! (`hosts_toml`, `registries_conf`, `certs`); this file asks them in order and makes one `Plan` of the answers,
-//! which says where it came from. Reading is apart from parsing, and happens at each mount, so that a change needs no
-//! restart.
+//! which says where it came from. Reading is apart from parsing, and happens at each mount and now and then while it lives
+//! (`course`), so that a change needs no restart.
 //!
 //! Where several speak: a `hosts.toml` for the registry decides alone; then the rule of `registries.conf` with the longest
 //! prefix; then the tree's `_default`. A host without certificates of its own in these gets those of its directory in

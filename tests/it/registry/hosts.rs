@@ -425,6 +425,31 @@ async fn wrong_bytes_of_a_mirror_are_asked_of_the_next_host_and_never_again_of_i
 }
 
 #[tokio::test]
+async fn a_change_of_the_files_counts_for_what_is_open_when_its_hosts_fail() {
+    let blob = noise(5000);
+    let gone = always(Reply::new(410, "")).await;
+    let (mirror, files) = (serving(&blob).await, Files::new());
+    files.hosts_toml(&gone, &[(&gone, "capabilities = ['pull']")]);
+    let repository = files.repository(&gone, files.options()).await;
+    let reader = repository.blob(&descriptor(&blob));
+    read(&reader, 0..10).await.expect_err("nobody has it");
+    let wait = async || tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    files.hosts_toml(&gone, &[(&gone, "capabilities = ['fly']")]);
+    wait().await;
+    read(&reader, 0..10).await.expect_err("what is wrong changes nothing");
+    assert!(gone.log().iter().all(|request| request.path().contains("/blobs/")) && !gone.log().is_empty());
+    files.hosts_toml(&gone, &[(&mirror, "")]);
+    wait().await;
+    assert_eq!(read(&reader, 0..10).await.expect("the new mirror has it"), blob[..10]);
+    repository.resolve().await.expect("and resolves");
+    assert_eq!(repository.hosts().into_iter().map(|host| host.name).collect::<Vec<_>>(), [mirror.host(), gone.host()]);
+    files.hosts_toml(&gone, &[]);
+    wait().await;
+    read(&reader, 0..10).await.expect("what works is not looked at every second");
+    assert_eq!(mirror.log().len(), 3);
+}
+
+#[tokio::test]
 async fn b_149_a_location_stands_in_for_a_registry_and_mirrors_have_names_of_their_own() {
     let blob = noise(200);
     let (mirror, registry) = (serving(&blob).await, serving(&blob).await);
