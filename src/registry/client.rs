@@ -286,7 +286,11 @@ impl Client {
             let response = if at.trusted {
                 self.authorized(endpoint, call, &at).await?
             } else {
-                self.transport().send(call, &at, call.headers()).await?
+                // A host is as well as the store that it sends us to.
+                let asked = endpoint.host.health().ask();
+                let answer = self.transport().send(call, &at, call.headers()).await;
+                asked.heard(&answer);
+                answer?
             };
             if !call.follows(response.status()) {
                 return Ok((response, at));

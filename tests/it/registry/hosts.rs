@@ -389,6 +389,22 @@ async fn b_147_a_mirror_that_failed_rests_while_others_have_what_is_wanted() {
 }
 
 #[tokio::test]
+async fn b_147_a_mirror_whose_store_fails_rests_as_well() {
+    let blob = noise(5000);
+    for failure in [Reply::new(503, ""), Reply::new(429, "").with("Retry-After", "60")] {
+        let (store, registry) = (always(failure).await, serving(&blob).await);
+        let mirror = always(Reply::redirect(store.url("/x"))).await;
+        let files = Files::new();
+        files.hosts_toml(&registry, &[(&mirror, "")]);
+        let repository = files.repository(&registry, files.options()).await;
+        for _ in 0..3 {
+            read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the registry has it");
+        }
+        assert_eq!((mirror.log().len(), store.log().len(), registry.log().len()), (1, 1, 3));
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_breaks_at_a_mirror_goes_on_at_the_next_host_from_its_last_byte() {
     let blob = noise(100_000);
     let breaking = {
