@@ -37,7 +37,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         },
         io_reason: io.reason,
         hosts: image.repository.iter().flat_map(Repository::hosts).map(host).collect(),
-        hosts_rule: image.repository.as_ref().and_then(Repository::rule).map(str::to_owned),
+        hosts_rule: image.repository.as_ref().and_then(Repository::rule),
         open_files: mounted.served.connection.sees_opens().then(|| mounted.served.fs.open_files()),
         kernel_requests: kernel_requests(mounted),
         entries: u64::from(image.tree.node_count()),

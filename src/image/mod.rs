@@ -5,6 +5,7 @@
 //! and hands back an [`Image`].
 
 mod clients;
+mod discovery;
 mod documents;
 mod error;
 mod inline;

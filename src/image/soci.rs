@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
-use super::shared::{DISCOVERY, Job, Outcome};
+use super::discovery::{DISCOVERY, Job, Outcome};
 use crate::index::{Expected, LayerIndex, soci};
 use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER, ZTOCS_HELD};
 use crate::oci::{Descriptor, Digest, ImageManifest};
