@@ -5,11 +5,11 @@ mod once_map;
 mod schedules;
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::*;
-use crate::index::{Expected, build};
+use crate::index::{Expected, LayerIndex, build};
 use crate::source::{BoxFuture, ByteStream};
 use crate::store::Store;
 use crate::tar::{Entry, Kind, Timestamp, Writer};
