@@ -10,24 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use fuser::{INodeNo, Notifier};
 use tokio::runtime::Handle;
 
-use crate::fs::{Batch, FileSystem, Ino};
+use crate::fs::{FileSystem, Gift, Ino};
 
-/// Jobs that wait; more are left out, since the thread is behind then anyway.
+/// Gifts that wait; more are left out, since the thread is behind then anyway.
 const WAITING: usize = 2;
-
-/// What the thread is to give.
-#[derive(Debug, Clone, Copy)]
-enum Job {
-    /// The files that come next.
-    Next(Batch),
-    /// The parts of a file that are expected to be read, from an offset on.
-    Rest(Ino, u64),
-}
 
 /// The way to the thread, which ends when this is gone.
 #[derive(Debug)]
 pub(super) struct Pusher {
-    jobs: SyncSender<Job>,
+    gifts: SyncSender<Gift>,
     giver: Giver,
 }
 
@@ -43,12 +34,12 @@ struct Giver {
 impl Pusher {
     /// Starts the thread.
     pub(super) fn start(fs: Arc<FileSystem>, runtime: Handle, notifier: Notifier) -> std::io::Result<Self> {
-        let (jobs, receiver) = sync_channel(WAITING);
+        let (gifts, receiver) = sync_channel(WAITING);
         let giver = Giver { fs, notifier, gate: Arc::default() };
         let inner = giver.clone();
         let thread = std::thread::Builder::new().name("fuse-push".to_owned());
         thread.spawn(move || push(&inner, &runtime, &receiver))?;
-        Ok(Self { jobs, giver })
+        Ok(Self { gifts, giver })
     }
 
     /// Returns when nothing more is given of a file system that was stopped before.
@@ -59,11 +50,10 @@ impl Pusher {
     /// Tells that the first bytes of a file, up to `end`, were handed to the kernel.
     pub(super) fn note(&self, ino: Ino, end: u64) {
         // The thread is woken only if there is something to do: waking it costs as much as a request.
-        let rest = self.giver.fs.is_expected(ino).then_some(Job::Rest(ino, end));
-        if let Some(job) = rest.or_else(|| self.giver.fs.comes_next(ino).map(Job::Next))
-            && self.jobs.try_send(job).is_err()
-        {
-            tracing::trace!(ino = ino.0, "too busy to hand out what comes next");
+        for gift in self.giver.fs.begun(ino, end) {
+            if self.gifts.try_send(gift).is_err() {
+                tracing::trace!(ino = ino.0, ?gift, "too busy to hand it out");
+            }
         }
     }
 
@@ -100,14 +90,9 @@ impl Giver {
     }
 }
 
-fn push(giver: &Giver, runtime: &Handle, jobs: &Receiver<Job>) {
+fn push(giver: &Giver, runtime: &Handle, gifts: &Receiver<Gift>) {
     let _runtime = runtime.enter();
-    while let Ok(job) = jobs.recv() {
-        match job {
-            Job::Next(batch) => giver.fs.hand_out(batch, |next, bytes| giver.give(next, 0, bytes, &giver.gate())),
-            Job::Rest(ino, from) => giver.fs.hand_out_expected(ino, from, |offset, bytes| {
-                giver.give(ino, offset, bytes, &giver.gate());
-            }),
-        }
+    while let Ok(gift) = gifts.recv() {
+        giver.fs.hand_out(gift, |ino, offset, bytes| giver.give(ino, offset, bytes, &giver.gate()));
     }
 }
