@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::large::LargeSpans;
 use super::{Error, Fetcher, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
@@ -133,7 +134,7 @@ pub struct Outage {
 pub(super) struct Outages {
     /// Protects the table; held for look-ups and changes only.
     places: Mutex<HashMap<Arc<str>, Place>>,
-    /// Told when an outage ends, and when another reader is the first in line.
+    /// Told when an outage begins or ends, and when another reader is the first in line.
     changed: Notify,
 }
 
@@ -205,6 +206,7 @@ impl Outages {
         let next = Instant::now() + FIRST_PAUSE;
         known.away = Some(Away { since, began, error: error.clone(), tries: 0, next, line: BTreeSet::new() });
         drop(places);
+        self.changed.notify_waiters();
         tracing::warn!(host = %place, %error, "an outage: reads of its images wait as long as their mounts say");
     }
 
@@ -269,10 +271,19 @@ impl Outages {
 
     /// Returns when `place` is not away.
     async fn over(&self, place: &Arc<str>) {
+        self.becomes(place, false).await;
+    }
+
+    /// Returns when `place` is away.
+    pub(super) async fn begins(&self, place: &Arc<str>) {
+        self.becomes(place, true).await;
+    }
+
+    async fn becomes(&self, place: &Arc<str>, away: bool) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if !self.is_away(place) {
+            if self.is_away(place) == away {
                 return;
             }
             changed.await;
@@ -295,6 +306,20 @@ async fn until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+/// Returns once `span` can be had without its source: its bytes have come another way.
+async fn comes(layer: &Layer, span: SpanId) {
+    layer.blob.arrived(layer.index.compressed(span)).await;
+    if !layer.is_at_hand(span) {
+        // Its window has to come from a source as well.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// True if a source will be asked for what `span` lacks by somebody else than the planner, which notes what is answered.
+fn is_unseen(layer: &Layer, span: SpanId) -> bool {
+    layer.index.lacks_window(span) || (LargeSpans::is_large(&layer.index, span) && !layer.has(span))
 }
 
 impl Fetcher {
@@ -334,16 +359,17 @@ impl Fetcher {
                 waits.get_or_insert_with(|| patience.enter(arrived));
                 tokio::select! {
                     () = outages.turn(&layer.place) => {}
+                    () = comes(layer, span) => {}
                     () = until(deadline) => return Err(self.given_up(layer)),
                 }
             }
+            let is_unseen = is_unseen(layer, span);
             let began = Instant::now();
             let error = tokio::select! {
                 result = self.demanded(layer, span, within.clone()) => match result {
                     Err(Error::Source(error)) if error.is_transient() => error,
                     settled => {
-                        // What failed and then did not was asked of the source, also where nobody noted its answer.
-                        if failures > 0 && settled.is_ok() {
+                        if is_unseen && settled.is_ok() {
                             outages.answered(&layer.place);
                         }
                         return settled;
