@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::large::LargeSpans;
-use super::{Error, Fetcher, Layer, Priority};
+use super::{Error, Fetcher, Layer};
 use crate::index::SpanId;
 use crate::limits;
 use crate::source::{self, ErrorKind};
@@ -30,7 +30,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// How often work that nobody waits for tries a place that is away.
-const REST: Duration = Duration::from_secs(30);
+pub(super) const REST: Duration = Duration::from_secs(30);
 
 /// A place that gives nothing at all for so long is away, whatever becomes of the requests.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -392,35 +392,19 @@ impl Fetcher {
         }
     }
 
-    /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
-    /// where it was.
-    pub async fn prefetch_in_the_end(
-        &self,
-        mut wanted: &[(Arc<Layer>, SpanId)],
-        priority: Priority,
-    ) -> Result<(), Error> {
-        while let Some((layer, _)) = wanted.first() {
-            // One try is enough to find out.
-            let count = if self.is_away(layer) { 1 } else { wanted.len() };
-            let (now, later) = wanted.split_at(count);
-            match self.prefetch(now, priority).await {
-                Ok(()) => wanted = later,
-                Err(Error::Source(error)) if error.is_transient() => self.rest(layer).await,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Returns when the source of `layer` answers again, or when it is time for work that nobody waits for to try it.
     pub async fn rest(&self, layer: &Layer) {
+        self.rest_for(layer, REST).await;
+    }
+
+    pub(super) async fn rest_for(&self, layer: &Layer, longest: Duration) {
         if self.is_away(layer) {
             tokio::select! {
                 () = self.outages().over(&layer.place) => {}
-                () = sleep(REST) => {}
+                () = sleep(longest) => {}
             }
         } else {
-            sleep(REST).await;
+            sleep(longest).await;
         }
     }
 

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::FutureExt;
 
 use super::*;
+use crate::fetch::Priority;
 use crate::fetch::tests::{Memory, Scene, scene};
 use crate::source::{BlobReader, BoxFuture, ByteStream, ErrorKind};
 
@@ -212,6 +213,24 @@ async fn background_work_rests_and_goes_on_afterwards() {
     read(&scene, &layer, &Patience::new(OnOutage::Fail), 0).await.expect("it is back");
     tokio::time::timeout(Duration::from_secs(5), ahead).await.expect("it goes on").expect("all can be had");
     assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+}
+
+#[tokio::test]
+async fn a_span_that_cannot_be_had_holds_up_no_other_and_is_given_up_in_the_end() {
+    let (scene, layer, flaky) = away(Some(|scene| {
+        // Its first and last bytes belong to its neighbours as well.
+        let range = scene.layer.index.compressed(scene.span(1));
+        range.start + 1..range.end - 1
+    }));
+    flaky.away.store(false, Ordering::SeqCst);
+    let wanted: Vec<_> = (0..6).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+    let began = Instant::now();
+    let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(10));
+    tokio::time::timeout(Duration::from_secs(20), ahead).await.expect("it ends").expect("nothing else is wrong");
+    // 10, 20, 40, 80 ms, and 160 from then on.
+    assert!(began.elapsed() >= Duration::from_millis(470), "the pauses grow: {:?}", began.elapsed());
+    let here: Vec<_> = (0..6).filter(|number| layer.has(scene.span(*number))).collect();
+    assert_eq!(here, [0, 2, 3, 4, 5]);
 }
 
 #[test]
