@@ -16,7 +16,7 @@ use super::served::{self, Served};
 use super::{Code, Failure, lacking};
 use crate::fetch::{OnOutage, Urgency};
 use crate::fs::{FileSystem, Ino};
-use crate::fuse::{self, Access};
+use crate::fuse::{self, Access, Elsewhere};
 use crate::image::{Image, Images};
 
 /// Mounts an image, telling its progress to `events`. Dropping the future leaves nothing behind but cached bytes.
@@ -61,7 +61,7 @@ pub(super) async fn mount(
 /// A mount that the kernel has, before anything runs beside it.
 struct Attached {
     mount: fuse::Mount,
-    served: Arc<Served>,
+    served: Arc<Elsewhere<Served>>,
     using: served::Use,
     profiling: Arc<Profiling>,
     /// None for the first mount of what serves it.
@@ -93,7 +93,7 @@ async fn attach(
         Fill::Now => filling.start(Urgency::Now),
     }
     let tasks = profiling.record(wanted.profile_until, before.is_some()).into_iter().collect();
-    let using = std::sync::Mutex::new(Some(using));
+    let (image, using) = (Elsewhere::new(image), std::sync::Mutex::new(Some(using)));
     let before = before.unwrap_or_default();
     let mounted = Arc::new(Mounted { request: wanted, image, served, using, before, mount, profiling, filling, tasks });
     tokio::spawn(see_off(Arc::clone(mounts), Arc::clone(&mounted)));

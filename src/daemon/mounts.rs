@@ -11,7 +11,7 @@ use super::control;
 use super::fill::Filling;
 use super::profiles::Profiling;
 use super::served::{self, Served};
-use crate::fuse;
+use crate::fuse::{self, Elsewhere};
 use crate::image::Image;
 use crate::oci::Digest;
 
@@ -21,9 +21,9 @@ pub(super) struct Mounted {
     /// What it was asked for.
     pub(super) request: control::Mount,
     /// What is mounted.
-    pub(super) image: Image,
+    pub(super) image: Elsewhere<Image>,
     /// What serves it, and other mounts perhaps.
-    pub(super) served: Arc<Served>,
+    pub(super) served: Arc<Elsewhere<Served>>,
     /// Says that it does, until the mount has ended.
     pub(super) using: Mutex<Option<served::Use>>,
     /// How often that had been asked for things before this mount.
