@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::damage::{Files, image, read_all};
+use crate::damage::{Files, published, read_all};
 use crate::support::{Built, Mount, Ocifs, Ran, require_fuse, require_root};
 
 /// A registry that comes and goes at one address, and mounts of its image whose indexes are in the cache.
@@ -39,9 +39,7 @@ impl Bench {
         if !require_fuse() || !require_root() {
             return None;
         }
-        let (image, files) = image();
-        let content = Content::new();
-        let built = image.to_content(&content, "team/app", "1.0");
+        let (content, built, files) = published();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a thread can be started");
         let registry = runtime.block_on(Registry::start(content.clone())).expect("a port is free");
