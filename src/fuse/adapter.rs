@@ -21,8 +21,12 @@ use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 /// kernel counts in jiffies and a larger value would overflow on some platforms.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Read requests that the kernel may have in flight in the background (read-ahead) before it calls us congested.
-const BACKGROUND: u16 = 128;
+/// Read requests that the kernel may have in flight in the background: as many as it can count.
+///
+/// It reads files into its pages in the background even where a reader waits, and keeps what is more than this to itself: then
+/// the bytes that are here would wait behind those that a registry does not send. Nothing is lost by taking them all: each is
+/// answered at once or becomes a task, and how many there are is bounded by the readers, of whom each has two.
+const BACKGROUND: u16 = u16::MAX;
 
 /// How deep the mount counts as stacked if files are passed through: their own file system is below it. The kernel stacks
 /// two deep, so one overlay on top is possible, and a cache that is on an overlay itself is not.
