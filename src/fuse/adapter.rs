@@ -13,6 +13,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::io::Opens;
+use super::killed;
 use super::push::Pusher;
 use super::requests::{Kind, Requests};
 use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
@@ -172,12 +173,12 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -191,8 +192,13 @@ impl Filesystem for Adapter {
             }
             Ok(Read::Later(pending)) => {
                 let shared = Arc::clone(&self.shared);
+                let reader = killed::waiting(request.pid(), flags);
                 self.runtime.spawn(async move {
-                    match pending.await {
+                    let outcome = tokio::select! {
+                        outcome = pending => outcome,
+                        () = killed::killed(reader) => return reply.error(Errno::EINTR),
+                    };
+                    match outcome {
                         Ok(bytes) => {
                             reply.data(&bytes);
                             shared.has_read(ino, offset, &bytes);

@@ -14,6 +14,7 @@ mod connection;
 mod elsewhere;
 mod io;
 mod kernel;
+mod killed;
 mod mount;
 mod places;
 mod push;

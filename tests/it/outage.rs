@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -184,6 +185,21 @@ fn who_waits_in_an_outage_can_be_killed_and_the_mount_ended() {
     assert!(bench.ocifs.end_daemon(), "it ends when it is told to");
     ends_within(&mut reader, SOON);
     assert!(!reader.wait().expect("it has ended").success());
+}
+
+#[test]
+fn who_reads_directly_in_an_outage_can_be_killed() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.mount(&["--fill=off", "--on-outage=wait"]).ok();
+    bench.goes();
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={}", bench.path(&bench.point).0.display())).args(["of=/dev/null", "bs=4096", "count=1"]);
+    let mut reader = dd.arg("iflag=direct").stderr(Stdio::null()).spawn().expect("dd can be run");
+    bench.await_outage(true);
+    reader.kill().expect("it is ours");
+    ends_within(&mut reader, Duration::from_secs(10));
+    assert_eq!(reader.wait().expect("it has ended").signal(), Some(9), "it was not the read that failed");
+    bench.ocifs.umount(&bench.point);
 }
 
 #[test]
