@@ -192,6 +192,13 @@ impl Connection {
         }
     }
 
+    /// Gives the kernel nothing more that it has not asked for, before this process ends. Blocks while something is being given.
+    pub fn hush(&self) {
+        if let Some(pusher) = self.shared.pusher.get() {
+            pusher.hush();
+        }
+    }
+
     /// True if the kernel has ended it.
     pub fn has_ended(&self) -> bool {
         *self.ended.borrow()

@@ -3,6 +3,14 @@
 //! A store waits for a page that the kernel holds until a read of it is answered. So one store is made at a time, and the
 //! threads that answer requests are free to answer that read; and none of those makes one before it has answered a read, or
 //! while bytes beside it may be missing. Everything else is done by a thread of its own.
+//!
+//! Such a store waits as long as the read takes, which is a few milliseconds, and no signal ends it. A daemon that is told to
+//! end lets the last one be done first ([`Pusher::hush`]). One that is killed (SIGKILL) in just these milliseconds cannot end:
+//! the thread keeps the descriptors of the process, so the kernel does not end the connection, and nobody answers the read.
+//! Root frees it with `echo 1 > /sys/fs/fuse/connections/N/abort`, where N is the minor number of the mount's device. It
+//! cannot be excluded from here: the kernel takes a page before it queues the read of it, so what requests there are does not
+//! say which pages are taken, and there is no store that does not wait. A thread with descriptors of its own
+//! (`unshare(CLONE_FILES)`) would free the reads that were handed out, but not those in the queue.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -27,8 +35,8 @@ pub(super) struct Pusher {
 struct Giver {
     fs: Arc<FileSystem>,
     notifier: Notifier,
-    /// Held while a file is put into the kernel's pages.
-    gate: Arc<Mutex<()>>,
+    /// Held while a file is put into the kernel's pages; true once nothing more is.
+    gate: Arc<Mutex<bool>>,
 }
 
 impl Pusher {
@@ -45,6 +53,11 @@ impl Pusher {
     /// Returns when nothing more is given of a file system that was stopped before.
     pub(super) fn finish(&self) {
         drop(self.giver.gate());
+    }
+
+    /// Ends all giving. Returns when nothing is being given, which may take as long as a read does.
+    pub(super) fn hush(&self) {
+        *self.giver.gate() = true;
     }
 
     /// Tells that the first bytes of a file, up to `end`, were handed to the kernel.
@@ -67,7 +80,7 @@ impl Pusher {
 }
 
 impl Giver {
-    fn gate(&self) -> MutexGuard<'_, ()> {
+    fn gate(&self) -> MutexGuard<'_, bool> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,8 +93,8 @@ impl Giver {
         }
     }
 
-    fn give(&self, ino: Ino, offset: u64, bytes: &[u8], _gate: &MutexGuard<'_, ()>) {
-        if self.fs.is_stopped() {
+    fn give(&self, ino: Ino, offset: u64, bytes: &[u8], is_over: &MutexGuard<'_, bool>) {
+        if **is_over || self.fs.is_stopped() {
             return;
         }
         if let Err(error) = self.notifier.store(INodeNo(ino.0), offset, bytes) {
