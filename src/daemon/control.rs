@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Failure;
 use crate::registry;
-pub use cache::{CacheReport, ImportReport, Usage, VerifyReport, other_cache_size};
+pub use cache::{CacheReport, DropReport, ImportReport, Kept, Usage, UsedBy, VerifyReport, other_cache_size};
 pub use indexes::{
     IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
 };
