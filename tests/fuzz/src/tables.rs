@@ -49,7 +49,7 @@ pub(crate) fn estargz(data: &[u8]) {
     let mut archive = writer::file_member("stargz.index.json", data);
     archive.resize(archive.len() + 1024, 0);
     let archive = gzip(&archive, 0);
-    let footer = Footer::find(&writer::gzip_footer(Form::External, ""), BLOB);
+    let footer = Footer::find(&writer::gzip_footer(Form::External, "STARGZEXTERNALTOC"), BLOB);
     let Ok(Some(Footer::Outside(outside))) = footer else { panic!("a footer") };
     if let Ok(claim) = toc::open_outside(outside, &archive, &pin(&[(DOCUMENT, digest(data))])) {
         believe(claim);
@@ -58,7 +58,7 @@ pub(crate) fn estargz(data: &[u8]) {
 
 /// The archive that holds such a document.
 pub(crate) fn archive(data: &[u8]) {
-    let footer = Footer::find(&writer::gzip_footer(Form::External, ""), BLOB);
+    let footer = Footer::find(&writer::gzip_footer(Form::External, "STARGZEXTERNALTOC"), BLOB);
     let Ok(Some(Footer::Outside(outside))) = footer else { panic!("a footer") };
     for archive in [data, &gzip(data, 0)] {
         assert!(toc::open_outside(outside, archive, &pin(&[(DOCUMENT, digest(b"another"))])).is_err());

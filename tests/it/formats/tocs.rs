@@ -314,7 +314,7 @@ fn d_020_a_parent_that_is_a_file_is_settled_as_in_tar() {
         let pinned = blob(form, &write(&stream, How { has_landmark: false, ..How::new(form) }));
         let plain = Blob { annotations: Default::default(), ..pinned.clone() };
         let [lazy, mut truth] = [(pinned, indexed(form)), (plain, "first-contact")].map(|(blob, origin)| {
-            let layout = bench.ocifs.home().join(format!("{form:?} {origin}"));
+            let layout = bench.ocifs.home().join(format!("{form:?}-{}", blob.annotations.len()));
             write_image(&layout, &[blob]);
             let (layers, tree) = mounted(&bench, &oci(&layout));
             assert_eq!(layers[0]["indexed"], origin);
