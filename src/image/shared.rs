@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use super::Request;
 use super::discovery::{Job, Outcome, Usable};
 use super::soci::{self, Ztoc};
-use super::trust::{PINNED, Verdict, believes_pins, verdict};
+use super::trust::{Verdict, verdict, verdict_of_pins};
 use crate::fetch::WindowSource;
 use crate::index::{Expected, LayerIndex};
 use crate::oci::{Descriptor, Digest, ImageManifest, Reference};
@@ -42,7 +42,7 @@ type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
 /// The search for one image. Dropping it ends it.
 pub(super) struct Search {
     verdict: Verdict,
-    believes_pins: bool,
+    pins: Verdict,
     /// Where to look; nowhere for local images.
     repository: Option<Repository>,
     /// Use only what was found before.
@@ -78,7 +78,7 @@ impl Search {
         let verdict = verdict(request.trust, is_pinned);
         Self {
             verdict,
-            believes_pins: believes_pins(request.trust),
+            pins: verdict_of_pins(request.trust),
             repository,
             offline: request.offline,
             store: Arc::clone(store),
@@ -89,7 +89,7 @@ impl Search {
 
     /// Begins to look for the indexes of the image `digest`, if any is to be believed. The search for another ends.
     pub(super) fn begin(&self, digest: Digest, manifest: &ImageManifest) {
-        let pin = soci::pin(manifest).filter(|_| self.believes_pins);
+        let pin = soci::pin(manifest).filter(|_| self.pins.is_believed);
         let is_wanted = self.verdict.is_believed || pin.is_some();
         let Some(repository) = self.repository.clone().filter(|_| is_wanted) else { return };
         let mut begun = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +122,7 @@ impl Search {
         let mut outcome = self.outcome().await;
         let pinned = outcome.pinned.get(&expected.layer);
         if let Some(Some(ztoc)) = pinned
-            && let Ok(found) = self.ztoc(expected, ztoc, PINNED).await
+            && let Ok(found) = self.ztoc(expected, ztoc, self.pins.why).await
         {
             return Ok(found);
         }

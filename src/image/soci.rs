@@ -53,7 +53,7 @@ fn claim(digest: &Digest, size: u64) -> Digest {
 }
 
 /// The digest of the SOCI index that an image's manifest pins.
-pub(super) fn pin(manifest: &ImageManifest) -> Option<Digest> {
+pub fn pin(manifest: &ImageManifest) -> Option<Digest> {
     let text = manifest.annotations.get(SOCI_PIN)?;
     let digest = text.parse();
     digest.inspect_err(|error| tracing::warn!(%error, "the annotation {SOCI_PIN} of the image is passed over")).ok()

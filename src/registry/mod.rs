@@ -43,6 +43,8 @@ mod credentials;
 mod encoded;
 mod endpoint;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod grant;
 mod health;
 mod helper;
