@@ -8,21 +8,21 @@
 //!
 //! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::command::{self, Target};
+use super::interpreter::{Body, Directory, Found, Interpreter, directory};
 use super::names::{self, Place};
 use super::programs::Walk;
 use super::turns::{self, Order};
 use super::{Need, Reason, contents};
 use crate::fetch::{Error, Foretold};
 use crate::limits::{AHEAD_MODULE_BYTES, AHEAD_MODULES};
-use crate::oci::ImageConfig;
 use crate::python::{Compiled, Import, Stamp, imports_of_source};
-use crate::tree::{NodeId, NodeKind, Tree};
+use crate::tree::{NodeId, Tree};
 
 /// Modules looked into side by side. Many lie in one span, so this is not the number of requests.
 const PARALLEL: usize = 128;
@@ -38,62 +38,6 @@ const FIRST: [&str; 6] =
 /// What every start of Python reads besides: the locale that it chooses where there is none (PEP 538).
 const BESIDE: [&[u8]; 3] =
     [b"/usr/lib/locale/C.utf8/LC_CTYPE", b"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", b"/etc/localtime"];
-
-/// Since 3.11 these are in the interpreter itself.
-const FROZEN: [&str; 15] = [
-    "_collections_abc",
-    "_sitebuiltins",
-    "abc",
-    "codecs",
-    "genericpath",
-    "importlib.machinery",
-    "importlib.util",
-    "io",
-    "ntpath",
-    "os",
-    "posixpath",
-    "runpy",
-    "site",
-    "stat",
-    "zipimport",
-];
-
-/// A directory in which modules are looked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Directory {
-    node: NodeId,
-    path: Vec<u8>,
-}
-
-/// A Python: where its modules are.
-#[derive(Debug)]
-struct Interpreter {
-    /// `Y` of version 3.Y.
-    minor: u32,
-    /// `sys.path`, without the script's directory.
-    path: Vec<Directory>,
-    /// Those of it whose `.pth` files are read.
-    sites: Vec<Directory>,
-    /// What the names of extensions end with, the most particular first.
-    suffixes: Vec<String>,
-    /// Of the virtual environment, if it is in one.
-    settings: Option<NodeId>,
-}
-
-/// What a module is.
-#[derive(Debug, Clone)]
-enum Found {
-    /// A directory, and the file in it that is run.
-    Package(Arc<Directory>, Option<Body>),
-    Module(Body),
-}
-
-/// What is run when a module is imported.
-#[derive(Debug, Clone)]
-enum Body {
-    Extension(Place),
-    Python { source: Option<NodeId>, compiled: Option<NodeId> },
-}
 
 /// One module that was found.
 #[derive(Debug)]
@@ -119,9 +63,10 @@ struct Finder<'a> {
 
 /// Fetches what the first Python of the command line imports, if there is one.
 pub(super) async fn fetch(walk: &Walk<'_>, targets: &[Target]) -> Result<(), Error> {
+    let tree = &walk.session.files.tree;
     for target in targets {
         let Some(invoked) = &target.invoked else { continue };
-        if let Some(python) = Interpreter::of(walk, invoked, &target.place) {
+        if let Some(python) = Interpreter::of(tree, walk.config, invoked, &target.place) {
             let script = Script::of_arguments(walk, &target.arguments);
             return Finder::new(walk, python, script.directory(walk)).run(script).await;
         }
@@ -129,8 +74,8 @@ pub(super) async fn fetch(walk: &Walk<'_>, targets: &[Target]) -> Result<(), Err
             continue;
         }
         for word in walk.interpreters(target.place.node).await? {
-            let program = command::program(&walk.session.files.tree, walk.config, &word);
-            let python = program.and_then(|(invoked, place)| Interpreter::of(walk, &invoked, &place));
+            let program = command::program(tree, walk.config, &word);
+            let python = program.and_then(|(invoked, place)| Interpreter::of(tree, walk.config, &invoked, &place));
             if let Some(python) = python {
                 let script = Script::File(target.place.clone(), target.arguments.clone());
                 return Finder::new(walk, python, script.directory(walk)).run(script).await;
@@ -185,74 +130,6 @@ impl Script {
             Self::Module(..) | Self::Other => command::working_directory(walk.config).to_vec(),
         }
     }
-}
-
-impl Interpreter {
-    /// The Python that runs as `invoked`, which leads to `place`; none if that is something else.
-    ///
-    /// Its version is in its name or in that of its library, which is where `bin/..` is and has an `os.py`. A file
-    /// `pyvenv.cfg` beside or above what is invoked makes it a virtual environment.
-    fn of(walk: &Walk<'_>, invoked: &[u8], place: &Place) -> Option<Self> {
-        let tree = &walk.session.files.tree;
-        let rest = place.path.rsplit(|byte| *byte == b'/').next()?.strip_prefix(b"python")?;
-        let named = std::str::from_utf8(rest).ok()?.strip_prefix("3.").and_then(|minor| minor.parse::<u32>().ok());
-        if named.is_none() && !matches!(rest, b"" | b"3") {
-            return None;
-        }
-        let prefix = parent(place.directory());
-        let libraries = ["lib", "lib64"].map(|name| names::join(&prefix, name.as_bytes()));
-        let library = |minor: u32| {
-            let mut found = libraries.iter().filter_map(|base| directory(tree, base, &format!("python3.{minor}")));
-            found.find(|found| child(tree, found, "os.py").is_some()).map(|found| (minor, found))
-        };
-        let (minor, library) = match named {
-            Some(minor) => library(minor)?,
-            None => (0..40).rev().find_map(library)?,
-        };
-        let own = parent(invoked);
-        let settings = [names::join(&own, b"pyvenv.cfg"), names::join(&parent(&own), b"pyvenv.cfg")];
-        let settings = settings.iter().find_map(|path| names::file(tree, path));
-        let version = format!("python3.{minor}");
-        let below = |base: &[u8], rest: &str| directory(tree, base, rest);
-        let sites: Vec<_> = match &settings {
-            Some(settings) => {
-                let base = settings.directory();
-                ["lib", "lib64"]
-                    .iter()
-                    .filter_map(|lib| below(base, &format!("{lib}/{version}/site-packages")))
-                    .collect()
-            }
-            // Debian keeps its own packages apart.
-            None => [
-                below(&prefix, &format!("local/lib/{version}/dist-packages")),
-                below(b"/usr/local", &format!("lib/{version}/dist-packages")),
-                below(&library.path, "site-packages"),
-                below(&prefix, "lib/python3/dist-packages"),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-        };
-        let variable = command::variable(walk.config, "PYTHONPATH").unwrap_or_default();
-        let path = variable.split(':').filter(|dir| !dir.is_empty()).filter_map(|dir| below(b"/", dir));
-        let dynamic = below(&library.path, "lib-dynload");
-        let mut path: Vec<_> = path.chain([library]).chain(dynamic).chain(sites.iter().cloned()).collect();
-        let mut seen = HashSet::new();
-        path.retain(|directory| seen.insert(directory.node));
-        let settings = settings.map(|place| place.node);
-        Some(Self { minor, path, sites, suffixes: suffixes(walk.config, minor), settings })
-    }
-}
-
-/// What the names of extension modules end with (`importlib.machinery.EXTENSION_SUFFIXES`).
-fn suffixes(config: &ImageConfig, minor: u32) -> Vec<String> {
-    let machine = match config.platform.architecture() {
-        "amd64" => "x86_64",
-        "arm64" => "aarch64",
-        other => other,
-    };
-    let particular = ["gnu", "musl"].map(|libc| format!(".cpython-3{minor}-{machine}-linux-{libc}.so"));
-    particular.into_iter().chain([".abi3.so".to_owned(), ".so".to_owned()]).collect()
 }
 
 impl<'a> Finder<'a> {
@@ -346,7 +223,7 @@ impl<'a> Finder<'a> {
         for word in arguments.iter().filter(is_named) {
             let name = word.split(':').next().unwrap_or(word);
             let first = name.split('.').next().unwrap_or(name);
-            if !self.python.path.contains(&here) && find(self.tree, &self.python, &here, first).is_some() {
+            if !self.python.path.contains(&here) && self.python.find(self.tree, &here, first).is_some() {
                 self.python.path.push(here.clone());
             }
             self.find(name);
@@ -397,12 +274,12 @@ impl<'a> Finder<'a> {
         if self.known.len() >= AHEAD_MODULES {
             return None;
         }
-        if self.python.minor >= 11 && FROZEN.contains(&name) {
+        if self.python.has_frozen(name) {
             return Some(None);
         }
         Some(match above {
-            Some(above) => find(self.tree, &self.python, above, leaf),
-            None if is_top => self.python.path.iter().find_map(|dir| find(self.tree, &self.python, dir, leaf)),
+            Some(above) => self.python.find(self.tree, above, leaf),
+            None if is_top => self.python.path.iter().find_map(|dir| self.python.find(self.tree, dir, leaf)),
             None => None,
         })
     }
@@ -487,60 +364,4 @@ async fn text(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<bytes::Bytes
         return Ok(bytes::Bytes::new());
     }
     Ok(contents::read(walk.session, need, node, 0..size).await?.unwrap_or_default())
-}
-
-/// What `leaf` is in `above`, as CPython's `FileFinder` has it.
-fn find(tree: &Tree, python: &Interpreter, above: &Directory, leaf: &str) -> Option<Found> {
-    let below = child(tree, above, leaf).filter(|node| tree.node(*node).kind() == NodeKind::Directory);
-    let below = below.map(|node| Directory { node, path: names::join(&above.path, leaf.as_bytes()) });
-    if let Some(below) = &below
-        && let Some(body) = body(tree, python, below, "__init__")
-    {
-        return Some(Found::Package(Arc::new(below.clone()), Some(body)));
-    }
-    match body(tree, python, above, leaf) {
-        Some(body) => Some(Found::Module(body)),
-        None => below.map(|below| Found::Package(Arc::new(below), None)),
-    }
-}
-
-fn body(tree: &Tree, python: &Interpreter, above: &Directory, stem: &str) -> Option<Body> {
-    let file = |directory: &Directory, name: &str| {
-        child(tree, directory, name).filter(|node| tree.node(*node).kind() == NodeKind::Regular)
-    };
-    for suffix in &python.suffixes {
-        let name = format!("{stem}{suffix}");
-        if let Some(node) = file(above, &name) {
-            return Some(Body::Extension(Place { node, path: names::join(&above.path, name.as_bytes()) }));
-        }
-    }
-    let source = file(above, &format!("{stem}.py"));
-    let compiled = match source {
-        Some(_) => directory(tree, &above.path, "__pycache__")
-            .and_then(|cache| file(&cache, &format!("{stem}.cpython-3{}.pyc", python.minor))),
-        None => file(above, &format!("{stem}.pyc")),
-    };
-    (source.is_some() || compiled.is_some()).then_some(Body::Python { source, compiled })
-}
-
-/// What is called `name` in a directory, through links.
-fn child(tree: &Tree, above: &Directory, name: &str) -> Option<NodeId> {
-    let node = tree.lookup(above.node, name.as_bytes())?;
-    match tree.node(node).kind() {
-        NodeKind::Symlink => tree.resolve(&names::join(&above.path, name.as_bytes()), true),
-        _ => Some(node),
-    }
-}
-
-/// The directory `name` as seen from `base`.
-fn directory(tree: &Tree, base: &[u8], name: &str) -> Option<Directory> {
-    let path = if name.is_empty() { base.to_vec() } else { names::join(base, name.as_bytes()) };
-    let node = tree.resolve(&path, true)?;
-    (tree.node(node).kind() == NodeKind::Directory).then_some(Directory { node, path })
-}
-
-/// The directory above a path.
-fn parent(path: &[u8]) -> Vec<u8> {
-    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    path[..slash].to_vec()
 }

@@ -4,7 +4,7 @@
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
 //! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
-//! would in the image's own tree (`names`), and if it is Python, to all modules that its script imports (`imports`). What a
+//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`). What a
 //! profile names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
 //! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only the few
@@ -16,6 +16,7 @@ mod budget;
 mod command;
 mod contents;
 mod imports;
+mod interpreter;
 mod landmark;
 mod names;
 mod programs;

@@ -302,6 +302,129 @@ async fn the_entry_point_follows_a_profile_that_does_not_know_it() {
     assert_eq!((nothing.reason(), nothing.entry_point_spans()), (None, 0));
 }
 
+/// Source that is compiled as this host's Python does it, for the source as it is in the image.
+fn compiled(source: &str, mtime: u32) -> Vec<u8> {
+    let program = "import sys, marshal, importlib.util as u; code = compile(sys.argv[1], 'm.py', 'exec', dont_inherit=True); \
+                   n = lambda x: int(x).to_bytes(4, 'little'); sys.stdout.buffer.write(u.MAGIC_NUMBER + n(0) + \
+                   n(sys.argv[2]) + n(len(sys.argv[1])) + marshal.dumps(code))";
+    let output = std::process::Command::new("python3").args(["-c", program, source]).arg(mtime.to_string()).output();
+    let output = output.expect("this host has a Python");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+/// `Y` of the 3.Y of this host's Python, which compiles what the images here hold.
+fn minor() -> u32 {
+    let output = std::process::Command::new("python3").args(["-c", "import sys; print(sys.version_info[1])"]).output();
+    String::from_utf8(output.expect("this host has a Python").stdout).expect("digits").trim().parse().expect("a number")
+}
+
+#[tokio::test]
+async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
+    let (pad, minor) = (big(1), minor());
+    let library = format!("usr/lib/python3.{minor}");
+    let site = format!("venv/lib/python3.{minor}/site-packages");
+    let cache = |dir: &str, stem: &str| format!("{dir}/__pycache__/{stem}.cpython-3{minor}.pyc");
+    let package = "from . import near\nfrom .deep import (thing, far)\nimport os.path as p, missing.one\n";
+    let near = "import hooked, _native\nif False:\n    pass\n";
+    let (package_pyc, near_pyc) = (compiled(package, 0), compiled(near, 77));
+    let machine = if cfg!(target_arch = "aarch64") { "aarch64" } else { "x86_64" };
+    let native = format!("{library}/lib-dynload/_native.cpython-3{minor}-{machine}-linux-gnu.so");
+    let mut wanted = vec![
+        ("app/main.py".to_owned(), b"import package\ndef later():\n    import unused\n".to_vec()),
+        (format!("{library}/os.py"), b"".to_vec()),
+        (format!("{library}/encodings/__init__.py"), b"from . import aliases".to_vec()),
+        (format!("{library}/encodings/aliases.py"), b"".to_vec()),
+        (native, b"no library at all".to_vec()),
+        (cache(&format!("{site}/package"), "__init__"), package_pyc),
+        (cache(&format!("{site}/package"), "near"), near_pyc),
+        // Its compiled form is of another time, so it is going to be compiled again.
+        (format!("{site}/package/near.py"), near.as_bytes().to_vec()),
+        (format!("{site}/package/deep/far.py"), b"".to_vec()),
+        (format!("{site}/extra/hooked.py"), b"".to_vec()),
+        (format!("{site}/extra.pth"), b"extra\nimport started\n".to_vec()),
+        (format!("{site}/started.py"), b"".to_vec()),
+        ("venv/pyvenv.cfg".to_owned(), b"home = /usr/bin\n".to_vec()),
+    ];
+    let unwanted = [
+        (format!("{site}/package/__init__.py"), package.as_bytes().to_vec()),
+        (format!("{site}/unused.py"), b"".to_vec()),
+        (format!("{site}/package/other.py"), b"".to_vec()),
+    ];
+    if minor >= 11 {
+        // It is in the interpreter.
+        wanted.retain(|(path, _)| !path.ends_with("/os.py"));
+    }
+    let os = format!("{library}/os.py");
+    let pads: Vec<_> = (0..2 * (wanted.len() + unwanted.len())).map(|number| format!("pad/{number}")).collect();
+    let mut items: Vec<(&str, Item<'_>)> = vec![
+        ("usr/bin/python3", Item::Link(if minor < 10 { "python3.9" } else { "real" })),
+        ("venv/bin/python", Item::Link("/usr/bin/python3")),
+    ];
+    let real = format!("usr/bin/python3.{minor}");
+    items[0] = ("usr/bin/python3", Item::Link(real.rsplit('/').next().expect("a name")));
+    items.push((&real, Item::File(b"a program of another machine")));
+    if minor >= 11 {
+        items.push((&os, Item::File(b"")));
+    }
+    for ((path, content), pad_path) in wanted.iter().chain(&unwanted).zip(&pads) {
+        items.push((pad_path, Item::File(&pad)));
+        items.push((path, Item::File(content)));
+    }
+    let scene = scene(&items);
+    let progress = scene.run(r#"{"Entrypoint":["/venv/bin/python","-u","main.py"],"WorkingDir":"/app"}"#, None).await;
+    assert!(progress.entry_point_spans() > 0);
+    for (path, content) in &wanted {
+        assert!(content.is_empty() || scene.local(&[path]) == [true], "{path}");
+    }
+    for (path, content) in &unwanted {
+        assert!(content.is_empty() || scene.local(&[path]) == [false], "{path}");
+    }
+    let pads: Vec<_> = pads.iter().take(wanted.len()).map(String::as_str).collect();
+    assert!(scene.local(&pads).iter().all(|local| !local), "{:?}", scene.local(&pads));
+}
+
+#[tokio::test]
+async fn servers_and_modules_lead_to_what_they_are_told_to_run() {
+    let (pad, minor) = (big(1), minor());
+    let library = format!("usr/lib/python3.{minor}");
+    let (os, main, server) =
+        (format!("{library}/os.py"), format!("{library}/tool/__main__.py"), format!("{library}/server/__init__.py"));
+    let tool = format!("{library}/tool/__init__.py");
+    let real = format!("usr/bin/python3.{minor}");
+    let items = || {
+        vec![
+            (real.as_str(), Item::File(b"program")),
+            (os.as_str(), Item::File(b"pass")),
+            ("pad/1", Item::File(&pad)),
+            (main.as_str(), Item::File(b"import server")),
+            (tool.as_str(), Item::File(b"#")),
+            ("pad/2", Item::File(&pad)),
+            (server.as_str(), Item::File(b"pass")),
+            ("pad/3", Item::File(&pad)),
+            ("srv/shop/wsgi.py", Item::File(b"import settings")),
+            ("srv/settings.py", Item::File(b"pass")),
+            ("srv/shop/__init__.py", Item::File(b"pass")),
+            ("pad/4", Item::File(&pad)),
+            ("srv/alone.py", Item::File(b"pass")),
+        ]
+    };
+    let run = format!(r#"{{"Cmd":["/{real}","-m","tool","shop.wsgi:application"],"WorkingDir":"/srv"}}"#);
+    let scene_of = scene(&items());
+    scene_of.run(&run, None).await;
+    assert_eq!(scene_of.local(&[&main, &server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 4]);
+    assert_eq!(scene_of.local(&["pad/3", "pad/4"]), [false; 2]);
+
+    let mut scripted = items();
+    let script = format!("#!/usr/bin/env -S python3.{minor} -u\nfrom server import main\n");
+    scripted.push(("usr/bin/serve", Item::File(script.as_bytes())));
+    scripted.push(("usr/bin/env", Item::File(b"env")));
+    let scripted = scene(&scripted);
+    scripted.run(r#"{"Entrypoint":["serve","--port","80","shop.wsgi"],"WorkingDir":"/srv"}"#, None).await;
+    assert_eq!(scripted.local(&[&server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 3]);
+    assert_eq!(scripted.local(&["pad/1", "pad/3"]), [false; 2]);
+}
+
 #[test]
 fn a_place_is_found_through_links_and_tells_its_real_directory() {
     let items = [
