@@ -202,7 +202,7 @@ fn in_daemon(mount: control::Mount, args: &Args, context: &Context) -> Result<()
 fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     logging::start(&context.environment, context.environment.wants_colour(io::stderr().is_terminal()));
     let options = daemon::Options { idle: None, ..super::daemon::options(context) };
-    super::daemon::make_runtime_dir(&options.runtime_dir)?;
+    daemon::make_runtime_dir(&options.runtime_dir)?;
     match daemon::run(&options, None, Some(mount))? {
         End::Finished => Ok(()),
         End::Interrupted => Err(Stop::Interrupted),

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::control::{Event, Request};
-use super::{Code, Failure, socket_path};
+use super::socket::{check_runtime_dir, make_runtime_dir, socket_path, unusable};
+use super::{Code, Failure};
+use crate::oci::Printable;
 
 /// How long a starting daemon may take to say that it is ready.
 const START: Duration = Duration::from_secs(20);
@@ -63,13 +65,14 @@ impl Client {
 
     /// Makes a request if a daemon is running.
     pub fn request_if_running(&self, request: &Request) -> Result<Option<Connection>, Failure> {
+        check_runtime_dir(&self.runtime_dir)?;
         let socket = socket_path(&self.cache_dir, &self.runtime_dir);
         let mut stream = match UnixStream::connect(&socket) {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 return Ok(None);
             }
-            Err(error) => return Err(Failure::io(&format!("cannot reach the daemon at {}", socket.display()), &error)),
+            Err(error) => return Err(unusable("reach the daemon at", &socket, &error)),
         };
         let mut line = serde_json::to_vec(request).map_err(|error| Failure::of(Code::Other, &error))?;
         line.push(b'\n');
@@ -80,12 +83,9 @@ impl Client {
     /// Starts a daemon and waits until it is ready or says why it cannot be.
     fn start(&self) -> Result<(), Failure> {
         let dir = &self.runtime_dir;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
-            Failure::io(&format!("cannot create the runtime directory {}", dir.display()), &error)
-                .hint("choose one that you may write to with --runtime-dir")
-        })?;
+        make_runtime_dir(dir)?;
         let log_path = socket_path(&self.cache_dir, dir).with_extension("log");
-        let log = std::fs::File::options().create(true).append(true).open(&log_path);
+        let log = std::fs::File::options().create(true).append(true).mode(0o600).open(&log_path);
         let log = log.map_err(|error| Failure::io(&format!("cannot write {}", log_path.display()), &error))?;
         let mut command = Command::new(&self.program.path);
         command.args(&self.program.arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
+use super::socket::Listener;
 use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
 use crate::fuse;
 use crate::image::Images;
@@ -84,10 +85,10 @@ impl Server {
     }
 
     /// Serves clients for ever.
-    pub(super) async fn accept(self: &Arc<Self>, listener: UnixListener) {
+    pub(super) async fn accept(self: &Arc<Self>, listener: Listener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let server = Arc::clone(self);
                     server.clients.send_modify(|count| *count += 1);
                     tokio::spawn(async move {
