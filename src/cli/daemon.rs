@@ -24,6 +24,7 @@ pub(super) struct Args {
 
 /// Serves.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
+    close_inherited().map_err(|error| Failure::io("cannot close what other programs have open", &error))?;
     let ready = take_stdout().map_err(|error| Failure::io("cannot take standard output", &error))?;
     logging::start(&context.environment, false);
     // Signals for the terminal's foreground processes are not for the daemon. Who starts it as a session's leader

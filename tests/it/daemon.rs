@@ -165,3 +165,30 @@ fn a_daemon_in_the_foreground_ends_in_order_when_its_terminal_is_closed() {
     signal(Pid::from_child(&child), Signal::TERM);
     assert!(child.wait().expect("it ends").success());
 }
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let Some(bench) = Bench::new() else { return };
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut child = bench.in_foreground(full);
+    signal(Pid::from_child(&child), Signal::TERM);
+    assert!(child.wait().expect("it ends").success());
+    assert!(!bench.point.is_mounted());
+}
+
+#[test]
+fn a_daemon_keeps_no_lock_of_who_started_it() {
+    if !require(&["flock"]) {
+        return;
+    }
+    let ocifs = Ocifs::new();
+    let lock = ocifs.home().join("lock");
+    let mut command = ocifs.command(["cache", "du"]);
+    let program = command.get_program().to_owned();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 9>\"$0\" && flock -n 9 && \"$@\""]).arg(&lock).arg(program).args(["cache", "du"]);
+    let set = command.env("LC_ALL", "C").get_envs().filter_map(|(name, value)| Some((name, value?)));
+    run(shell.env_clear().envs(set)).ok();
+    assert!(ocifs.daemon().is_some(), "the daemon stays a while");
+    run(Command::new("flock").arg("-n").arg(&lock).arg("true")).ok();
+}
