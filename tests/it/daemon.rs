@@ -192,3 +192,42 @@ fn a_daemon_keeps_no_lock_of_who_started_it() {
     assert!(ocifs.daemon().is_some(), "the daemon stays a while");
     run(Command::new("flock").arg("-n").arg(&lock).arg("true")).ok();
 }
+
+#[test]
+fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
+    if !require_fuse() || !require_root() || !require(&["script"]) {
+        return;
+    }
+    for ending in [Signal::TERM, Signal::HUP] {
+        let (ocifs, temporary) = (Ocifs::new(), temp_dir());
+        let program = ocifs.command(["demo"]).get_program().to_owned();
+        // Its standard input stays open, so that the demo waits.
+        let mut terminal = Command::new("script")
+            .args(["-q", "-e", "-c", &format!("exec {} demo", program.display()), "/dev/null"])
+            .env("TMPDIR", temporary.path())
+            .env("HOME", ocifs.home())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it runs");
+        let mut out = terminal.stdout.take().expect("a pipe");
+        let mut told = Vec::new();
+        let mut piece = [0; 4096];
+        while !told.windows(11).any(|window| window == b"press Enter") {
+            let count = out.read(&mut piece).expect("text");
+            assert!(count > 0, "it ends early: {}", String::from_utf8_lossy(&told));
+            told.extend_from_slice(&piece[..count]);
+        }
+        let base = fs::read_dir(temporary.path()).expect("a directory").next().expect("its own").expect("a name");
+        let name = base.file_name().to_string_lossy().into_owned();
+        let number = name.strip_prefix("ocifs-demo-").and_then(|number| number.parse().ok());
+        signal(number.and_then(Pid::from_raw).expect("a process number"), ending);
+        drop(std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink())));
+        await_true("the directory of the demo is gone", || !base.path().exists());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("there is a /proc");
+        assert!(!mounts.contains(&name), "it is mounted: {mounts}");
+        drop(terminal.stdin.take());
+        terminal.wait().expect("it ends");
+    }
+}
