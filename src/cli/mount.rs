@@ -203,7 +203,8 @@ fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     logging::start(&context.environment, context.environment.wants_colour(io::stderr().is_terminal()));
     let options = daemon::Options { idle: None, ..super::daemon::options(context) };
     daemon::make_runtime_dir(&options.runtime_dir)?;
-    match daemon::run(&options, None, Some(mount))? {
+    let client = context.client()?;
+    match client.in_place_of_idle_daemon(|| daemon::run(&options, None, Some(mount.clone())))? {
         End::Finished => Ok(()),
         End::Interrupted => Err(Stop::Interrupted),
     }

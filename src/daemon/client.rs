@@ -63,6 +63,25 @@ impl Client {
         }
     }
 
+    /// Runs what needs the cache directory for itself. A daemon that has nothing to do gives it up.
+    pub fn in_place_of_idle_daemon<T>(&self, run: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+        let asked = self.request_if_running(&Request::Retire);
+        let gives_way = asked.ok().flatten().is_some_and(|connection| match connection.finish(|_| {}) {
+            Ok(is_idle) => is_idle,
+            // One that is older than this program says that it does not understand; one that is ending says nothing.
+            Err(failure) => failure.code != Code::Usage,
+        });
+        let deadline = Instant::now() + if gives_way { START } else { Duration::ZERO };
+        loop {
+            match run() {
+                Err(failure) if is_busy(&failure) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Makes a request if a daemon is running.
     pub fn request_if_running(&self, request: &Request) -> Result<Option<Connection>, Failure> {
         check_runtime_dir(&self.runtime_dir)?;

@@ -195,6 +195,8 @@ pub enum Request {
     ListIndexes(Image),
     /// Remove indexes that lie beside an image in its registry.
     RemoveIndexes(UnwantedIndexes),
+    /// End, if nothing is mounted and nobody else asks for anything; the answer is whether that is so.
+    Retire,
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.

@@ -42,6 +42,8 @@ pub(super) struct Server {
     options: Options,
     /// Number of connected clients.
     clients: watch::Sender<usize>,
+    /// Told when it need not stay any longer without a mount.
+    retiring: Notify,
     /// Set while a daemon in the foreground serves one mount.
     foreground: bool,
 }
@@ -62,6 +64,7 @@ impl Server {
             known: Known::default(),
             options,
             clients: watch::Sender::new(0),
+            retiring: Notify::new(),
             foreground,
         }
     }
@@ -119,6 +122,7 @@ impl Server {
             }
             tokio::select! {
                 () = tokio::time::sleep(quiet) => {}
+                () = self.retiring.notified() => {}
                 _ = mounts.changed() => continue,
                 _ = clients.changed() => continue,
             }
@@ -232,6 +236,7 @@ impl Server {
                 let removed = indexing::remove(&self.images, &unwanted, &events);
                 answers.while_running(removed).await.and_then(|count| value(&count))
             }
+            Request::Retire => value(&self.retire()),
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
             Request::CacheDrop(what) => {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
@@ -267,6 +272,15 @@ impl Server {
             self.mounts.remove(&mounted);
         }
         Ok(serde_json::Value::Null)
+    }
+
+    /// Ends as soon as the asking client is gone, if that is all there is; false if not.
+    fn retire(&self) -> bool {
+        let is_idle = *self.mounts.count().borrow() == 0 && *self.clients.borrow() == 1;
+        if is_idle {
+            self.retiring.notify_one();
+        }
+        is_idle
     }
 
     fn reports(&self, dir: Option<&Path>, detailed: bool) -> Vec<control::MountReport> {

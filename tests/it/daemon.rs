@@ -194,6 +194,21 @@ fn a_daemon_keeps_no_lock_of_who_started_it() {
 }
 
 #[test]
+fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.run(["cache", "du"]).ok();
+    let idle = bench.ocifs.daemon().expect("it stays a while");
+    let mut child = bench.in_foreground(Stdio::null());
+    await_true("the idle one ends", || has_ended(idle));
+    let other = bench.ocifs.mount_point("other");
+    let args = ["mount", "--foreground", &bench.reference(), other.path().to_str().expect("a plain path")];
+    let refused = bench.ocifs.run(args);
+    assert_eq!(refused.code(), 9, "one that serves a mount stays: {}", refused.stderr);
+    signal(Pid::from_child(&child), Signal::TERM);
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
 fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
     if !require_fuse() || !require_root() || !require(&["script"]) {
         return;
