@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::duration;
+use super::list::warn_of_abandoned;
 use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
@@ -42,6 +43,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     let dir = args.dir.as_deref().map(settled).transpose()?;
     let report: Option<StatusReport> = context.ask_if_running(&Request::Status { dir: dir.clone() })?;
+    if dir.is_none() {
+        warn_of_abandoned(report.as_ref().map_or(&[], |report| &report.mounts), context);
+    }
     let mut output = Output::new();
     match (report, dir) {
         (Some(report), _) if args.json => output.json(&report)?,
@@ -67,7 +71,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
 fn unserved(dir: &Path) -> Failure {
     let shown = Printable::path(dir);
     match fuse::mounted_at(dir) {
-        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
+        Ok(Some(point)) if point.is_ocifs() => {
             Failure::new(Code::NotFound, format!("no daemon of this cache directory serves {shown}"))
                 .because("it was killed, or the mount belongs to another --cache-dir")
                 .hint(format!("`ocifs umount {shown}` removes the mount"))

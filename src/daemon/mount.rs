@@ -175,9 +175,8 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
     fuse::is_available()
         .map_err(|error| no_device(Failure::io("cannot open /dev/fuse", &error).coded(Code::Mount), &error))?;
     if let Some(point) = fuse::mounted_at(dir).map_err(|error| Failure::io("cannot read the mount table", &error))? {
-        let is_dead = point.file_system == "fuse.ocifs" && fuse::is_dead(dir);
-        if !is_dead {
-            return Err(taken(dir));
+        if !point.is_ocifs() || !fuse::is_dead(dir) {
+            return Err(taken_by(&point));
         }
         tracing::info!(dir = %dir.display(), "removing the mount of a daemon that is gone");
         fuse::unmount_stale(dir, true).map_err(|error| Failure::from(&error))?;
@@ -193,6 +192,11 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
             _ => failure,
         }
     })?;
+    if !rustix::process::geteuid().is_root() && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_err() {
+        return Err(Failure::new(Code::Mount, what())
+            .because("this user may not write to the directory")
+            .hint("users other than root mount only on directories of their own"));
+    }
     if names.next().is_some() {
         return Err(Failure::new(Code::Mount, what())
             .because("the directory is not empty")
@@ -206,6 +210,27 @@ fn taken(dir: &Path) -> Failure {
     Failure::new(Code::Mount, format!("cannot mount on {dir}"))
         .because("something is mounted there already")
         .hint(format!("`ocifs umount {dir}` ends it, `ocifs status {dir}` describes it"))
+}
+
+/// The failure for a directory on which something is mounted that this daemon does not serve.
+fn taken_by(point: &fuse::MountPoint) -> Failure {
+    let dir = crate::oci::Printable::path(&point.path);
+    let me = rustix::process::geteuid().as_raw();
+    let failure = Failure::new(Code::Mount, format!("cannot mount on {dir}"));
+    match point.user {
+        Some(user) if point.is_ocifs() && user != me && me != 0 => {
+            failure.because(format!("user {user} has mounted an image there")).hint("use another directory")
+        }
+        _ if point.is_ocifs() => failure
+            .because("a daemon of another cache directory has mounted an image there")
+            .hint(format!("use another directory, or end it with `ocifs umount {dir}`")),
+        _ => failure
+            .because(format!(
+                "a file system of type {} is mounted there",
+                crate::oci::Printable::of(&point.file_system)
+            ))
+            .hint("use another directory"),
+    }
 }
 
 fn interrupted() -> Failure {

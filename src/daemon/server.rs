@@ -441,9 +441,7 @@ async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
 /// Ends a mount whose daemon is gone, without a daemon.
 pub fn unmount_without_daemon(dir: &Path, lazy: bool) -> Result<(), Failure> {
     match fuse::mounted_at(dir) {
-        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
-            fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error))
-        }
+        Ok(Some(point)) if point.is_ocifs() => fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error)),
         Ok(_) => Err(not_mounted(dir)),
         Err(error) => Err(Failure::io("cannot read the mount table", &error)),
     }

@@ -21,5 +21,5 @@ mod requests;
 pub use connection::{Access, Connection, MountError, Options};
 pub use io::{Chosen, Io, Mode};
 pub use kernel::{MountPoint, is_available};
-pub use mount::{Mount, UnmountError, is_dead, mounted_at, unmount_stale};
+pub use mount::{Mount, UnmountError, abandoned, is_dead, mounted_at, unmount_stale};
 pub use places::Places;

@@ -209,6 +209,41 @@ fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do(
 }
 
 #[test]
+fn who_has_taken_a_mount_point_is_told_with_advice_that_helps() {
+    let Some(bench) = Bench::new() else { return };
+    let taken = bench.ocifs.mount_point("taken");
+    rustix::mount::mount("none", taken.path(), "tmpfs", rustix::mount::MountFlags::empty(), None).expect("root may");
+    let args = ["mount", &bench.reference(), taken.path().to_str().expect("a plain path")];
+    let ran = bench.ocifs.run(args);
+    let end = "\ncause: a file system of type tmpfs is mounted there\nhint: use another directory\n";
+    assert!(ran.code() == 7 && ran.stderr.ends_with(end), "{}", ran.stderr);
+
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    let ran = bench.ocifs.run(["mount", &bench.reference(), bench.dir()]);
+    assert!(ran.code() == 7 && ran.stderr.contains("`ocifs status "), "{}", ran.stderr);
+    let other = Ocifs::new();
+    let ran = other.run(["mount", &bench.reference(), bench.dir()]);
+    let cause = "\ncause: a daemon of another cache directory has mounted an image there\n";
+    assert!(ran.code() == 7 && ran.stderr.contains(cause), "{}", ran.stderr);
+}
+
+#[test]
+fn mounts_whose_daemon_was_killed_are_told_of() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    let daemon = bench.ocifs.daemon().expect("it runs");
+    signal(daemon, Signal::KILL);
+    await_true("it ends", || has_ended(daemon));
+    for command in ["list", "status"] {
+        let ran = bench.ocifs.run([command]).ok();
+        let warning = format!("warning: the daemon of the mount {} is gone, ", bench.dir());
+        assert!(ran.stderr.contains(&warning), "{command}: {}", ran.stderr);
+    }
+    bench.ocifs.umount(&bench.point);
+    assert!(!bench.ocifs.run(["list"]).ok().stderr.contains(bench.dir()));
+}
+
+#[test]
 fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
     if !require_fuse() || !require_root() || !require(&["script"]) {
         return;
