@@ -102,7 +102,7 @@ async fn attach(
         }
     };
     let before = if is_again { Counts::now(&served) } else { Counts::default() };
-    let filling = Arc::new(Filling::new(images.fetcher(), &image.layers, mounts.grown()));
+    let filling = Arc::new(Filling::new(images, &image.layers, mounts.grown()));
     match wanted.fill {
         // What an offline mount could do is done when somebody waits for it.
         _ if wanted.image.offline => {}
