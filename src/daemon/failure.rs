@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::{MountError, UnmountError};
-use crate::oci::{ManifestError, Printable};
+use crate::oci::{ManifestError, Message};
 use crate::source::ErrorKind;
 use crate::{fetch, image, parcel, share, source, store};
 
@@ -115,7 +115,7 @@ impl Failure {
 
 /// Text without control characters, whoever wrote it (D-070).
 fn plain(text: &str) -> String {
-    Printable::of(text).to_string()
+    Message(text).to_string()
 }
 
 impl std::fmt::Display for Failure {
@@ -260,6 +260,9 @@ impl From<&MountError> for Failure {
             MountError::Refused { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 failure.hint("users other than root mount through fusermount3: install the package fuse3")
             }
+            MountError::Refused { .. } if !rustix::process::geteuid().is_root() => failure.hint(
+                "users other than root mount through fusermount3, which must be set-user-ID root, on directories of their own",
+            ),
             MountError::Refused { .. } | MountError::Handshake { .. } => failure,
         }
     }
@@ -278,6 +281,9 @@ impl From<&UnmountError> for Failure {
         match error {
             UnmountError::Busy { .. } => {
                 Self::of(Code::Busy, error).hint("end these processes, or detach the mount with `ocifs umount --lazy`")
+            }
+            UnmountError::Refused { .. } if !rustix::process::geteuid().is_root() => {
+                Self::of(Code::Denied, error).hint("only root may end the mounts of other users")
             }
             UnmountError::Refused { .. } => Self::of(Code::Other, error),
         }

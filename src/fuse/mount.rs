@@ -206,5 +206,22 @@ fn fusermount_unmount(dir: &Path, lazy: bool) -> io::Result<()> {
     if message.contains("busy") {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
-    Err(io::Error::other(message.trim().to_owned()))
+    Err(io::Error::other(on_one_line(&message)))
+}
+
+/// What a program said in some lines.
+pub(super) fn on_one_line(message: &str) -> String {
+    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_a_program_said_is_told_on_one_line() {
+        let said = "fusermount3: mounting over filesystem type 0x1 is forbidden\n  try another\n\n";
+        assert_eq!(
+            super::on_one_line(said),
+            "fusermount3: mounting over filesystem type 0x1 is forbidden; try another"
+        );
+    }
 }
