@@ -72,12 +72,27 @@ pub(super) async fn open(
     image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
 }
 
-/// The node at `path`, or a failure that names it.
+/// The node at `path`, all symbolic links followed, or a failure that names it.
 pub(super) fn find(tree: &Tree, path: &[u8]) -> Result<NodeId, Failure> {
-    tree.resolve(path, true).ok_or_else(|| {
-        Failure::new(Code::NotFound, format!("the image has no {}", Printable(path)))
-            .hint("`ocifs ls REF DIRECTORY` lists what there is")
-    })
+    tree.resolve(path, true).ok_or_else(|| missing(tree, path))
+}
+
+/// The node at `path` as a listing shows it: a link to a directory is followed into it, any other is shown itself.
+pub(super) fn find_listed(tree: &Tree, path: &[u8]) -> Result<NodeId, Failure> {
+    let followed = tree.resolve(path, true).filter(|id| tree.node(*id).kind() == NodeKind::Directory);
+    followed.or_else(|| tree.resolve(path, false)).ok_or_else(|| missing(tree, path))
+}
+
+fn missing(tree: &Tree, path: &[u8]) -> Failure {
+    let shown = Printable(path);
+    let failure = match tree.resolve(path, false).map(|id| tree.node(id)) {
+        Some(link) if link.kind() == NodeKind::Symlink => {
+            Failure::new(Code::NotFound, format!("the link {shown} leads to nothing in the image"))
+                .because(format!("it is a symbolic link to {}", Printable(link.target())))
+        }
+        _ => Failure::new(Code::NotFound, format!("the image has no {shown}")),
+    };
+    failure.hint("`ocifs ls REF DIRECTORY` lists what there is")
 }
 
 /// Walks the listing of `start`: its children if it is a directory, else itself. Depth first without recursion.
@@ -155,7 +170,9 @@ impl FileReader {
         let id = find(&image.tree, path)?;
         let node = image.tree.node(id);
         if node.kind() != NodeKind::Regular {
-            return Err(Failure::new(Code::NotFound, format!("{} is not a regular file", Printable(path))));
+            let shown = if path.is_empty() { "/".to_owned() } else { Printable(path).to_string() };
+            return Err(Failure::new(Code::NotFound, format!("{shown} is not a regular file"))
+                .hint("`ocifs ls` lists directories, and shows what anything else is with -l"));
         }
         let remaining = 0..node.size();
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
