@@ -253,7 +253,10 @@ impl Server {
         let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
         let outcome = tokio::select! {
             outcome = mounted.filling.wait(events) => outcome,
-            () = mounted.mount.ended() => return Err(not_mounted(dir)),
+            () = mounted.mount.ended() => {
+                let dir = crate::oci::Printable::path(dir);
+                return Err(Failure::new(Code::Other, format!("{dir} was unmounted before it was complete")));
+            }
         };
         outcome.map_err(|failure| {
             let dir = crate::oci::Printable::path(dir);
@@ -320,7 +323,7 @@ impl Server {
     ) -> Result<serde_json::Value, Failure> {
         let events = answers.events.clone();
         let image = answers.while_running(query::open(&self.images, image, &events)).await?;
-        let start = query::find(&image.tree, path)?;
+        let start = query::find_listed(&image.tree, path)?;
         for item in query::Walk::new(&image.tree, path, start, recursive) {
             answers.write(&Event::Item(item)).await?;
         }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, complain};
+use super::client::{Call, Client, Message, complain, not_allowed};
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
@@ -202,6 +202,7 @@ impl<'a> Upload<'a> {
                 state.session = Some(Session { at, next: 0, is_known: true, chunk });
                 Ok(None)
             }
+            StatusCode::METHOD_NOT_ALLOWED => Err(not_allowed(&self.what, response, "pushing").await),
             _ => Err(complain(&self.what, response).await),
         }
     }
