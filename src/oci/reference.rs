@@ -68,11 +68,17 @@ const FOREIGN_TRANSPORTS: [&str; 6] = ["containers-storage", "dir", "docker-daem
 impl Reference {
     /// True if the reference names a digest, so that it always means the same bytes.
     pub fn is_pinned(&self) -> bool {
+        self.digest().is_some()
+    }
+
+    /// The digest that the reference names.
+    pub fn digest(&self) -> Option<&Digest> {
         match self {
-            Self::Registry(name) => name.digest.is_some(),
-            Self::Layout(local) | Self::OciArchive(local) | Self::DockerArchive(local) => {
-                matches!(local.selector, Some(LocalSelector::Digest(_)))
-            }
+            Self::Registry(name) => name.digest.as_ref(),
+            Self::Layout(local) | Self::OciArchive(local) | Self::DockerArchive(local) => match &local.selector {
+                Some(LocalSelector::Digest(digest)) => Some(digest),
+                _ => None,
+            },
         }
     }
 
