@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::control::{self, Event, Fill};
-use super::events::{open_image, send};
+use super::events::{open_image, send, warn_of};
 use super::failure::no_device;
 use super::fill::Filling;
 use super::mounts::{Counts, Mounted, Mounts};
@@ -37,11 +37,9 @@ pub(super) async fn mount(
     let image = open_image(images, &request, events).await;
     let image =
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
-    for text in &image.resolved.warnings {
-        send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
-    }
+    warn_of(&image.resolved.warnings, events).await;
     if (wanted.image.offline || image.resolved.is_remembered)
-        && let Some(text) = lacking::warning(&image, wanted.image.offline)
+        && let Some(text) = lacking::warning(&image, wanted.image.offline, wanted.on_outage)
     {
         send(events, Event::Warning { text }).await;
     }

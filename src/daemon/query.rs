@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::control::{self, Event, Listed};
-use super::events::open_image;
+use super::events::{open_image, warn_of};
 use super::mounts::Mounts;
 use super::report;
 use super::{Code, Failure};
@@ -49,12 +49,17 @@ pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
 }
 
 /// Describes an image without touching its layers.
-pub(super) async fn inspect(images: &Images, wanted: &control::Image) -> Result<control::ImageReport, Failure> {
+pub(super) async fn inspect(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<control::ImageReport, Failure> {
     let request = request_of(wanted)?;
     let resolved = images
         .resolve(&request)
         .await
         .map_err(|error| Failure::from(&error).about(format!("cannot inspect {}", wanted.reference)))?;
+    warn_of(&resolved.warnings, events).await;
     let store = Arc::clone(images.store());
     let reference = wanted.reference.clone();
     let described = tokio::task::spawn_blocking(move || report::image(&reference, &resolved, &store)).await;
@@ -69,7 +74,9 @@ pub(super) async fn open(
 ) -> Result<Image, Failure> {
     let request = request_of(wanted)?;
     let image = open_image(images, &request, events).await;
-    image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
+    let image = image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))?;
+    warn_of(&image.resolved.warnings, events).await;
+    Ok(image)
 }
 
 /// The node at `path`, all symbolic links followed, or a failure that names it.

@@ -215,16 +215,30 @@ impl Server {
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy).await,
             Request::List => value(&self.reports(None, false)),
             Request::Status { dir } => self.status(dir.as_deref()),
-            Request::Inspect(image) => query::inspect(&self.images, &image).await.and_then(|report| value(&report)),
+            Request::Inspect(image) => {
+                let events = answers.events.clone();
+                let inspected = query::inspect(&self.images, &image, &events);
+                answers.while_running(inspected).await.and_then(|report| value(&report))
+            }
             Request::ListDirectory { image, path, recursive } => {
                 self.list_directory(&image, &path, recursive, &mut answers).await
             }
             Request::Read { image, path } => self.read(&image, &path, &mut answers).await,
-            Request::Profile(image) => profiles::get(&self.images, &image).await.and_then(|report| value(&report)),
-            Request::ImportProfile { image, text } => {
-                profiles::put(&self.images, &image, text).await.and_then(|()| value(&()))
+            Request::Profile(image) => {
+                let events = answers.events.clone();
+                let shown = profiles::get(&self.images, &image, &events);
+                answers.while_running(shown).await.and_then(|report| value(&report))
             }
-            Request::RemoveProfile(image) => profiles::remove(&self.images, &image).await.and_then(|()| value(&())),
+            Request::ImportProfile { image, text } => {
+                let events = answers.events.clone();
+                let taken = profiles::put(&self.images, &image, text, &events);
+                answers.while_running(taken).await.and_then(|()| value(&()))
+            }
+            Request::RemoveProfile(image) => {
+                let events = answers.events.clone();
+                let removed = profiles::remove(&self.images, &image, &events);
+                answers.while_running(removed).await.and_then(|()| value(&()))
+            }
             Request::Index(work) => {
                 let events = answers.events.clone();
                 let made = indexing::make(&self.images, &self.known, &work, &events);
