@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use clap::ValueHint;
 
 use super::context::{Context, Sink, unexpected};
-use super::image::ImageArgs;
+use super::image::CachedImageArgs;
 use super::interrupt::or_interrupted;
 use super::output::Output;
 use super::progress::Meter;
@@ -32,8 +32,9 @@ Examples:
   ocifs cache export --profile ghcr.io/owner/name:1.2 start.parcel   # only what its start reads
   ocifs cache export debian:12 - | ssh host ocifs cache import -")]
 pub(super) struct Export {
+    // Nobody is asked, so there is nothing to say about how.
     #[command(flatten)]
-    image: ImageArgs,
+    image: CachedImageArgs,
 
     /// Leave out what the image's profile does not name
     #[arg(long)]

@@ -18,6 +18,9 @@ use crate::oci::Printable;
 /// How long a starting daemon may take to say that it is ready.
 const START: Duration = Duration::from_secs(20);
 
+/// How long a daemon may take to answer what needs nobody else.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// How a daemon is started.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -42,6 +45,8 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<UnixStream>,
+    /// Where the daemon writes what it does.
+    log: PathBuf,
 }
 
 impl Client {
@@ -93,10 +98,13 @@ impl Client {
             }
             Err(error) => return Err(unusable("reach the daemon at", &socket, &error)),
         };
+        if request.is_quick() {
+            stream.set_read_timeout(Some(ANSWER)).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
+        }
         let mut line = serde_json::to_vec(request).map_err(|error| Failure::of(Code::Other, &error))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
-        Ok(Some(Connection { stream: BufReader::new(stream) }))
+        Ok(Some(Connection { stream: BufReader::new(stream), log: socket.with_extension("log") }))
     }
 
     /// Starts a daemon and waits until it is ready or says why it cannot be.
@@ -134,12 +142,21 @@ impl Connection {
     /// Reads the next event.
     pub fn event(&mut self) -> Result<Event, Failure> {
         let mut line = Vec::new();
-        let read = self.stream.read_until(b'\n', &mut line);
-        let count = read.map_err(|error| Failure::io("lost the daemon", &error))?;
+        let count = self.stream.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Failure::new(Code::Other, format!("the daemon has not answered for {} seconds", ANSWER.as_secs()))
+                    .hint(format!("it may have been stopped; its log is {}", Printable::path(&self.log)))
+            }
+            _ => Failure::io("lost the daemon", &error).hint(self.see_log()),
+        })?;
         if count == 0 {
-            return Err(Failure::new(Code::Other, "the daemon ended before it answered"));
+            return Err(Failure::new(Code::Other, "the daemon ended before it answered").hint(self.see_log()));
         }
         serde_json::from_slice(&line).map_err(|error| Failure::of(Code::Other, &error))
+    }
+
+    fn see_log(&self) -> String {
+        format!("its log is {}", Printable::path(&self.log))
     }
 
     /// Sends raw bytes that belong to the request.

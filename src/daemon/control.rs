@@ -214,6 +214,13 @@ pub enum Request {
     CacheImport,
 }
 
+impl Request {
+    /// True if the daemon answers at once, whatever it is doing.
+    pub(super) fn is_quick(&self) -> bool {
+        matches!(self, Self::List | Self::Status { .. } | Self::Retire)
+    }
+}
+
 /// An event of the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]

@@ -56,3 +56,14 @@ pub(super) async fn send(events: &mpsc::Sender<Event>, event: Event) {
         tracing::debug!("the client is gone");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_moves_with_every_byte_and_never_beyond_the_end() {
+        let taken = |taken, received| shown(Streamed { layers: 1, finished: 0, total: 10, taken, received }).taken;
+        assert_eq!((taken(0, 3), taken(4, 3), taken(4, 12)), (3, 4, 10));
+    }
+}

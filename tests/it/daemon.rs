@@ -244,6 +244,26 @@ fn mounts_whose_daemon_was_killed_are_told_of() {
 }
 
 #[test]
+fn a_daemon_that_does_not_answer_is_not_waited_for_without_an_end() {
+    let ocifs = Ocifs::new();
+    ocifs.run(["cache", "du"]).ok();
+    let daemon = ocifs.daemon().expect("it runs");
+    signal(daemon, Signal::STOP);
+    let ran = ocifs.run(["list"]);
+    signal(daemon, Signal::CONT);
+    assert!(ran.code() == 1 && ran.stderr.contains("the daemon has not answered for 10 seconds"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("\nhint: it may have been stopped; its log is "), "{}", ran.stderr);
+}
+
+#[test]
+fn who_stands_in_a_mount_can_end_it_unless_others_do_as_well() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    run(bench.ocifs.command(["umount", "."]).current_dir(bench.point.path())).ok();
+    assert!(!bench.point.is_mounted());
+}
+
+#[test]
 fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
     if !require_fuse() || !require_root() || !require(&["script"]) {
         return;
