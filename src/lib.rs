@@ -138,3 +138,12 @@ pub mod daemon;
 pub mod demo;
 
 pub mod cli;
+
+/// What tests/fuzz needs and nobody else may use.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::index::reseal as reseal_index;
+    pub use crate::registry::fuzzing::{challenge, content_range, next_page, plan};
+    pub use crate::tree::reseal as reseal_tree;
+}

@@ -317,6 +317,12 @@ pub const WARM_BYTES: u64 = 256 << 20;
 /// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
 pub const AHEAD_FILES: usize = 512;
 
+/// Most modules looked for because a script imports them, found or not: pandas imports 700.
+pub const AHEAD_MODULES: usize = 8192;
+
+/// Longest file of a module that is looked into, in bytes; the longest of pandas has 740 KB.
+pub const AHEAD_MODULE_BYTES: u64 = 4 << 20;
+
 /// Most words of an image's command line that may name files.
 pub const AHEAD_WORDS: usize = 32;
 

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Files;
+use super::{Files, Spans};
 use crate::fetch::Layer;
 use crate::index::SpanId;
 use crate::limits::{AHEAD_BYTES, AHEAD_FILES, REPLAY_STEPS};
 use crate::oci::Digest;
-use crate::tree::{NodeId, NodeKind};
+use crate::tree::NodeId;
 
 /// What one run may still do.
 #[derive(Debug)]
@@ -41,38 +41,42 @@ impl Budget {
 
     /// The spans that hold `range` of a file, in order, that were not taken yet, are not here, and can be had. Ranges
     /// beyond the file are cut; what is no regular file has no spans.
-    pub(super) fn take(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Vec<(Arc<Layer>, SpanId)> {
-        let node = files.tree.node(node);
+    pub(super) fn take(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Spans {
         let mut spans = Vec::new();
-        if node.kind() != NodeKind::Regular {
-            return spans;
-        }
-        let end = range.end.min(node.size());
-        for extent in node.extents() {
-            if !self.step() || extent.file_offset >= end {
-                break;
-            }
-            let (start, stop) = (range.start.max(extent.file_offset), end.min(extent.file_offset + extent.length));
-            let Some(layer) = files.layers.get(extent.layer as usize).filter(|layer| can_give(layer)) else { continue };
-            if start >= stop {
-                continue;
-            }
-            let at = extent.layer_offset + (start - extent.file_offset);
-            for span in layer.index.spans(at..at + (stop - start)) {
+        for part in files.parts(node, range).filter(|part| can_give(part.layer)) {
+            for span in part.layer.index.spans(part.stream) {
                 if !self.step() {
-                    break;
+                    return spans;
                 }
-                if self.accept(layer, span) {
-                    spans.push((Arc::clone(layer), span));
+                if self.accept(part.layer, span) {
+                    spans.push((Arc::clone(part.layer), span));
                 }
             }
         }
         spans
     }
 
+    /// The spans that hold `range` of a file and are not here, in order, each of them taken now or before, and those that are
+    /// taken now; none if one of them may not be.
+    pub(super) fn cover(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Option<(Spans, Spans)> {
+        let (mut spans, mut new) = (Vec::new(), Vec::new());
+        for part in files.parts(node, range) {
+            for span in part.layer.index.spans(part.stream).filter(|span| !part.layer.has(*span)) {
+                if !self.taken.contains(&(part.layer.index.layer(), span)) {
+                    if !can_give(part.layer) || !self.accept(part.layer, span) {
+                        return None;
+                    }
+                    new.push((Arc::clone(part.layer), span));
+                }
+                spans.push((Arc::clone(part.layer), span));
+            }
+        }
+        Some((spans, new))
+    }
+
     /// The spans of `layer` that lie before `end` in its blob, in stream order, that were not taken yet, are not here, and can
     /// be had.
-    pub(super) fn take_before(&mut self, layer: &Arc<Layer>, end: u64) -> Vec<(Arc<Layer>, SpanId)> {
+    pub(super) fn take_before(&mut self, layer: &Arc<Layer>, end: u64) -> Spans {
         let mut spans = Vec::new();
         if !can_give(layer) {
             return spans;

@@ -7,12 +7,13 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Reason, Session};
+use super::{Need, Reason, Session, length};
 use crate::elf::ReadAt;
-use crate::fetch::Error;
+use crate::fetch::{Error, Priority};
 use crate::tree::{NodeId, NodeKind};
 
 /// Bytes that are looked at together: headers and tables lie within a few of these, and a span is longer.
@@ -49,6 +50,7 @@ impl ReadAt for Known<'_> {
 /// What `parse` says of the file; none if it is no regular file or its bytes may not be had.
 pub(super) async fn parse<T>(
     session: &Session<'_>,
+    need: &Need,
     node: NodeId,
     parse: impl Fn(&dyn ReadAt) -> T,
 ) -> Result<Option<T>, Error> {
@@ -69,36 +71,39 @@ pub(super) async fn parse<T>(
                 Some(missing) => missing,
             }
         };
-        let Some(piece) = piece(session, node, missing * PIECE, size).await? else { return Ok(None) };
+        let (start, end) = (missing * PIECE, size.min((missing + 1) * PIECE));
+        let Some(piece) = read(session, need, node, start..end).await? else { return Ok(None) };
         pieces.insert(missing, piece);
     }
     Ok(None)
 }
 
-/// The piece that begins at `start`; none if something of it is neither here nor may be fetched ahead.
-async fn piece(session: &Session<'_>, node: NodeId, start: u64, size: u64) -> Result<Option<Bytes>, Error> {
-    let end = size.min(start.saturating_add(PIECE));
-    let spans = session.take(node, start..end);
-    session.prefetch(Reason::EntryPoint, spans).await?;
-    let mut bytes = BytesMut::zeroed((end - start) as usize);
-    let extents: Vec<_> = session.files.tree.node(node).extents().collect();
-    for extent in extents {
-        let (from, to) = (start.max(extent.file_offset), end.min(extent.file_offset + extent.length));
-        let Some(layer) = session.files.layers.get(extent.layer as usize) else { return Ok(None) };
-        if from >= to {
-            continue;
-        }
-        let at = extent.layer_offset + (from - extent.file_offset);
-        let stop = at + (to - from);
-        for span in layer.index.spans(at..stop) {
-            if !layer.has(span) {
-                return Ok(None);
-            }
-            let decoded = session.files.fetcher.span(layer, span).await?;
-            let range = layer.index.decoded(span);
-            let (first, last) = (at.max(range.start), stop.min(range.end));
-            let source = decoded.get((first - range.start) as usize..(last - range.start) as usize);
-            let place = (from - start) + (first - at);
+/// Bytes of a file, fetched because of `need`; none if something of them is neither here nor may be fetched ahead.
+pub(super) async fn read(
+    session: &Session<'_>,
+    need: &Need,
+    node: NodeId,
+    range: Range<u64>,
+) -> Result<Option<Bytes>, Error> {
+    let covered = session.budget().cover(session.files, node, range.clone());
+    let Some((missing, new)) = covered else { return Ok(None) };
+    session.progress.note(need.reason, new.len());
+    if need.reason == Reason::EntryPoint {
+        session.fetch(&missing, Priority::Demand).await?;
+    } else if !missing.is_empty() {
+        // What was taken by somebody else is only waited for, or hurried.
+        let turn = if new.is_empty() { None } else { session.turns.wait(&need.order, length(&new)).await };
+        session.fetch(&missing, Priority::Profile).await?;
+        drop(turn);
+    }
+    let mut bytes = BytesMut::zeroed(usize::try_from(range.end - range.start).unwrap_or(0));
+    for part in session.files.parts(node, range.clone()) {
+        for span in part.layer.index.spans(part.stream.clone()) {
+            let decoded = session.files.fetcher.span(part.layer, span).await?;
+            let whole = part.layer.index.decoded(span);
+            let (first, last) = (part.stream.start.max(whole.start), part.stream.end.min(whole.end));
+            let source = decoded.get((first - whole.start) as usize..(last - whole.start) as usize);
+            let place = (part.range.start - range.start) + (first - part.stream.start);
             let target = bytes.get_mut(place as usize..(place + (last - first)) as usize);
             let Some((target, source)) = target.zip(source) else { return Ok(None) };
             target.copy_from_slice(source);

@@ -4,36 +4,43 @@
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
 //! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
-//! would in the image's own tree (`names`). What a profile names and is here already is brought from the disk (`warm`). *How much*:
+//! would in the image's own tree (`names`), and if it is Python, to all modules that its script imports (`imports`). What a
+//! profile names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
-//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged.
+//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only the few
+//! bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them.
 //!
 //! [`run`] does all of it for one image; [`Progress`] tells what it did and why.
 
 mod budget;
 mod command;
 mod contents;
+mod imports;
 mod landmark;
 mod names;
 mod programs;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod warm;
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::fetch::{Error, Fetcher, Layer, Priority};
+use tokio::task::JoinSet;
+
+use crate::fetch::{Error, Fetcher, Foretold, Layer, Priority};
 use crate::index::SpanId;
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
 use crate::store::Store;
-use crate::tree::{NodeId, Tree};
+use crate::tree::{NodeId, NodeKind, Tree};
 
 use self::budget::Budget;
+use self::turns::{Order, Turns};
 
 pub use self::replay::places;
 
@@ -59,6 +66,8 @@ pub enum Reason {
     Landmark,
     /// The entry point needs it.
     EntryPoint,
+    /// The script of the entry point imports it.
+    Import,
 }
 
 /// How far fetching ahead has come; read by whoever shows it.
@@ -81,7 +90,7 @@ impl Progress {
         self.replayed.load(Ordering::Relaxed)
     }
 
-    /// Spans asked for because the entry point needs them.
+    /// Spans asked for because the entry point needs them, or its script.
     pub fn entry_point_spans(&self) -> u64 {
         self.needed.load(Ordering::Relaxed)
     }
@@ -95,7 +104,7 @@ impl Progress {
         self.reason.get_or_init(|| reason);
         let count = match reason {
             Reason::Profile | Reason::Landmark => &self.replayed,
-            Reason::EntryPoint => &self.needed,
+            Reason::EntryPoint | Reason::Import => &self.needed,
         };
         count.fetch_add(spans as u64, Ordering::Relaxed);
     }
@@ -130,17 +139,24 @@ async fn fetch(
     if files.layers.iter().all(|layer| layer.reader.is_none() || layer.blob.is_complete()) {
         return Ok(());
     }
-    let session = Session { files, progress, budget: Mutex::new(Budget::new(&files.layers)) };
+    let session = Session::new(files, progress);
+    let fetched = foretold(&session, config, profile).await;
+    session.finish().await;
+    fetched
+}
+
+async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&Profile>) -> Result<(), Error> {
+    let files = session.files;
     let mut known = HashSet::new();
     if let Some(profile) = profile {
-        let (spans, nodes) = replay::plan(&session, profile);
+        let (spans, nodes) = replay::plan(session, profile);
         known = nodes;
         if !known.is_empty() {
-            files.layers.iter().for_each(|layer| layer.foretell());
+            files.layers.iter().for_each(|layer| layer.foretell(Foretold::Parts));
             session.prefetch(Reason::Profile, spans).await?;
         }
     }
-    let marked = if known.is_empty() { landmark::plan(&session) } else { Vec::new() };
+    let marked = if known.is_empty() { landmark::plan(session) } else { Vec::new() };
     if !marked.is_empty() {
         // The program is among them if whoever optimised the image ran it, but nothing says so.
         session.prefetch(Reason::Landmark, marked).await?;
@@ -149,8 +165,13 @@ async fn fetch(
     if targets.first().is_some_and(|target| known.contains(&target.place.node)) {
         return Ok(());
     }
-    programs::fetch(&session, config, targets).await
+    let walk = programs::Walk::new(session, config);
+    let (programs, modules) = tokio::join!(walk.fetch(&targets), imports::fetch(&walk, &targets));
+    programs.and(modules)
 }
+
+/// Spans and the layers that they are of.
+type Spans = Vec<(Arc<Layer>, SpanId)>;
 
 /// One run.
 struct Session<'a> {
@@ -158,32 +179,112 @@ struct Session<'a> {
     progress: &'a Progress,
     /// Protects what may still be fetched; held for short computations.
     budget: Mutex<Budget>,
+    /// What is fetched while nobody here waits for it. Ends with the session.
+    begun: Mutex<JoinSet<()>>,
+    turns: Arc<Turns>,
 }
 
-impl Session<'_> {
+/// Why something is fetched, and when it is needed.
+#[derive(Debug, Clone)]
+struct Need {
+    reason: Reason,
+    order: Order,
+}
+
+/// Spans of one file that are asked for together: what is found out meanwhile can go before the rest.
+const AT_ONCE: usize = 2;
+
+/// The compressed bytes of spans.
+fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
+    let length = |(layer, span): &(Arc<Layer>, SpanId)| {
+        let range = layer.index.compressed(*span);
+        range.end.saturating_sub(range.start)
+    };
+    spans.iter().map(length).fold(0, u64::saturating_add)
+}
+
+impl<'a> Session<'a> {
+    fn new(files: &'a Files, progress: &'a Progress) -> Self {
+        // Half of what is fetched ahead of a reader in order: the line stays full, and what comes up waits for little.
+        let turns = Turns::new(files.fetcher.reach(&files.layers) / 2);
+        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns }
+    }
+
     /// The spans of a part of a file that are still to be fetched and may be.
-    fn take(&self, node: NodeId, range: Range<u64>) -> Vec<(Arc<Layer>, SpanId)> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(self.files, node, range)
+    fn take(&self, node: NodeId, range: Range<u64>) -> Spans {
+        self.budget().take(self.files, node, range)
     }
 
     /// Allows one more file to be looked at; false if there were too many.
     fn may_look(&self) -> bool {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner).look()
+        self.budget().look()
     }
 
-    /// The spans of a layer that lie before `end` in its blob and are still to be fetched and may be.
-    fn take_before(&self, layer: &Arc<Layer>, end: u64) -> Vec<(Arc<Layer>, SpanId)> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner).take_before(layer, end)
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn prefetch(&self, reason: Reason, spans: Vec<(Arc<Layer>, SpanId)>) -> Result<(), Error> {
+    /// Fetches spans in their order.
+    async fn prefetch(&self, reason: Reason, spans: Spans) -> Result<(), Error> {
         self.progress.note(reason, spans.len());
-        let priority = match reason {
-            Reason::Profile | Reason::Landmark => Priority::Profile,
-            // The program is being loaded already, and cannot begin without them.
-            Reason::EntryPoint => Priority::ReadAhead,
-        };
+        self.fetch(&spans, Priority::Profile).await
+    }
+
+    /// Fetches spans that were counted, or waits for those that were begun.
+    async fn fetch(&self, spans: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
         // An outage delays it: what it knows of the start is worth the same afterwards.
-        self.files.fetcher.prefetch_in_the_end(&spans, priority).await
+        self.files.fetcher.prefetch_in_the_end(spans, priority).await
+    }
+
+    /// Fetches spans without waiting for them, when it is their turn.
+    fn begin(&self, need: &Need, spans: Spans) {
+        if spans.is_empty() {
+            return;
+        }
+        self.progress.note(need.reason, spans.len());
+        let (fetcher, turns, order) = (self.files.fetcher.clone(), Arc::clone(&self.turns), need.order.clone());
+        let work = async move {
+            let (fetcher, turns, order) = (&fetcher, &turns, &order);
+            let fetched = spans.chunks(AT_ONCE).map(|spans| async move {
+                let _turn = turns.wait(order, length(spans)).await;
+                fetcher.prefetch_in_the_end(spans, Priority::Profile).await
+            });
+            if let Err(error) = futures_util::future::try_join_all(fetched).await {
+                tracing::debug!(%error, "not fetched ahead");
+            }
+        };
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).spawn(work);
+    }
+
+    /// Waits for all that was begun.
+    async fn finish(&self) {
+        let mut begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
+        while begun.join_next().await.is_some() {}
+    }
+}
+
+/// A part of a file, and where its bytes are.
+#[derive(Debug)]
+struct Part<'a> {
+    layer: &'a Arc<Layer>,
+    /// Of the file.
+    range: Range<u64>,
+    /// Of the uncompressed stream of the layer; as long.
+    stream: Range<u64>,
+}
+
+impl Files {
+    /// Where `range` of a file is, in order. What is beyond the file, is a hole, or is no regular file has no bytes.
+    fn parts(&self, node: NodeId, range: Range<u64>) -> impl Iterator<Item = Part<'_>> {
+        let node = self.tree.node(node);
+        let end = if node.kind() == NodeKind::Regular { range.end.min(node.size()) } else { 0 };
+        let extents = node.extents().take_while(move |extent| extent.file_offset < end).collect::<Vec<_>>();
+        extents.into_iter().filter_map(move |extent| {
+            let start = range.start.max(extent.file_offset);
+            let stop = end.min(extent.file_offset.saturating_add(extent.length));
+            let layer = self.layers.get(extent.layer as usize).filter(|_| start < stop)?;
+            let at = extent.layer_offset + (start - extent.file_offset);
+            Some(Part { layer, range: start..stop, stream: at..at + (stop - start) })
+        })
     }
 }

@@ -14,13 +14,15 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
 use super::command::{self, Target};
 use super::names::{self, Place};
-use super::{Reason, Session, contents};
+use super::turns::{self, Order};
+use super::{Need, Reason, Session, contents};
 use crate::elf::{self, Elf, LoaderCache, Machine};
 use crate::fetch::Error;
 use crate::limits::{LOADER_CACHE_BYTES, SCRIPT_LINE_BYTES};
@@ -31,6 +33,10 @@ use crate::tree::NodeId;
 /// Files up to this length are fetched whole. Of the libraries of a python or node image one in fifty is longer.
 const WHOLE: u64 = 4 << 20;
 
+/// Programs and extensions up to this length are fetched whole, though what starting touches comes first: an interpreter uses
+/// most of itself, and importing an extension runs through its tables from one end to the other.
+const WHOLE_PROGRAM: u64 = 12 << 20;
+
 /// Longest part of a large file that is fetched: its tables or its data.
 const PART: u64 = 4 << 20;
 
@@ -39,6 +45,15 @@ const HEAD: u64 = 1 << 20;
 
 /// Files looked at side by side.
 const PARALLEL: usize = 8;
+
+/// Interpreters that programs name, beside which the C library lies.
+const INTERPRETERS: [&[u8]; 5] = [
+    b"/lib64/ld-linux-x86-64.so.2",
+    b"/lib/ld-linux-aarch64.so.1",
+    b"/lib/ld-musl-x86_64.so.1",
+    b"/lib/ld-musl-aarch64.so.1",
+    b"/lib/ld-linux-riscv64-lp64d.so.1",
+];
 
 /// How often a script's interpreter may be a script; Linux follows 4 (BINPRM loop in fs/exec.c).
 const SCRIPTS: usize = 5;
@@ -61,11 +76,13 @@ struct Wanted {
 type Found = Result<Option<(Place, Elf)>, Error>;
 
 /// What holds for all programs of one command line.
-struct Walk<'a> {
-    session: &'a Session<'a>,
-    config: &'a ImageConfig,
+pub(super) struct Walk<'a> {
+    pub(super) session: &'a Session<'a>,
+    pub(super) config: &'a ImageConfig,
     /// The image's `/etc/ld.so.cache`.
-    cache: Vec<u8>,
+    cache: OnceCell<Vec<u8>>,
+    /// The names of the libraries that extensions asked for.
+    asked: Mutex<HashSet<Vec<u8>>>,
 }
 
 /// What holds for one program.
@@ -74,38 +91,69 @@ struct Linking {
     defaults: Vec<Vec<u8>>,
     /// Directories of `LD_LIBRARY_PATH`.
     environment: Vec<Vec<u8>>,
+    /// What the program's `DT_RPATH` says for all that it loads.
+    inherited: Vec<Vec<u8>>,
 }
 
-/// Fetches the targets and what they need.
-pub(super) async fn fetch(session: &Session<'_>, config: &ImageConfig, targets: Vec<Target>) -> Result<(), Error> {
-    let mut walk = Walk { session, config, cache: Vec::new() };
-    let mut seen = HashSet::new();
-    for target in targets {
-        if target.is_program {
-            walk.program(target.place, &mut seen).await?;
-        } else if seen.insert(target.place.node) {
-            walk.fetch_file(target.place.node).await?;
+impl Need {
+    /// What the kernel is about to read.
+    fn entry_point() -> Self {
+        Self { reason: Reason::EntryPoint, order: Order::new() }
+    }
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(session: &'a Session<'a>, config: &'a ImageConfig) -> Self {
+        Self { session, config, cache: OnceCell::new(), asked: Mutex::default() }
+    }
+
+    /// Fetches the targets and what they need.
+    pub(super) async fn fetch(&self, targets: &[Target]) -> Result<(), Error> {
+        let mut seen = HashSet::new();
+        if targets.iter().any(|target| target.invoked.is_some()) {
+            self.begin_usual();
+        }
+        for target in targets {
+            if target.invoked.is_some() {
+                self.program(&target.place, &mut seen).await?;
+            } else if seen.insert(target.place.node) {
+                self.begin_file(&Need::entry_point(), target.place.node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches what nearly every program turns out to need, a round trip before it is known.
+    fn begin_usual(&self) {
+        let tree = &self.session.files.tree;
+        for interpreter in INTERPRETERS.iter().filter_map(|path| names::file(tree, path)) {
+            self.begin_file(&Need::entry_point(), interpreter.node);
+            let library = names::file(tree, &names::join(interpreter.directory(), b"libc.so.6"));
+            let cache = names::file(tree, b"/etc/ld.so.cache").filter(|_| library.is_some());
+            for place in library.iter().chain(&cache) {
+                self.begin_file(&Need::entry_point(), place.node);
+            }
         }
     }
-    Ok(())
-}
 
-impl Walk<'_> {
     /// Fetches a program, its interpreters and its libraries.
-    async fn program(&mut self, place: Place, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
-        let mut waiting = vec![place];
+    async fn program(&self, place: &Place, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+        let mut waiting = vec![place.clone()];
         let mut scripts = 0;
         while let Some(place) = waiting.pop() {
             if !seen.insert(place.node) {
                 continue;
             }
-            match self.content(place.node).await? {
-                Content::Program(elf) => self.linked(&place, *elf, seen).await?,
+            match self.content(&Need::entry_point(), place.node).await? {
+                Content::Program(elf) => {
+                    self.begin_whole(&Need::entry_point(), place.node);
+                    self.linked(&place, *elf, seen).await?;
+                }
                 Content::Script(words) if scripts < SCRIPTS => {
                     scripts += 1;
                     let programs =
                         words.iter().filter_map(|word| command::program(&self.session.files.tree, self.config, word));
-                    waiting.extend(programs);
+                    waiting.extend(programs.map(|(_, place)| place));
                 }
                 Content::Script(_) | Content::Other => {}
             }
@@ -113,51 +161,88 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Fetches what a linked program needs, level by level.
-    async fn linked(&mut self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
+    /// The programs that interpret a file if it is a script: what its first line names.
+    pub(super) async fn interpreters(&self, node: NodeId) -> Result<Vec<Vec<u8>>, Error> {
+        let content = contents::parse(self.session, &Need::entry_point(), node, look).await?;
+        Ok(match content {
+            Some(Content::Script(words)) => words,
+            _ => Vec::new(),
+        })
+    }
+
+    /// Fetches what a linked program needs.
+    async fn linked(&self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
         let tree = &self.session.files.tree;
         let Some(path) = &elf.interpreter else { return Ok(()) };
-        let interpreter = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node));
-        // Side by side, as each may cost a round trip.
-        let (_, cache) = tokio::try_join!(
-            async {
-                match interpreter {
-                    Some(interpreter) => self.content(interpreter.node).await.map(drop),
-                    None => Ok(()),
-                }
-            },
-            self.loader_cache()
-        )?;
-        self.cache = cache;
-        let origin = Some(place.directory());
-        let linking = Linking {
-            machine: elf.machine,
-            defaults: elf::default_directories(elf.machine, path),
-            environment: command::variable(self.config, "LD_LIBRARY_PATH")
-                .map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), origin)),
-        };
-        let inherited = directories(&elf.rpath, origin);
+        if let Some(interpreter) = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node)) {
+            self.begin_file(&Need::entry_point(), interpreter.node);
+        }
+        let linking = self.linking(elf.machine, path, directories(&elf.rpath, Some(place.directory())));
         let mut names = HashSet::new();
-        let mut level = wanted(&elf, place, &[], &mut names);
+        let first = wanted(&elf, place, &[], &mut names);
+        self.libraries(&Need::entry_point(), first, &linking, |elf, place| {
+            seen.insert(place.node);
+            wanted(elf, place, &linking.inherited, &mut names)
+        })
+        .await
+    }
+
+    /// Fetches what a library needs that a running program loads.
+    pub(super) async fn extension(&self, place: Place, order: &Order) -> Result<(), Error> {
+        let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
+        let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(()) };
+        self.begin_whole(&need(2), place.node);
+        let linking = self.linking(elf.machine, b"", Vec::new());
+        let needs = |elf: &Elf, place: &Place| {
+            wanted(elf, place, &[], &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        self.libraries(&need(1), needs(&elf, &place), &linking, needs).await
+    }
+
+    fn linking(&self, machine: Machine, interpreter: &[u8], inherited: Vec<Vec<u8>>) -> Linking {
+        let environment = command::variable(self.config, "LD_LIBRARY_PATH");
+        Linking {
+            machine,
+            defaults: elf::default_directories(machine, interpreter),
+            environment: environment.map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), None)),
+            inherited,
+        }
+    }
+
+    /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.
+    async fn libraries(
+        &self,
+        need: &Need,
+        mut level: Vec<Wanted>,
+        linking: &Linking,
+        mut needs: impl FnMut(&Elf, &Place) -> Vec<Wanted>,
+    ) -> Result<(), Error> {
+        if level.is_empty() {
+            return Ok(());
+        }
+        let cache = self.loader_cache().await?;
         while !level.is_empty() {
-            let finding = level.into_iter().map(|library| self.library(library, &linking)).collect::<Vec<_>>();
+            let find = |wanted| self.library(need, wanted, linking, cache);
+            let finding = level.into_iter().map(find).collect::<Vec<_>>();
             let found: Vec<_> = stream::iter(finding).buffered(PARALLEL).try_collect().await?;
-            level = Vec::new();
-            for (place, elf) in found.into_iter().flatten() {
-                seen.insert(place.node);
-                level.extend(wanted(&elf, &place, &inherited, &mut names));
-            }
+            level = found.into_iter().flatten().flat_map(|(place, elf)| needs(&elf, &place)).collect();
         }
         Ok(())
     }
 
     /// Finds one library and fetches it; none if the image does not have it.
-    fn library<'a>(&'a self, wanted: Wanted, linking: &'a Linking) -> BoxFuture<'a, Found> {
+    fn library<'b>(
+        &'b self,
+        need: &'b Need,
+        wanted: Wanted,
+        linking: &'b Linking,
+        cache: &'b [u8],
+    ) -> BoxFuture<'b, Found> {
         Box::pin(async move {
-            for path in candidates(&wanted, linking, &self.cache) {
+            for path in candidates(&wanted, linking, cache) {
                 let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
                 // One for another machine is passed over, as the loader does.
-                if let Content::Program(elf) = self.content(place.node).await?
+                if let Content::Program(elf) = self.content(need, place.node).await?
                     && elf.machine == linking.machine
                 {
                     return Ok(Some((place, *elf)));
@@ -167,50 +252,58 @@ impl Walk<'_> {
         })
     }
 
-    /// What a file is; its useful parts are fetched on the way.
-    async fn content(&self, node: NodeId) -> Result<Content, Error> {
+    /// What a file is. Its useful parts are being fetched then; only what had to be looked at is here.
+    async fn content(&self, need: &Need, node: NodeId) -> Result<Content, Error> {
         let is_small = self.session.files.tree.node(node).size() <= WHOLE;
         if is_small {
             // All at once: its parts would be fetched one after the other.
-            self.fetch_file(node).await?;
+            self.begin_file(need, node);
         }
-        let Some(content) = contents::parse(self.session, node, look).await? else { return Ok(Content::Other) };
+        let content = contents::parse(self.session, need, node, look).await?;
+        let Some(content) = content else { return Ok(Content::Other) };
         if !is_small {
             match &content {
-                Content::Program(elf) => self.fetch_parts(node, &elf.start).await?,
-                Content::Script(_) | Content::Other => self.fetch_file(node).await?,
+                Content::Program(elf) => self.begin_parts(need, node, &elf.start),
+                Content::Script(_) | Content::Other => self.begin_file(need, node),
             }
         }
         Ok(content)
     }
 
     /// Fetches a file that is only read: all of it, or its head.
-    async fn fetch_file(&self, node: NodeId) -> Result<(), Error> {
+    pub(super) fn begin_file(&self, need: &Need, node: NodeId) {
         let size = self.session.files.tree.node(node).size();
         let length = if size <= WHOLE { size } else { HEAD };
-        self.fetch_parts(node, std::slice::from_ref(&(0..length))).await
+        self.begin_parts(need, node, std::slice::from_ref(&(0..length)));
     }
 
-    async fn fetch_parts(&self, node: NodeId, parts: &[Range<u64>]) -> Result<(), Error> {
+    /// Fetches the rest of a program of which much will be run.
+    fn begin_whole(&self, need: &Need, node: NodeId) {
+        let size = self.session.files.tree.node(node).size();
+        if size <= WHOLE_PROGRAM {
+            self.session.begin(need, self.session.take(node, 0..size));
+        }
+    }
+
+    fn begin_parts(&self, need: &Need, node: NodeId, parts: &[Range<u64>]) {
         let cut = |part: &Range<u64>| part.start..part.end.min(part.start.saturating_add(PART));
         let spans = parts.iter().flat_map(|part| self.session.take(node, cut(part))).collect();
-        self.session.prefetch(Reason::EntryPoint, spans).await
+        self.session.begin(need, spans);
     }
 
     /// The image's cache of libraries, read once; empty if there is none.
-    async fn loader_cache(&self) -> Result<Vec<u8>, Error> {
-        let tree = &self.session.files.tree;
-        if !self.cache.is_empty() {
-            return Ok(self.cache.clone());
-        }
-        let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
-        let size = tree.node(place.node).size();
-        if size > LOADER_CACHE_BYTES {
-            return Ok(Vec::new());
-        }
-        self.fetch_file(place.node).await?;
-        let read = contents::parse(self.session, place.node, |file| start_of(file, size)).await?;
-        Ok(read.unwrap_or_default())
+    async fn loader_cache(&self) -> Result<&[u8], Error> {
+        let read = || async {
+            let tree = &self.session.files.tree;
+            let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
+            let size = tree.node(place.node).size();
+            if size > LOADER_CACHE_BYTES {
+                return Ok(Vec::new());
+            }
+            let read = contents::read(self.session, &Need::entry_point(), place.node, 0..size).await?;
+            Ok(read.map_or_else(Vec::new, Vec::from))
+        };
+        self.cache.get_or_try_init(read).await.map(Vec::as_slice)
     }
 }
 

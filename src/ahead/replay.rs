@@ -6,16 +6,13 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::Session;
-use crate::fetch::Layer;
-use crate::index::SpanId;
+use super::{Session, Spans};
 use crate::profile::Profile;
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// The spans to fetch in the profile's order, and the files that it names.
-pub(super) fn plan(session: &Session<'_>, profile: &Profile) -> (Vec<(Arc<Layer>, SpanId)>, HashSet<NodeId>) {
+pub(super) fn plan(session: &Session<'_>, profile: &Profile) -> (Spans, HashSet<NodeId>) {
     let (mut spans, mut nodes) = (Vec::new(), HashSet::new());
     for (node, range) in places(&session.files.tree, profile) {
         nodes.insert(node);

@@ -105,8 +105,7 @@ impl Scene {
 
     fn plan(&self, profile: &Profile) -> Vec<u32> {
         let progress = Progress::default();
-        let budget = Mutex::new(Budget::new(&self.files.layers));
-        let session = Session { files: &self.files, progress: &progress, budget };
+        let session = Session::new(&self.files, &progress);
         replay::plan(&session, profile).0.iter().map(|(_, span)| span.get()).collect()
     }
 }

@@ -46,7 +46,7 @@ fn warm(files: &Files, profile: &Profile, wanted: &AtomicBool) {
         let copied = if node.size() <= left { copy(&files.store, id, &node, &mut seen) } else { None };
         let bytes = match copied {
             Some(bytes) => bytes,
-            None => announce(files, &node, range),
+            None => announce(files, id, range),
         };
         left = left.saturating_sub(bytes);
     }
@@ -68,16 +68,13 @@ fn copy(store: &Store, id: NodeId, node: &Node<'_>, seen: &mut HashSet<NodeId>) 
 }
 
 /// Tells the disk that a part of a file will be decoded from its layers; the compressed bytes of that.
-fn announce(files: &Files, node: &Node<'_>, range: std::ops::Range<u64>) -> u64 {
+fn announce(files: &Files, node: NodeId, range: std::ops::Range<u64>) -> u64 {
     let mut bytes = 0;
-    for extent in node.extents() {
-        let (start, end) = (range.start.max(extent.file_offset), range.end.min(extent.file_offset + extent.length));
-        let Some(layer) = files.layers.get(extent.layer as usize).filter(|_| start < end) else { continue };
-        let at = extent.layer_offset + (start - extent.file_offset);
-        for span in layer.index.spans(at..at + (end - start)).filter(|span| layer.has(*span)) {
-            let part = layer.index.compressed(span);
-            bytes += part.end.saturating_sub(part.start);
-            layer.blob.announce(part);
+    for part in files.parts(node, range) {
+        for span in part.layer.index.spans(part.stream).filter(|span| part.layer.has(*span)) {
+            let compressed = part.layer.index.compressed(span);
+            bytes += compressed.end.saturating_sub(compressed.start);
+            part.layer.blob.announce(compressed);
         }
     }
     bytes

@@ -8,7 +8,7 @@ use super::parcel;
 use super::progress::Meter;
 use super::stop::{Stop, warn};
 use super::table::{Column, Rows, count, size};
-use crate::daemon::control::{self, CacheReport, Request, Usage, VerifyReport};
+use crate::daemon::control::{self, CacheReport, DropReport, Kept, Request, Usage, UsedBy, VerifyReport};
 use crate::daemon::{Code, Failure};
 use crate::oci::Printable;
 
@@ -58,8 +58,11 @@ enum Action {
 /// Remove what no mount uses
 ///
 /// Without an option, layers and files are removed; indexes stay, so that the next mount of the same image is lazy.
+/// What is still in use stays, and is told.
 #[derive(Debug, Clone, Copy, clap::Args)]
-#[command(after_long_help = "Examples:\n  ocifs cache drop\n  ocifs cache drop --files\n  ocifs cache drop --all")]
+#[command(
+    after_long_help = "Examples:\n  ocifs cache drop\n  ocifs cache drop --files\n  ocifs cache drop --all --json"
+)]
 struct What {
     /// Remove compressed layers
     #[arg(long)]
@@ -76,6 +79,10 @@ struct What {
     /// Remove everything, manifests, what tags meant and profiles as well
     #[arg(long)]
     all: bool,
+
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
 }
 
 impl From<What> for control::Drop {
@@ -139,10 +146,28 @@ fn usage_table(report: &CacheReport) -> Rows {
 }
 
 fn remove(what: What, context: &Context) -> Result<(), Stop> {
-    let freed: Usage = context.ask(&Request::CacheDrop(what.into()), &Meter::hidden())?;
+    let report: DropReport = context.ask(&Request::CacheDrop(what.into()), &Meter::hidden())?;
     let mut output = Output::new();
-    writeln!(output, "removed {}, {}", count(freed.count, "object"), size(freed.bytes))?;
+    if what.json {
+        output.json(&report)?;
+    } else {
+        writeln!(output, "removed {}, {}", count(report.removed.count, "object"), size(report.removed.bytes))?;
+        for kept in &report.kept {
+            writeln!(output, "{}", describe(kept))?;
+        }
+    }
     output.finish()
+}
+
+/// What stayed of a part of the cache, and why.
+fn describe(kept: &Kept) -> String {
+    let why = match kept.used_by {
+        UsedBy::Mount => "mounted",
+        UsedBy::EndedMount => "unmounted, but a process or another mount namespace still has it",
+        UsedBy::Reader => "being read",
+    };
+    let (number, part) = (kept.usage.count, &kept.part);
+    format!("kept {part}: {}, {}: {why}", count(number, "object"), size(kept.usage.bytes))
 }
 
 fn verify(json: bool, context: &Context) -> Result<(), Stop> {
@@ -173,7 +198,20 @@ fn verify(json: bool, context: &Context) -> Result<(), Stop> {
 mod tests {
     use super::*;
 
-    const NOTHING: What = What { blobs: false, files: false, indexes: false, all: false };
+    const NOTHING: What = What { blobs: false, files: false, indexes: false, all: false, json: false };
+
+    #[test]
+    fn what_stays_is_told_with_its_reason() {
+        let kept = |used_by| Kept { part: "layers".to_owned(), usage: Usage { count: 2, bytes: 3 << 20 }, used_by };
+        assert_eq!(describe(&kept(UsedBy::Mount)), "kept layers: 2 objects, 3.0 MiB: mounted");
+        assert!(
+            describe(&kept(UsedBy::EndedMount))
+                .ends_with(": unmounted, but a process or another mount namespace still has it")
+        );
+        let json = serde_json::to_value(kept(UsedBy::EndedMount)).expect("JSON");
+        let wanted = serde_json::json!({"part": "layers", "count": 2, "bytes": 3 << 20, "used_by": "ended-mount"});
+        assert_eq!(json, wanted);
+    }
 
     #[test]
     fn dropping_keeps_indexes_unless_they_are_named() {

@@ -42,7 +42,7 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json, ~/.dockercfg.
 
 Mirrors are those of containerd and podman: HOST/hosts.toml below /etc/containerd/certs.d (or --hosts-dir), then \
 registries.conf (--registries-conf, $CONTAINERS_REGISTRIES_CONF, ~/.config/containers/registries.conf or \
-/etc/containers/registries.conf, with drop-ins), which also says what short names mean. Certificates are in HOST:PORT/ \
+/etc/containers/registries.conf, with drop-ins), which also says what short names mean, unless podman has recorded that. Certificates are in HOST:PORT/ \
 below ~/.config/containers/certs.d, /etc/containers/certs.d or /etc/docker/certs.d.";
 
 /// The exit codes, in order.

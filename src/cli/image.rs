@@ -110,8 +110,8 @@ impl ImageArgs {
             );
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
-        let hosts = self.hosts(context)?;
-        let expanded = hosts::expanded(&self.reference, &reference, &hosts)?;
+        let (hosts, aliases) = self.hosts(context)?;
+        let expanded = hosts::expanded(&self.reference, &reference, &hosts, aliases.as_deref())?;
         let (text, reference) = match expanded {
             Some(text) => {
                 let reference = parsed(&text)?;
@@ -130,15 +130,23 @@ impl ImageArgs {
         })
     }
 
-    /// The files that say how registries are reached. Those that the user names must be there.
-    fn hosts(&self, context: &Context) -> Result<control::HostFiles, Failure> {
+    /// The files that say how registries are reached, and the one with recorded aliases. Those that the user names must be
+    /// there.
+    fn hosts(&self, context: &Context) -> Result<(control::HostFiles, Option<PathBuf>), Failure> {
         let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
         let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
-        for named in tree.iter().chain(&registries) {
-            must_open("host configuration", named)?;
-        }
         let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
-        Ok(named.or_configured(&context.settings).files(&context.environment))
+        let named = named.or_configured(&context.settings);
+        let by_environment = named.by_environment(&context.environment);
+        for file in tree.iter().chain(&registries).chain(&by_environment) {
+            must_open("host configuration", file)?;
+        }
+        let mut files = named.files(&context.environment);
+        // The daemon is in another directory, and a variable may hold what is relative to this one.
+        for file in &mut files.registries {
+            *file = absolute(file)?;
+        }
+        Ok((files, named.recorded_aliases(&context.environment)))
     }
 }
 

@@ -18,7 +18,7 @@ use super::table::{Column, Rows, count, percent, short_digest, size};
 use crate::daemon::Failure;
 use crate::daemon::control::{self, IndexProfile, IndexWork, IndexedImage, Request, SharedIndex, UnwantedIndexes};
 use crate::limits::PROFILE_TEXT_BYTES;
-use crate::oci::Printable;
+use crate::oci::{Printable, Reference};
 use crate::profile::Profile;
 
 const EXAMPLES: &str = "\
@@ -28,6 +28,7 @@ Examples:
   ocifs index --all-platforms --push ghcr.io/owner/name:1.2
   ocifs index --profile start.profile --push ghcr.io/owner/name:1.2
   ocifs index --output oci:indexes oci:build/image:latest
+  ocifs index --format soci-v2 --push --tag 1.2-soci ghcr.io/owner/name:1.2
   ocifs index list ghcr.io/owner/name:1.2
   ocifs index rm ghcr.io/owner/name:1.2
 
@@ -43,6 +44,11 @@ An image that is itself called list, show or rm is written docker://list.";
 ///
 /// Two machines that index the same image with the same recording push the same bytes, and pushing again sends nothing.
 /// Indexes with other recordings lie beside each other, until --replace.
+///
+/// The SOCI snapshotter believes since 0.10 only an index that the image's manifest names, and ignores others unless its
+/// configuration enables `pull_modes.soci_v1`. With --format soci-v2 such an image is pushed under --tag, like one that
+/// `soci convert` made: other manifests, the same layers. The image itself stays as it is. `ocifs mount` is lazy with it too,
+/// and believes the index even if the reference is a digest.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Args {
@@ -77,6 +83,10 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "ocifs")]
     format: Format,
 
+    /// With --format soci-v2: what to call the image that names the index, beside the image in its repository
+    #[arg(long, value_name = "TAG", value_parser = tag)]
+    tag: Option<String>,
+
     /// Print JSON for programs
     #[arg(long)]
     json: bool,
@@ -87,8 +97,10 @@ pub(super) struct Args {
 enum Format {
     /// This one
     Ocifs,
-    /// The SOCI snapshotter: a zTOC a layer, without a profile; this program finds it as well
+    /// The SOCI snapshotter, version 1: a zTOC a layer, without a profile, beside the image; this program finds it as well
     Soci,
+    /// The SOCI snapshotter from 0.10 on: the same in an image of its own, as `soci convert` makes it
+    SociV2,
 }
 
 impl Format {
@@ -96,6 +108,7 @@ impl Format {
         match self {
             Self::Ocifs => "ocifs",
             Self::Soci => "soci",
+            Self::SociV2 => "soci-v2",
         }
     }
 }
@@ -104,7 +117,8 @@ impl Format {
 enum Action {
     /// List the indexes beside an image in its registry
     ///
-    /// The first is the one that a mount uses. Those of the SOCI snapshotter are listed as well.
+    /// The first is the one that a mount uses. Those of the SOCI snapshotter are listed as well: soci for one beside the image,
+    /// soci-v2 for one that the image's manifest names.
     #[command(after_long_help = "Examples:\n  ocifs index list debian:12\n  ocifs index list --json debian:12")]
     List {
         #[command(flatten)]
@@ -175,6 +189,7 @@ fn make(make: &Args, image: &ImageArgs, context: &Context) -> Result<(), Stop> {
         replace: make.replace,
         output: make.output.as_deref().map(settled).transpose()?,
         format: make.format.name().to_owned(),
+        tag: make.tag.clone(),
     };
     let images: Vec<IndexedImage> = ask(Request::Index(work), meter, context)?;
     let mut output = Output::new();
@@ -199,6 +214,14 @@ fn shared(image: &ImageArgs, context: &Context) -> Result<Vec<SharedIndex>, Stop
     let image: control::Image = image.request(context)?;
     let meter = Meter::looking_up(&image.reference);
     ask(Request::ListIndexes(image), meter, context)
+}
+
+/// A tag by itself (distribution-spec, "Pulling manifests").
+fn tag(text: &str) -> Result<String, String> {
+    match format!("localhost/name:{text}").parse() {
+        Ok(Reference::Registry(name)) if name.tag() == Some(text) => Ok(text.to_owned()),
+        _ => Err("it is not a tag".to_owned()),
+    }
 }
 
 /// The directory of `oci:DIR`.
@@ -248,7 +271,11 @@ fn made_text(image: &IndexedImage) -> String {
     line("profile", image.profile_size.map_or_else(|| "none".to_owned(), size));
     line("artifact", Printable::of(&image.artifact).to_string());
     if let Some(pushed) = &image.pushed {
-        let by = if pushed.listed == "api" { "the referrers API" } else { "its tag" };
+        let by = match pushed.listed.as_str() {
+            "api" => "the referrers API",
+            "image" => "the image that names it",
+            _ => "its tag",
+        };
         let blobs = count(pushed.sent as u64, "blob");
         line("pushed", format!("to {}, found by {by}", Printable::of(&pushed.repository)));
         line(
@@ -258,6 +285,10 @@ fn made_text(image: &IndexedImage) -> String {
         if pushed.replaced > 0 {
             line("replaced", count(pushed.replaced as u64, "other artifact"));
         }
+    }
+    if let Some(converted) = &image.converted {
+        line("converted", Printable::of(&converted.reference).to_string());
+        line("now", Printable::of(&converted.digest).to_string());
     }
     if let Some(dir) = &image.output {
         line("written", format!("to oci:{}", Printable::path(dir)));
@@ -289,7 +320,9 @@ fn list(listed: &Vec<SharedIndex>, as_json: bool, text: impl Fn(&[SharedIndex]) 
 
 /// One line an artifact, and whether a mount believes them.
 fn list_text(listed: &[SharedIndex]) -> String {
-    let Some(first) = listed.first() else { return "the registry has no index of the image\n".to_owned() };
+    if listed.is_empty() {
+        return "the registry has no index of the image\n".to_owned();
+    }
     let mut rows = Rows::new(&[
         Column::Text("ARTIFACT"),
         Column::Text("FORMAT"),
@@ -308,8 +341,21 @@ fn list_text(listed: &[SharedIndex]) -> String {
             shared.profile_size.map_or_else(|| "none".to_owned(), size),
         ]);
     }
-    let believed = if first.believed { "believes" } else { "does not believe" };
-    format!("{rows}\na mount {believed} them: {}\n", Printable::of(&first.reason))
+    let mut verdicts: Vec<(&SharedIndex, Vec<&str>)> = Vec::new();
+    for shared in listed {
+        match verdicts.iter_mut().find(|(one, _)| (one.believed, &one.reason) == (shared.believed, &shared.reason)) {
+            Some((_, formats)) if formats.contains(&shared.format.as_str()) => {}
+            Some((_, formats)) => formats.push(&shared.format),
+            None => verdicts.push((shared, vec![&shared.format])),
+        }
+    }
+    let is_one = verdicts.len() == 1;
+    let verdicts = verdicts.iter().map(|(shared, formats)| {
+        let believed = if shared.believed { "believes" } else { "does not believe" };
+        let them = if is_one { "them".to_owned() } else { Printable::of(&formats.join(" and ")).to_string() };
+        format!("a mount {believed} {them}: {}\n", Printable::of(&shared.reason))
+    });
+    format!("{rows}\n{}", verdicts.collect::<String>())
 }
 
 /// One table an artifact.
@@ -347,7 +393,7 @@ mod tests {
 
     use super::*;
     use crate::cli::args;
-    use crate::daemon::control::{IndexedLayer, PushReport, SharedLayer};
+    use crate::daemon::control::{ConvertedImage, IndexedLayer, PushReport, SharedLayer};
 
     fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
         let arguments = [&["ocifs", "index"], arguments].concat();
@@ -367,6 +413,11 @@ mod tests {
             assert!(parse(&[word]).is_err(), "{word} needs an image");
         }
         assert!(parse(&["docker://list"]).expect("an image").image.is_some());
+        let tagged = |tag: &str| parse(&["--format", "soci-v2", "--push", "--tag", tag, "debian:12"]);
+        assert_eq!(tagged("12-soci").expect("right").tag.as_deref(), Some("12-soci"));
+        for wrong in ["", "a b", "a@b", "a:b", "a/b", "-a"] {
+            assert!(tagged(wrong).is_err(), "{wrong}");
+        }
         for wrong in
             [&[][..], &["--push"], &["--all-platforms", "--platform", "linux/arm64", "a"], &["--output", "x", "a"]]
         {
@@ -401,6 +452,7 @@ mod tests {
                 replaced: 0,
             }),
             output: None,
+            converted: None,
         };
         let expected = "\
 image     sha256:1 (linux/amd64)
@@ -413,6 +465,13 @@ sent      2.0 KiB in 2 blobs; 1 there, 0 mounted
 abababababab is not lazy: one frame
 ";
         assert_eq!(made_text(&image), expected);
+        let converted = ConvertedImage {
+            reference: "r.example/a:soci".to_owned(),
+            manifest: "sha256:3".to_owned(),
+            digest: "sha256:4".to_owned(),
+        };
+        let text = made_text(&IndexedImage { converted: Some(converted), ..image });
+        assert!(text.contains("converted r.example/a:soci\nnow       sha256:4\n"), "{text}");
     }
 
     #[test]
@@ -435,6 +494,15 @@ abababababab is not lazy: one frame
             believed: false,
             reason: "because".to_owned(),
         };
+        let pinned = SharedIndex {
+            format: "soci-v2".to_owned(),
+            believed: true,
+            reason: "it is pinned".to_owned(),
+            ..shared.clone()
+        };
+        let mixed = list_text(&[pinned, shared.clone()]);
+        let ends = "\n\na mount believes soci-v2: it is pinned\na mount does not believe soci: because\n";
+        assert!(mixed.ends_with(ends), "{mixed}");
         let listed = [shared];
         let expected = "\
 ARTIFACT  FORMAT  PLATFORM     LAYERS      SIZE  PROFILE

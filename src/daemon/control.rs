@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Failure;
 use crate::registry;
-pub use cache::{CacheReport, ImportReport, Usage, VerifyReport, other_cache_size};
+pub use cache::{CacheReport, DropReport, ImportReport, Kept, Usage, UsedBy, VerifyReport, other_cache_size};
 pub use indexes::{
-    IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+    ConvertedImage, IndexProfile, IndexWork, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer,
+    UnwantedIndexes,
 };
 pub use outage::{OnOutage, OutageReport};
 

@@ -159,7 +159,9 @@ impl From<&share::Error> for Failure {
     fn from(error: &share::Error) -> Self {
         match error {
             share::Error::Source(error) => Self::from(error),
-            share::Error::Manifest { .. } | share::Error::Artifact { .. } => Self::of(Code::BadImage, error),
+            share::Error::Manifest { .. } | share::Error::Artifact { .. } | share::Error::Convert { .. } => {
+                Self::of(Code::BadImage, error)
+            }
             share::Error::Layout { .. } => Self::of(Code::Other, error),
         }
     }

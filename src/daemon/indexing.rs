@@ -3,23 +3,25 @@
 //! What is pushed was made here from the whole layers, never what somebody else said of them. Nothing is mounted; a layer
 //! that was indexed before is not touched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::control::{
-    self, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer, UnwantedIndexes,
+    self, ConvertedImage, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer,
+    UnwantedIndexes,
 };
 use super::events::{TELL, send, tell, warn_of};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
-use crate::image::{ImageLayer, Images, Progress, Request, Resolved, verdict};
+use crate::image::{ImageLayer, Images, Progress, Request, Resolved, Verdict, soci_pin, verdict, verdict_of_pins};
 use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Bundle, Format, Known, LayerBlob, Listed};
+use crate::share::{self, Bound, Bundle, Format, Known, LayerBlob, Listed, SociIndex};
+use crate::source::Source;
 
 /// The type of an image's manifest where its source did not say: local ones need not.
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -31,22 +33,72 @@ pub(super) async fn make(
     work: &control::IndexWork,
     events: &mpsc::Sender<Event>,
 ) -> Result<Vec<IndexedImage>, Failure> {
-    if format_of(&work.format)? != Format::Ocifs && work.replace {
-        let failure = Failure::new(Code::Usage, "indexes for other programs cannot replace those that are there");
-        return Err(failure.hint("leave out --replace"));
-    }
+    let format = format_of(&work.format)?;
+    check(format, work)?;
     let first = request_of(&work.image)?;
     let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
     let repository = match work.push {
         true => Some(repository(images, &first).await.map_err(about)?.for_pushing()),
         false => None,
     };
-    let mut made = Vec::new();
+    let (mut made, mut bound) = (Vec::new(), Vec::new());
     for request in requests(images, first, work.all_platforms).await.map_err(about)? {
         let image = one(images, known, work, &request, repository.as_ref(), events).await;
-        made.push(image.map_err(about)?);
+        let (image, binding) = image.map_err(about)?;
+        made.push(image);
+        bound.push(binding);
+    }
+    if let (Format::SociV2, Some(repository), Some(tag)) = (format, &repository, &work.tag) {
+        send(events, Event::Phase { text: format!("pushing the image {}:{tag}", repository.path()) }).await;
+        convert(repository, &bound, tag, &mut made).await.map_err(about)?;
     }
     Ok(made)
+}
+
+/// Makes sure that what is asked for has a meaning for the format.
+fn check(format: Format, work: &control::IndexWork) -> Result<(), Failure> {
+    let wrong = |what: &str, hint: &str| Err(Failure::new(Code::Usage, what).hint(hint));
+    match format {
+        Format::Soci | Format::SociV2 if work.replace => {
+            wrong("indexes for other programs cannot replace those that are there", "leave out --replace")
+        }
+        Format::SociV2 if work.output.is_some() => wrong(
+            "an image that names its index cannot be written into a layout without its layers",
+            "push it with --push --tag TAG; any tool copies it from there",
+        ),
+        Format::SociV2 if work.push && work.tag.is_none() => wrong(
+            "the image that names its index has no name",
+            "say which with --tag, such as --tag latest-soci; the image itself is not changed",
+        ),
+        Format::SociV2 if work.push || work.tag.is_none() => Ok(()),
+        _ if work.tag.is_some() => {
+            wrong("a tag is given to nothing", "--tag goes with --push and --format soci-v2; leave it out otherwise")
+        }
+        Format::Ocifs | Format::Soci | Format::SociV2 => Ok(()),
+    }
+}
+
+/// Puts the image there that names the indexes of `bound`, which are there already.
+async fn convert(
+    repository: &Repository,
+    bound: &[Bound],
+    tag: &str,
+    made: &mut [IndexedImage],
+) -> Result<(), Failure> {
+    let original = repository.resolve().await.map_err(|error| Failure::from(&error))?;
+    let mut seen = HashSet::new();
+    let once: Vec<_> = bound.iter().filter(|bound| seen.insert(bound.image.digest)).cloned().collect();
+    let converted = share::convert(repository, &original, &once, tag).await.map_err(|error| Failure::from(&error))?;
+    let by_image: HashMap<_, _> =
+        once.iter().zip(converted.images).map(|(bound, manifest)| (bound.image.digest, manifest)).collect();
+    for (image, bound) in made.iter_mut().zip(bound) {
+        image.converted = by_image.get(&bound.image.digest).map(|manifest| ConvertedImage {
+            reference: format!("{}/{}:{tag}", repository.host(), repository.path()),
+            manifest: manifest.to_string(),
+            digest: converted.list.to_string(),
+        });
+    }
+    Ok(())
 }
 
 /// What the artifact is written for.
@@ -54,6 +106,7 @@ fn format_of(name: &str) -> Result<Format, Failure> {
     match name {
         "" | "ocifs" => Ok(Format::Ocifs),
         "soci" => Ok(Format::Soci),
+        "soci-v2" => Ok(Format::SociV2),
         other => Err(Failure::new(Code::Usage, format!("there is no index format \"{other:.40}\""))),
     }
 }
@@ -78,7 +131,7 @@ async fn one(
     request: &Request,
     repository: Option<&Repository>,
     events: &mpsc::Sender<Event>,
-) -> Result<IndexedImage, Failure> {
+) -> Result<(IndexedImage, Bound), Failure> {
     let (resolved, layers) = prove(images, request, events).await?;
     warn_of(&resolved.warnings, events).await;
     let profile = profile(images, &work.profile, resolved.digest).await?;
@@ -88,18 +141,22 @@ async fn one(
         resolved.manifest_size,
     );
     let format = format_of(&work.format)?;
-    let ztocs = if format == Format::Soci { ztocs::write(&layers, events).await? } else { Vec::new() };
+    let ztocs = match format {
+        Format::Ocifs => Vec::new(),
+        Format::Soci | Format::SociV2 => ztocs::write(&layers, events).await?,
+    };
     let indexes: Vec<_> = layers.iter().map(encoded).collect();
     let sizes: HashMap<_, _> = ztocs.iter().map(|(layer, ztoc)| (layer.digest, ztoc.len() as u64)).collect();
     let described = layers.iter().map(|layer| match format {
         Format::Ocifs => describe(layer),
-        Format::Soci => describe_ztoc(layer, sizes.get(&layer.descriptor.digest).copied()),
+        Format::Soci | Format::SociV2 => describe_ztoc(layer, sizes.get(&layer.descriptor.digest).copied()),
     });
     let described = described.collect();
     // Hashing some hundred megabytes of indexes takes a second.
     let bundled = tokio::task::spawn_blocking(move || match format {
         Format::Ocifs => Bundle::new(&subject, &indexes, profile.as_ref()),
         Format::Soci => Bundle::soci(&subject, &ztocs),
+        Format::SociV2 => Bundle::soci_v2(&subject, &ztocs),
     });
     let bundled = bundled.await;
     let bundle = bundled.map_err(|_| interrupted())?;
@@ -114,12 +171,17 @@ async fn one(
         None => None,
     };
     let mut image = report(&resolved, &bundle, described, pushed);
+    let bound = Bound {
+        image: bundle.artifact.subject.clone(),
+        platform: resolved.config.platform,
+        index: Descriptor::new(MANIFEST_TYPE, bundle.digest(), bundle.manifest.len() as u64),
+    };
     if let Some(dir) = work.output.clone() {
         image.output = Some(dir.clone());
         let written = tokio::task::spawn_blocking(move || share::write_layout(&dir, &bundle)).await;
         written.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?;
     }
-    Ok(image)
+    Ok((image, bound))
 }
 
 /// The proven indexes of an image, telling how far their first contacts are.
@@ -160,10 +222,11 @@ async fn push(
         }
     };
     Ok(PushReport {
-        repository: crate::source::Source::name(repository),
+        repository: repository.name(),
         listed: match sent.listed {
             Listed::Api => "api",
             Listed::Tag => "tag",
+            Listed::Image => "image",
         }
         .to_owned(),
         existed: sent.existed,
@@ -252,6 +315,7 @@ fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushe
         profile_size: bundle.artifact.profile.as_ref().map(|blob| blob.size),
         pushed,
         output: None,
+        converted: None,
     }
 }
 
@@ -265,9 +329,9 @@ async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedInde
     let request = request_of(wanted)?;
     let repository = repository(images, &request).await?;
     let resolved = images.resolve(&request).await.map_err(|error| Failure::from(&error))?;
-    let found = found(&repository, &resolved.digest).await?;
+    let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
-    let verdict = verdict(request.trust, is_pinned);
+    let beside = verdict(request.trust, is_pinned);
     let sizes: HashMap<_, _> = resolved.manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let layer = |blob: LayerBlob| SharedLayer {
         digest: blob.layer.to_string(),
@@ -276,7 +340,11 @@ async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedInde
         index_size: blob.blob.size,
         metadata_size: blob.metadata.size,
     };
-    let describe = |found: Found| SharedIndex {
+    let verdict = |format: Format| match format {
+        Format::SociV2 => verdict_of_pins(request.trust),
+        Format::Ocifs | Format::Soci => beside,
+    };
+    let describe = |found: Found, verdict: Verdict| SharedIndex {
         digest: found.digest.to_string(),
         format: found.format.name().to_owned(),
         image: resolved.digest.to_string(),
@@ -287,7 +355,13 @@ async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedInde
         believed: verdict.is_believed,
         reason: verdict.why.to_owned(),
     };
-    Ok(found.into_iter().map(describe).collect())
+    Ok(found
+        .into_iter()
+        .map(|found| {
+            let verdict = verdict(found.format);
+            describe(found, verdict)
+        })
+        .collect())
 }
 
 /// An artifact beside an image, whomever it is for.
@@ -298,22 +372,40 @@ struct Found {
     profile_size: Option<u64>,
 }
 
-/// The artifacts beside an image: ours, of which a mount uses the first, then those that it falls back to.
-async fn found(repository: &Repository, subject: &Digest) -> Result<Vec<Found>, Failure> {
-    let (ours, soci) = tokio::join!(share::discover(repository, subject), share::discover_soci(repository, subject));
+impl Found {
+    fn soci(format: Format, digest: Digest, index: &SociIndex) -> Self {
+        Self { format, digest, profile_size: None, layers: index.layers.iter().map(LayerBlob::of_ztoc).collect() }
+    }
+}
+
+/// The artifacts of an image in the order in which a mount asks them: the one that its manifest names, ours, of which it
+/// uses the first, then those that it falls back to.
+async fn found(repository: &Repository, image: &Resolved) -> Result<Vec<Found>, Failure> {
+    let subject = &image.digest;
+    let (pinned, ours, soci) = tokio::join!(
+        pinned(repository, image),
+        share::discover(repository, subject),
+        share::discover_soci(repository, subject)
+    );
     let ours = ours.map_err(|error| Failure::from(&error))?.into_iter().map(|shared| Found {
         format: Format::Ocifs,
         digest: shared.manifest.digest,
         profile_size: shared.artifact.profile.map(|blob| blob.size),
         layers: shared.artifact.layers,
     });
-    let soci = soci.map_err(|error| Failure::from(&error))?.into_iter().map(|(manifest, index, _)| Found {
-        format: Format::Soci,
-        digest: manifest.digest,
-        profile_size: None,
-        layers: index.layers.iter().map(LayerBlob::of_ztoc).collect(),
-    });
-    Ok(ours.chain(soci).collect())
+    let soci = soci.map_err(|error| Failure::from(&error))?;
+    let soci = soci.into_iter().map(|(manifest, index, _)| Found::soci(Format::Soci, manifest.digest, &index));
+    Ok(pinned.into_iter().chain(ours).chain(soci).collect())
+}
+
+/// The index that the image's manifest names. One that cannot be used is passed over, as by a mount.
+async fn pinned(repository: &Repository, image: &Resolved) -> Option<Found> {
+    let pin = soci_pin(&image.manifest)?;
+    let index = share::pinned_soci(repository, pin, &image.digest).await;
+    let passed_over =
+        |error: &share::Error| tracing::warn!(%pin, error = error as &dyn std::error::Error, "passed over");
+    let (index, _) = index.inspect_err(passed_over).ok()?;
+    Some(Found::soci(Format::SociV2, pin, &index))
 }
 
 /// Takes artifacts of an image out of its registry; answers how many.
@@ -338,6 +430,12 @@ pub(super) async fn remove(
     if chosen.is_empty() {
         let failure = Failure::new(Code::NotFound, format!("there is no such index of {}", wanted.reference));
         return Err(failure.hint("`ocifs index list REF` shows what there is"));
+    }
+    if chosen.iter().any(|shared| shared.format == Format::SociV2.name()) {
+        let failure = Failure::new(Code::Usage, format!("{} itself names that index", wanted.reference));
+        return Err(about(
+            failure.hint("it is there as long as the image; the image that it was made of is another one"),
+        ));
     }
     for shared in &chosen {
         let (subject, artifact) = (digest(&shared.image)?, digest(&shared.digest)?);

@@ -16,7 +16,7 @@ use super::served::{self, Served};
 use super::{Code, Failure, lacking};
 use crate::fetch::{OnOutage, Urgency};
 use crate::fs::{FileSystem, Ino};
-use crate::fuse::{self, Access};
+use crate::fuse::{self, Access, Elsewhere};
 use crate::image::{Image, Images};
 
 /// Mounts an image, telling its progress to `events`. Dropping the future leaves nothing behind but cached bytes.
@@ -56,6 +56,16 @@ pub(super) async fn mount(
     Ok(report)
 }
 
+/// A mount that the kernel has, before anything runs beside it.
+struct Attached {
+    mount: fuse::Mount,
+    served: Arc<Elsewhere<Served>>,
+    using: served::Use,
+    profiling: Arc<Profiling>,
+    /// None for the first mount of what serves it.
+    before: Option<Counts>,
+}
+
 /// Joins the image with the kernel and starts what runs beside it.
 async fn attach(
     images: &Images,
@@ -67,39 +77,11 @@ async fn attach(
     if image.merged || image.layers.iter().any(|layer| layer.streamed.is_some()) {
         mounts.served().forget(&key);
     }
-    let found = match mounts.served().find(&key) {
-        Some((served, using)) => {
-            let mount = again(mounts, &wanted.dir, Arc::clone(&served)).await?;
-            mount.map(|mount| (mount, served, using))
-        }
-        None => None,
+    let attached = match again(images, mounts, &wanted, &mut image, &key).await? {
+        Some(attached) => attached,
+        None => first(images, mounts, &wanted, &image, key).await?,
     };
-    let is_again = found.is_some();
-    let (mount, served, using, profiling) = match found {
-        Some((mount, served, using)) => {
-            for (layer, known) in image.layers.iter_mut().zip(&served.layers) {
-                layer.layer = Arc::clone(known);
-            }
-            let recorder = served.fs.recorder();
-            // The start of another mount of it is being recorded.
-            let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
-            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&served.fs), recorder);
-            (mount, served, using, profiling)
-        }
-        None => {
-            let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
-            let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-            let fs = FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store);
-            let fs = Arc::new(fs.on_outage(patience(wanted.on_outage)));
-            let recorder = Arc::clone(fs.recorder());
-            let profiling = Profiling::start(images, &wanted, &image, Arc::clone(&fs), recorder);
-            let mount = connect(mounts, &wanted, Arc::clone(&fs)).await?;
-            let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
-            let (served, using) = mounts.served().enter(key, &image, served);
-            (mount, served, using, profiling)
-        }
-    };
-    let before = if is_again { Counts::now(&served) } else { Counts::default() };
+    let Attached { mount, served, using, profiling, before } = attached;
     let filling = Arc::new(Filling::new(images, &image.layers, mounts.grown()));
     match wanted.fill {
         // What an offline mount could do is done when somebody waits for it.
@@ -108,25 +90,72 @@ async fn attach(
         Fill::Idle => filling.start(Urgency::Idle),
         Fill::Now => filling.start(Urgency::Now),
     }
-    let using = std::sync::Mutex::new(Some(using));
-    let tasks = profiling.record(wanted.profile_until, is_again).into_iter().collect();
+    let tasks = profiling.record(wanted.profile_until, before.is_some()).into_iter().collect();
+    let (image, using) = (Elsewhere::new(image), std::sync::Mutex::new(Some(using)));
+    let before = before.unwrap_or_default();
     let mounted = Arc::new(Mounted { request: wanted, image, served, using, before, mount, profiling, filling, tasks });
-    let (watched, mounts) = (Arc::clone(&mounted), Arc::clone(mounts));
-    tokio::spawn(async move {
-        tokio::select! {
-            () = watched.mount.ended() => {}
-            () = watched.filling.condemned() => forget(&watched).await,
-        }
-        watched.mount.ended().await;
-        // It may have ended first, and others go on with what the kernel has.
-        if watched.served.fs.is_stopped() {
-            forget(&watched).await;
-        }
-        watched.profiling.end().await;
-        tracing::info!(dir = %watched.request.dir.display(), "unmounted");
-        mounts.remove(&watched);
-    });
+    tokio::spawn(see_off(Arc::clone(mounts), Arc::clone(&mounted)));
     Ok(mounted)
+}
+
+/// Mounts what is served already in another directory; none if there is nothing, or this kernel cannot do that.
+async fn again(
+    images: &Images,
+    mounts: &Arc<Mounts>,
+    wanted: &control::Mount,
+    image: &mut Image,
+    key: &served::Key,
+) -> Result<Option<Attached>, Failure> {
+    let Some((served, using)) = mounts.served().find(key) else { return Ok(None) };
+    let (dir, places, known) = (wanted.dir.clone(), mounts.places().clone(), Arc::clone(&served));
+    let mount = tokio::task::spawn_blocking(move || fuse::Mount::again(&known.connection, &dir, &places));
+    let mount = mount.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?;
+    let Some(mount) = mount else { return Ok(None) };
+    for (layer, known) in image.layers.iter_mut().zip(&served.layers) {
+        layer.layer = Arc::clone(known);
+    }
+    let recorder = served.fs.recorder();
+    // The start of another mount of it is being recorded.
+    let recorder = if recorder.is_active() { Arc::default() } else { Arc::clone(recorder) };
+    let profiling = Profiling::start(images, wanted, image, Arc::clone(&served.fs), recorder);
+    let before = Some(Counts::now(&served));
+    Ok(Some(Attached { mount, served, using, profiling, before }))
+}
+
+/// Makes a connection for the image, and its first mount.
+async fn first(
+    images: &Images,
+    mounts: &Arc<Mounts>,
+    wanted: &control::Mount,
+    image: &Image,
+    key: served::Key,
+) -> Result<Attached, Failure> {
+    let layers: Vec<_> = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();
+    let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
+    let fs = FileSystem::new(image.tree.clone(), layers.clone(), fetcher, store);
+    let fs = Arc::new(fs.on_outage(patience(wanted.on_outage)));
+    let recorder = Arc::clone(fs.recorder());
+    let profiling = Profiling::start(images, wanted, image, Arc::clone(&fs), recorder);
+    let mount = connect(mounts, wanted, Arc::clone(&fs)).await?;
+    let served = Served { fs, connection: Arc::clone(mount.connection()), layers };
+    let (served, using) = mounts.served().enter(key, image, served);
+    Ok(Attached { mount, served, using, profiling, before: None })
+}
+
+/// Waits for the end of a mount, by whatever hand, and does what is to be done then.
+async fn see_off(mounts: Arc<Mounts>, mounted: Arc<Mounted>) {
+    tokio::select! {
+        () = mounted.mount.ended() => {}
+        () = mounted.filling.condemned() => forget(&mounted).await,
+    }
+    mounted.mount.ended().await;
+    // It may have ended first, and others go on with what the kernel has.
+    if mounted.served.fs.is_stopped() {
+        forget(&mounted).await;
+    }
+    mounted.profiling.end().await;
+    tracing::info!(dir = %mounted.request.dir.display(), "unmounted");
+    mounts.remove(&mounted);
 }
 
 fn patience(wanted: control::OnOutage) -> OnOutage {
@@ -149,13 +178,6 @@ async fn connect(mounts: &Arc<Mounts>, wanted: &control::Mount, fs: Arc<FileSyst
         let options = fuse::Options { source: "ocifs", access, io };
         fuse::Mount::new(fs, runtime, &dir, options, &places)
     });
-    attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
-}
-
-/// Mounts what is served already in another directory; none if this kernel cannot do that.
-async fn again(mounts: &Arc<Mounts>, dir: &Path, served: Arc<Served>) -> Result<Option<fuse::Mount>, Failure> {
-    let (dir, places) = (dir.to_owned(), mounts.places().clone());
-    let attached = tokio::task::spawn_blocking(move || fuse::Mount::again(&served.connection, &dir, &places));
     attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))
 }
 

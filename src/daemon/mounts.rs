@@ -11,7 +11,7 @@ use super::control;
 use super::fill::Filling;
 use super::profiles::Profiling;
 use super::served::{self, Served};
-use crate::fuse;
+use crate::fuse::{self, Elsewhere};
 use crate::image::Image;
 use crate::oci::Digest;
 
@@ -21,9 +21,9 @@ pub(super) struct Mounted {
     /// What it was asked for.
     pub(super) request: control::Mount,
     /// What is mounted.
-    pub(super) image: Image,
+    pub(super) image: Elsewhere<Image>,
     /// What serves it, and other mounts perhaps.
-    pub(super) served: Arc<Served>,
+    pub(super) served: Arc<Elsewhere<Served>>,
     /// Says that it does, until the mount has ended.
     pub(super) using: Mutex<Option<served::Use>>,
     /// How often that had been asked for things before this mount.
@@ -102,6 +102,11 @@ impl InUse {
         self.trees.insert(image.tree_id);
     }
 
+    /// True if this is the digest of something that is needed, or of the layer which that is about.
+    pub(super) fn needs(&self, digest: &Digest) -> bool {
+        [&self.documents, &self.layers, &self.trees].iter().any(|needed| needed.contains(digest))
+    }
+
     pub(super) fn join(&mut self, other: &Self) {
         self.documents.extend(&other.documents);
         self.layers.extend(&other.layers);
@@ -167,9 +172,14 @@ impl Mounts {
     /// What the cache must keep: what mounts use, and what is served for mounts to come.
     pub(super) fn in_use(&self) -> InUse {
         let mut in_use = self.served.in_use();
-        for mounted in self.all() {
-            in_use.add(&mounted.image);
-        }
+        in_use.join(&self.mounted());
+        in_use
+    }
+
+    /// What is mounted needs of the cache.
+    pub(super) fn mounted(&self) -> InUse {
+        let mut in_use = InUse::default();
+        self.all().iter().for_each(|mounted| in_use.add(&mounted.image));
         in_use
     }
 

@@ -157,6 +157,7 @@ impl Profiling {
             Reason::Profile => "profile".to_owned(),
             Reason::Landmark => "landmark".to_owned(),
             Reason::EntryPoint => "entry point".to_owned(),
+            Reason::Import => "imports".to_owned(),
         });
         ProfileReport {
             state: state.to_owned(),

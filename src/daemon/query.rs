@@ -17,7 +17,7 @@ use crate::fs::{Ino, Read};
 use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
 use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
-use crate::store::{Store, Usage};
+use crate::store::{Dropped, Store, Usage};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Bytes of a file that are read and sent at once.
@@ -208,45 +208,45 @@ impl FileReader {
     }
 }
 
-/// Removes what `what` names and no mount uses.
+/// Removes what `what` names and nobody uses.
 pub(super) async fn drop_cache(
     images: &Images,
     mounts: &Mounts,
     what: control::Drop,
-) -> Result<control::Usage, Failure> {
+) -> Result<control::DropReport, Failure> {
     mounts.served().release_idle().await;
-    let in_use = mounts.in_use();
+    let (in_use, mounted) = (mounts.in_use(), mounts.mounted());
     let store = Arc::clone(images.store());
-    let task = tokio::task::spawn_blocking(move || -> Result<control::Usage, crate::store::Error> {
-        let mut freed = Usage::default();
+    let task = tokio::task::spawn_blocking(move || -> Result<control::DropReport, crate::store::Error> {
+        let mut dropped = Vec::new();
         if what.files {
-            freed.add(store.drop_files()?);
+            dropped.push(("files", store.drop_files()?));
         }
         if what.blobs {
-            freed.add(drop_blobs(&store, &in_use.layers)?);
+            dropped.push(("layers", drop_blobs(&store, &in_use.layers)?));
         }
         if what.indexes {
-            freed.add(store.drop_indexes(&in_use.layers, &in_use.trees)?);
+            dropped.push(("indexes", store.drop_indexes(&in_use.layers, &in_use.trees)?));
         }
         if what.documents {
-            freed.add(store.drop_documents(&in_use.documents)?);
-            freed.add(store.drop_profiles()?);
+            dropped.push(("manifests", store.drop_documents(&in_use.documents)?));
+            dropped.push(("profiles", Dropped { freed: store.drop_profiles()?, ..Dropped::default() }));
         }
-        Ok(report::part(freed))
+        Ok(report::dropped(&dropped, &in_use, &mounted))
     });
     finish(task.await)
 }
 
 /// Removes the blobs that are not to be kept. Those of an image that was unmounted a moment ago are waited for: reads that
 /// ended with the mount may still be letting go of them. Blocks.
-fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<Usage, crate::store::Error> {
+fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<Dropped, crate::store::Error> {
     let deadline = Instant::now() + LETTING_GO;
     let mut freed = Usage::default();
     loop {
         let dropped = store.drop_blobs(keep)?;
         freed.add(dropped.freed);
-        if dropped.in_use == 0 || Instant::now() >= deadline {
-            return Ok(freed);
+        if dropped.kept.keys().all(|digest| keep.contains(digest)) || Instant::now() >= deadline {
+            return Ok(Dropped { freed, ..dropped });
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,16 +1,17 @@
 //! What the daemon tells of itself: mounts, layers, images and the cache, in the words of [`control`].
 
+use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport, OutageReport};
-use super::mounts::Mounted;
+use super::control::{self, CacheReport, ImageReport, LayerReport, LayerSummary, MountReport, OutageReport, UsedBy};
+use super::mounts::{InUse, Mounted};
 use crate::fetch::OnOutage;
 use crate::fs::FileSystem;
 use crate::fuse;
 use crate::image::{ImageLayer, Origin, Resolved};
 use crate::index::Compression;
 use crate::registry::{HostState, Repository};
-use crate::store::{DiskUsage, Store, Usage};
+use crate::store::{DiskUsage, Dropped, Store, Usage};
 
 /// One mount in detail.
 pub(super) fn mount(mounted: &Mounted) -> MountReport {
@@ -37,7 +38,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         },
         io_reason: io.reason,
         hosts: image.repository.iter().flat_map(Repository::hosts).map(host).collect(),
-        hosts_rule: image.repository.as_ref().and_then(Repository::rule).map(str::to_owned),
+        hosts_rule: image.repository.as_ref().and_then(Repository::rule),
         open_files: mounted.served.connection.sees_opens().then(|| mounted.served.fs.open_files()),
         kernel_requests: kernel_requests(mounted),
         entries: u64::from(image.tree.node_count()),
@@ -159,4 +160,27 @@ pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
 /// One part of the cache.
 pub(super) fn part(usage: Usage) -> control::Usage {
     control::Usage { count: usage.count, bytes: usage.bytes }
+}
+
+/// What became of parts of the cache that were to be dropped. Mounts need what is `in_use`, those that are in the mount
+/// table what is `mounted`.
+pub(super) fn dropped(parts: &[(&str, Dropped)], in_use: &InUse, mounted: &InUse) -> control::DropReport {
+    let mut removed = Usage::default();
+    let mut kept: BTreeMap<(usize, UsedBy), Usage> = BTreeMap::new();
+    for (number, (_, dropped)) in parts.iter().enumerate() {
+        removed.add(dropped.freed);
+        for (digest, usage) in &dropped.kept {
+            let used_by = match () {
+                () if mounted.needs(digest) => UsedBy::Mount,
+                () if in_use.needs(digest) => UsedBy::EndedMount,
+                () => UsedBy::Reader,
+            };
+            kept.entry((number, used_by)).or_default().add(*usage);
+        }
+    }
+    let kept = kept.into_iter().map(|((number, used_by), usage)| {
+        let part = parts[number].0.to_owned();
+        control::Kept { part, usage: self::part(usage), used_by }
+    });
+    control::DropReport { removed: part(removed), kept: kept.collect() }
 }

@@ -15,7 +15,7 @@ use super::control;
 use super::mounts::InUse;
 use crate::fetch;
 use crate::fs::FileSystem;
-use crate::fuse::Connection;
+use crate::fuse::{Connection, Elsewhere};
 use crate::image::Image;
 use crate::oci::Digest;
 use crate::registry::Repository;
@@ -98,7 +98,7 @@ struct Entry {
     number: u64,
     key: Key,
     /// None once it is to end with its last user, as one that can be mounted only once is from the beginning.
-    served: Option<Arc<Served>>,
+    served: Option<Arc<Elsewhere<Served>>>,
     in_use: InUse,
     /// How many mounts have it.
     mounts: usize,
@@ -143,7 +143,7 @@ impl Default for Table {
 
 impl Table {
     /// What serves `key` already.
-    pub(super) fn find(self: &Arc<Self>, key: &Key) -> Option<(Arc<Served>, Use)> {
+    pub(super) fn find(self: &Arc<Self>, key: &Key) -> Option<(Arc<Elsewhere<Served>>, Use)> {
         let mut list = self.lock();
         let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.serves())?;
         entry.mounts += 1;
@@ -160,8 +160,8 @@ impl Table {
     }
 
     /// Takes in what serves `key` from now on, until the kernel ends it.
-    pub(super) fn enter(self: &Arc<Self>, key: Key, image: &Image, served: Served) -> (Arc<Served>, Use) {
-        let served = Arc::new(served);
+    pub(super) fn enter(self: &Arc<Self>, key: Key, image: &Image, served: Served) -> (Arc<Elsewhere<Served>>, Use) {
+        let served = Arc::new(Elsewhere::new(served));
         let mut in_use = InUse::default();
         in_use.add(image);
         let ended = served.connection.end();

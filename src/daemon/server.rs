@@ -29,6 +29,9 @@ const EVICTION: Duration = Duration::from_secs(300);
 /// How long after a change the cache is looked at: by then a mount that ended has let go of its layers.
 const SETTLED: Duration = Duration::from_millis(100);
 
+/// How long the kernel may take, when the daemon ends, to take what it is just being given.
+const HUSHING: Duration = Duration::from_secs(1);
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
@@ -168,6 +171,11 @@ impl Server {
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
     pub(super) async fn unmount_all(&self) {
         for mounted in self.mounts.all() {
+            let served = Arc::clone(&mounted.served);
+            let hushed = tokio::task::spawn_blocking(move || served.connection.hush());
+            if tokio::time::timeout(HUSHING, hushed).await.is_err() {
+                tracing::warn!("the kernel is still being given what it has not asked for");
+            }
             let ended = unmount(&mounted, false).await;
             if let Err(failure) = ended {
                 tracing::warn!(%failure, "detaching a mount that is in use");

@@ -105,7 +105,7 @@ async fn play(demo: &Demo, base: &Path, out: &mut dyn Write) -> Result<(), Failu
     say(out, "\n2. Forget every byte of the image, keep the index, and mount again.")?;
     stage.unmount().await?;
     let dropped = DropRequest { blobs: true, files: true, ..DropRequest::default() };
-    stage.ask::<control::Usage>(Request::CacheDrop(dropped)).await?;
+    stage.ask::<control::DropReport>(Request::CacheDrop(dropped)).await?;
     stage.registry.forget_requests();
     let started = Instant::now();
     stage.mount().await?;

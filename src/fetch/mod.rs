@@ -16,6 +16,7 @@ mod demand;
 mod fill;
 mod first_contact;
 mod large;
+mod layer;
 mod line;
 mod once_map;
 mod outage;
@@ -30,10 +31,8 @@ mod steady;
 mod sync;
 mod windows;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -43,15 +42,16 @@ pub use demand::Demand;
 pub use fill::{Urgency, fill};
 pub use first_contact::{Progress, first_contact};
 use large::LargeSpans;
+pub use layer::{Layer, Traffic};
 pub use once_map::{Claim, OnceMap};
 pub use outage::{OnOutage, Outage, Patience};
-use readahead::ReadAhead;
+pub use readahead::Foretold;
 pub use windows::WindowSource;
 
-use crate::index::{self, LayerIndex, SpanId};
+use crate::index::{self, SpanId};
 use crate::oci::Digest;
 use crate::source::{self, BlobReader};
-use crate::store::{self, Blob};
+use crate::store;
 
 /// Why bytes could not be had. Cheap to clone: every waiter of a shared fetch gets its own.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -112,60 +112,6 @@ pub enum Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Store(Arc::new(error))
-    }
-}
-
-/// One layer of a mounted image: its index, its bytes on disk and where the others come from.
-#[derive(Debug)]
-pub struct Layer {
-    /// What the layer holds.
-    pub index: LayerIndex,
-    /// Its compressed bytes, as far as they are here.
-    pub blob: Arc<Blob>,
-    /// Where missing bytes come from; none when offline.
-    pub reader: Option<Arc<dyn BlobReader>>,
-    /// How errors name that place.
-    pub source_name: Arc<str>,
-    /// Tells sources apart, by that name.
-    source: u64,
-    /// Whose outage it is when the source does not answer: its host, which other sources may share.
-    place: Arc<str>,
-    /// What was moved for this layer.
-    pub traffic: Traffic,
-    /// What is known of its index, if that is a claim.
-    proof: proof::Proof,
-    /// What brings the windows of its index, if that was opened without them.
-    windows: windows::Windows,
-    /// Its spans that are too large for memory.
-    large: LargeSpans,
-    /// What its readers did.
-    readahead: ReadAhead,
-}
-
-/// Counters of what came over the network.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    bytes: AtomicU64,
-    requests: AtomicU64,
-}
-
-impl Traffic {
-    /// Bytes received.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Ranged reads asked of the source.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn received(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -340,69 +286,6 @@ impl Fetcher {
             }
             Ok(bytes)
         }
-    }
-}
-
-impl Layer {
-    /// A layer with nothing in memory; `scratch` is where what is too large for it is decoded to, on the cache's file system.
-    pub fn new(
-        index: LayerIndex,
-        blob: Arc<Blob>,
-        reader: Option<Arc<dyn BlobReader>>,
-        source_name: &str,
-        scratch: std::path::PathBuf,
-    ) -> Self {
-        let place = reader.as_ref().and_then(|reader| reader.host()).unwrap_or(source_name).into();
-        Self {
-            index,
-            blob,
-            reader,
-            place,
-            source_name: source_name.into(),
-            source: hash(source_name),
-            traffic: Traffic::default(),
-            proof: proof::Proof::default(),
-            windows: windows::Windows::default(),
-            large: LargeSpans::new(scratch),
-            readahead: ReadAhead::default(),
-        }
-    }
-}
-
-fn hash(name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
-}
-
-impl Layer {
-    /// True if the compressed bytes of `span` are here, verified or not.
-    pub fn has(&self, span: SpanId) -> bool {
-        self.blob.missing(self.index.compressed(span)).is_empty()
-    }
-
-    /// True if decoding `span` needs nothing from the source: its bytes are here, and what the index says of it.
-    pub fn is_at_hand(&self, span: SpanId) -> bool {
-        self.has(span) && !self.index.lacks_window(span)
-    }
-
-    /// True if bytes that do not decode as the index says are to be forgotten and fetched again.
-    ///
-    /// An index that was made here is right, so the bytes are wrong. A claim may be wrong itself: then it must not take from
-    /// the cache what was verified as a whole, or what cannot be had again.
-    pub fn may_forget(&self) -> bool {
-        self.is_proven() || (!self.blob.is_complete() && self.reader.is_some())
-    }
-
-    /// Says that bytes of `range` are wrong; true if another host will be asked for them.
-    fn distrust(&self, range: Range<u64>) -> bool {
-        self.reader.as_ref().is_some_and(|reader| reader.distrust(range))
-    }
-
-    /// Says that a profile is being fetched: what will be read is known, and need not be guessed until readers have waited
-    /// for several things that the profile did not foretell.
-    pub fn foretell(&self) {
-        self.readahead.foretell();
     }
 }
 

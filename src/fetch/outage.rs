@@ -17,7 +17,8 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Error, Fetcher, Layer, Priority};
+use super::large::LargeSpans;
+use super::{Error, Fetcher, Layer};
 use crate::index::SpanId;
 use crate::limits;
 use crate::source::{self, ErrorKind};
@@ -29,7 +30,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// How often work that nobody waits for tries a place that is away.
-const REST: Duration = Duration::from_secs(30);
+pub(super) const REST: Duration = Duration::from_secs(30);
 
 /// A place that gives nothing at all for so long is away, whatever becomes of the requests.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -133,7 +134,7 @@ pub struct Outage {
 pub(super) struct Outages {
     /// Protects the table; held for look-ups and changes only.
     places: Mutex<HashMap<Arc<str>, Place>>,
-    /// Told when an outage ends, and when another reader is the first in line.
+    /// Told when an outage begins or ends, and when another reader is the first in line.
     changed: Notify,
 }
 
@@ -205,6 +206,7 @@ impl Outages {
         let next = Instant::now() + FIRST_PAUSE;
         known.away = Some(Away { since, began, error: error.clone(), tries: 0, next, line: BTreeSet::new() });
         drop(places);
+        self.changed.notify_waiters();
         tracing::warn!(host = %place, %error, "an outage: reads of its images wait as long as their mounts say");
     }
 
@@ -269,10 +271,19 @@ impl Outages {
 
     /// Returns when `place` is not away.
     async fn over(&self, place: &Arc<str>) {
+        self.becomes(place, false).await;
+    }
+
+    /// Returns when `place` is away.
+    pub(super) async fn begins(&self, place: &Arc<str>) {
+        self.becomes(place, true).await;
+    }
+
+    async fn becomes(&self, place: &Arc<str>, away: bool) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if !self.is_away(place) {
+            if self.is_away(place) == away {
                 return;
             }
             changed.await;
@@ -295,6 +306,20 @@ async fn until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+/// Returns once `span` can be had without its source: its bytes have come another way.
+async fn comes(layer: &Layer, span: SpanId) {
+    layer.blob.arrived(layer.index.compressed(span)).await;
+    if !layer.is_at_hand(span) {
+        // Its window has to come from a source as well.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// True if a source will be asked for what `span` lacks by somebody else than the planner, which notes what is answered.
+fn is_unseen(layer: &Layer, span: SpanId) -> bool {
+    layer.index.lacks_window(span) || (LargeSpans::is_large(&layer.index, span) && !layer.has(span))
 }
 
 impl Fetcher {
@@ -334,16 +359,17 @@ impl Fetcher {
                 waits.get_or_insert_with(|| patience.enter(arrived));
                 tokio::select! {
                     () = outages.turn(&layer.place) => {}
+                    () = comes(layer, span) => {}
                     () = until(deadline) => return Err(self.given_up(layer)),
                 }
             }
+            let is_unseen = is_unseen(layer, span);
             let began = Instant::now();
             let error = tokio::select! {
                 result = self.demanded(layer, span, within.clone()) => match result {
                     Err(Error::Source(error)) if error.is_transient() => error,
                     settled => {
-                        // What failed and then did not was asked of the source, also where nobody noted its answer.
-                        if failures > 0 && settled.is_ok() {
+                        if is_unseen && settled.is_ok() {
                             outages.answered(&layer.place);
                         }
                         return settled;
@@ -366,35 +392,19 @@ impl Fetcher {
         }
     }
 
-    /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
-    /// where it was.
-    pub async fn prefetch_in_the_end(
-        &self,
-        mut wanted: &[(Arc<Layer>, SpanId)],
-        priority: Priority,
-    ) -> Result<(), Error> {
-        while let Some((layer, _)) = wanted.first() {
-            // One try is enough to find out.
-            let count = if self.is_away(layer) { 1 } else { wanted.len() };
-            let (now, later) = wanted.split_at(count);
-            match self.prefetch(now, priority).await {
-                Ok(()) => wanted = later,
-                Err(Error::Source(error)) if error.is_transient() => self.rest(layer).await,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Returns when the source of `layer` answers again, or when it is time for work that nobody waits for to try it.
     pub async fn rest(&self, layer: &Layer) {
+        self.rest_for(layer, REST).await;
+    }
+
+    pub(super) async fn rest_for(&self, layer: &Layer, longest: Duration) {
         if self.is_away(layer) {
             tokio::select! {
                 () = self.outages().over(&layer.place) => {}
-                () = sleep(REST) => {}
+                () = sleep(longest) => {}
             }
         } else {
-            sleep(REST).await;
+            sleep(longest).await;
         }
     }
 

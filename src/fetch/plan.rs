@@ -35,16 +35,38 @@ pub(super) struct Planner {
 #[derive(Debug)]
 pub(super) struct Ticket {
     planner: Planner,
+    layer: Arc<Layer>,
     key: Key,
     outcome: watch::Receiver<Outcome>,
 }
 
 impl Ticket {
-    /// Waits for the bytes.
+    /// Waits for the bytes, whoever brings them.
     pub(super) async fn bytes(mut self) -> Result<Bytes, Error> {
-        match self.outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Err(Error::Interrupted)),
-            Err(_) => Err(Error::Interrupted),
+        tokio::select! {
+            biased;
+            outcome = self.outcome.wait_for(Option::is_some) => match outcome {
+                Ok(outcome) => outcome.clone().unwrap_or(Err(Error::Interrupted)),
+                Err(_) => Err(Error::Interrupted),
+            },
+            bytes = brought_by_others(self.planner.outages(), &self.layer, self.key.span()) => Ok(bytes),
+        }
+    }
+}
+
+/// The bytes of a span that has come another way while its source is away: another image with the same layer may have
+/// another source, and a parcel may be imported. While the source answers, its own answer is as good.
+async fn brought_by_others(outages: &Outages, layer: &Arc<Layer>, span: SpanId) -> Bytes {
+    let range = layer.index.compressed(span);
+    loop {
+        outages.begins(&layer.place).await;
+        layer.blob.arrived(range.clone()).await;
+        if outages.is_away(&layer.place) {
+            match local(layer, range).await {
+                Some(bytes) => return bytes,
+                // The disk does not give them, and would not the next time.
+                None => return std::future::pending().await,
+            }
         }
     }
 }
@@ -88,7 +110,7 @@ impl Planner {
 
     fn ticket(&self, queue: &mut Queue, layer: &Arc<Layer>, span: SpanId, priority: Priority) -> Ticket {
         let outcome = queue.enter(layer, span, priority, false);
-        Ticket { planner: self.clone(), key: Key::asked(layer, span), outcome }
+        Ticket { planner: self.clone(), layer: Arc::clone(layer), key: Key::asked(layer, span), outcome }
     }
 
     /// Wants spans without anybody waiting for them. `soon` says that the caller will want others in a moment, which
@@ -141,8 +163,9 @@ impl Planner {
         loop {
             let Some(run) = self.lock().next(source) else { return };
             let id = run.id;
+            let bytes = run.range();
             tracing::trace!(
-                read = id, layer = %run.layer.index.layer(), first = run.spans[0].get(), spans = run.spans.len(),
+                read = id, layer = %run.layer.index.layer(), start = bytes.start, end = bytes.end,
                 priority = ?run.priority, "ranged read"
             );
             let task = tokio::spawn(Flight::new(self.clone(), run).carry());
@@ -214,8 +237,7 @@ impl Flight {
 
     async fn stream(&mut self) -> Result<(), Error> {
         let layer = Arc::clone(&self.run.layer);
-        let (first, last) = (self.run.spans[0], self.run.spans[self.run.spans.len() - 1]);
-        let whole = layer.index.compressed(first).start..layer.index.compressed(last).end;
+        let whole = self.run.range();
         let missing = layer.blob.missing(whole.clone());
         // Neighbouring spans share bytes, which may be here already.
         let asked = match (missing.first(), missing.last()) {

@@ -3,17 +3,29 @@
 //! Everything here hands spans to the planner and decides only which and how urgently. [`ReadAhead`](readahead::ReadAhead) knows one layer's
 //! readers, the file system knows the tree and its directories; profiles and fill know what they want.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 
+use super::outage::REST;
 use super::{Error, Fetcher, LargeSpans, Layer, Priority, pieces, readahead};
 use crate::index::SpanId;
 
 /// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
 /// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
 const WHOLE_FILE: u64 = 12 << 20;
+
+/// How often a span that fails is asked for in the end: for half an hour, with pauses that begin with [`REST`] and grow.
+const TRIES: u32 = 8;
+
+/// How often these pauses double.
+const LONGEST_REST: u32 = 4;
+
+/// A span of a layer.
+type SpanOf = (Arc<Layer>, SpanId);
 
 /// How many times what the line holds is fetched ahead of a reader that goes in order.
 const WINDOW: u64 = 4;
@@ -86,13 +98,19 @@ impl Fetcher {
     ///
     /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
     pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
+        self.prefetch_each(wanted, priority).await.map_err(|(_, error)| error)
+    }
+
+    /// As [`Self::prefetch`]; a failure comes with the span that could not be had.
+    async fn prefetch_each(&self, wanted: &[SpanOf], priority: Priority) -> Result<(), (SpanOf, Error)> {
         let mut ordinary = Vec::with_capacity(wanted.len());
         for (layer, span) in wanted {
+            let failed = |error| ((Arc::clone(layer), *span), error);
             if layer.has(*span) {
                 continue;
             }
             if LargeSpans::is_large(&layer.index, *span) {
-                layer.stream_to_disk(layer.index.compressed(*span)).await?;
+                layer.stream_to_disk(layer.index.compressed(*span)).await.map_err(failed)?;
             } else {
                 ordinary.push((Arc::clone(layer), *span));
             }
@@ -100,11 +118,56 @@ impl Fetcher {
         let tickets = self.inner.planner.want(&ordinary, priority);
         for (ticket, (layer, span)) in tickets.into_iter().zip(&ordinary) {
             if let Some(ticket) = ticket {
-                ticket.bytes().await?;
+                ticket.bytes().await.map_err(|error| ((Arc::clone(layer), *span), error))?;
             }
             if priority == Priority::Profile {
                 // It will be read soon, and the reader should find it decoded.
                 self.decode_beside(layer, *span);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
+    /// where it was. What cannot be had while others can is asked for a few times more, behind all others and after pauses
+    /// that grow, and then left to who reads it.
+    pub async fn prefetch_in_the_end(&self, wanted: &[SpanOf], priority: Priority) -> Result<(), Error> {
+        self.persist(wanted, priority, REST).await
+    }
+
+    /// Brings `wanted`; the first pause is so long.
+    pub(super) async fn persist(&self, wanted: &[SpanOf], priority: Priority, rest: Duration) -> Result<(), Error> {
+        let mut left: VecDeque<_> = wanted.iter().map(|wanted| (wanted.clone(), 0)).collect();
+        while let Some(((layer, _), failures)) = left.front() {
+            // One try is enough to find out.
+            let is_alone = *failures > 0 || self.is_away(layer);
+            let together = if is_alone { 1 } else { left.iter().take_while(|(_, failures)| *failures == 0).count() };
+            let now: Vec<_> = left.iter().take(together).map(|(wanted, _)| wanted.clone()).collect();
+            let Err(((layer, span), error)) = self.prefetch_each(&now, priority).await else {
+                left.drain(..together);
+                continue;
+            };
+            match error {
+                Error::Source(error) if error.is_transient() => {
+                    let is_it = |(other, number): &SpanOf| Arc::ptr_eq(other, &layer) && *number == span;
+                    let failed = left.iter().position(|(wanted, _)| is_it(wanted)).and_then(|place| left.remove(place));
+                    let tries = failed.map_or(TRIES, |(_, failures)| failures + 1);
+                    left.retain(|((layer, span), _)| !layer.has(*span));
+                    if tries < TRIES {
+                        left.push_back(((Arc::clone(&layer), span), tries));
+                    } else {
+                        tracing::debug!(layer = %layer.index.layer(), %error, "a span is left to its reader");
+                    }
+                    let is_fresh = |((next, _), failures): &(SpanOf, u32)| *failures == 0 && !self.is_away(next);
+                    if left.front().is_some_and(|next| !is_fresh(next)) {
+                        self.rest_for(&layer, rest * (1 << (tries - 1).min(LONGEST_REST))).await;
+                    }
+                }
+                Error::Source(error) => {
+                    tracing::debug!(layer = %layer.index.layer(), %error, "a layer is not fetched ahead");
+                    left.retain(|((other, _), _)| !Arc::ptr_eq(other, &layer));
+                }
+                error => return Err(error),
             }
         }
         Ok(())

@@ -79,6 +79,14 @@ pub(super) struct Run {
     pub(super) patience: Duration,
 }
 
+impl Run {
+    /// The bytes of its spans in the blob.
+    pub(super) fn range(&self) -> Range<u64> {
+        let (first, last) = (self.spans[0], self.spans[self.spans.len() - 1]);
+        self.layer.index.compressed(first).start..self.layer.index.compressed(last).end
+    }
+}
+
 impl Queue {
     /// True if the bytes of a span are here and no read is about to hand them out: who looked for them before it asked for
     /// this lock may have looked just before they came.

@@ -34,6 +34,15 @@ const GAP: u64 = 64 << 10;
 /// How far back a read may begin and still belong to a walk: the kernel sends its own read-ahead out of order.
 const BACK: u64 = 256 << 10;
 
+/// How exactly it is known what will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foretold {
+    /// Parts of files, by a profile.
+    Parts,
+    /// Files, by what names them.
+    Files,
+}
+
 /// What one layer's readers did.
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead {
@@ -43,8 +52,10 @@ pub(super) struct ReadAhead {
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// Waits for unforetold spans until guessing begins; 0 without a profile.
+    /// Waits for unforetold spans until guessing begins; 0 if nothing is foretold.
     foretold: u32,
+    /// Files are foretold, not which parts of them.
+    whole_files: bool,
     /// One bit a span: it was read.
     read: Vec<u64>,
     /// The most recently used first.
@@ -105,8 +116,10 @@ impl ReadAhead {
         memory.foretold = memory.foretold.saturating_sub(u32::from(is_new && must_wait));
         let guesses = memory.foretold == 0;
         if is_new {
-            if guesses {
+            if guesses || memory.whole_files {
                 spans.extend(step.whole_file.then(|| step.file.clone()));
+            }
+            if guesses {
                 spans.extend(memory.holes(&step.needed));
             }
             memory.mark(&step.needed);
@@ -116,9 +129,10 @@ impl ReadAhead {
         Ahead { spans, guesses }
     }
 
-    /// A profile foretells what will be read.
-    pub(super) fn foretell(&self) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).foretold = FORETOLD;
+    /// Something foretells what will be read.
+    pub(super) fn foretell(&self, what: Foretold) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        (memory.foretold, memory.whole_files) = (FORETOLD, what == Foretold::Files);
     }
 }
 
@@ -256,7 +270,7 @@ mod tests {
     #[test]
     fn nothing_is_guessed_while_a_profile_is_right() {
         let ahead = ReadAhead::default();
-        ahead.foretell();
+        ahead.foretell(Foretold::Parts);
         let file = |at: u32| Step { whole_file: true, ..step(at..at + 1, at..at + 9) };
         assert!((0..50).all(|n| ahead.note(&file(n * 10), false).spans.is_empty()));
         let waits: Vec<_> = (50..70).map(|n| ahead.note(&file(n * 10), true).guesses).collect();

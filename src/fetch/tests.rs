@@ -5,13 +5,13 @@ mod once_map;
 mod schedules;
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::*;
-use crate::index::{Expected, build};
+use crate::index::{Expected, LayerIndex, build};
 use crate::source::{BoxFuture, ByteStream};
-use crate::store::Store;
+use crate::store::{Blob, Store};
 use crate::tar::{Entry, Kind, Timestamp, Writer};
 
 /// A source that remembers what it was asked.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::read::{Part, assemble, parts};
+use super::read::{assemble, is_local, parts};
 use super::{FileSystem, Ino};
 use crate::tree::{Node, NodeId, NodeKind};
 
@@ -53,19 +53,18 @@ impl FileSystem {
     }
 
     /// True if parts of the file are still to be handed out.
-    pub fn is_expected(&self, ino: Ino) -> bool {
+    pub(super) fn is_expected(&self, ino: Ino) -> bool {
         self.number(ino).is_ok_and(|id| self.expected.has(id))
     }
 
     /// Hands `give` the parts of a file that an earlier start read and that begin at `from` or behind it, once; each with its
-    /// offset. Blocks some milliseconds, for decoding. Must be called in the context of the fetcher's runtime, on a thread
-    /// that is not one of its own.
-    pub fn hand_out_expected(&self, ino: Ino, from: u64, mut give: impl FnMut(u64, &Bytes)) {
+    /// offset.
+    pub(super) fn hand_out_expected(&self, ino: Ino, from: u64, mut give: impl FnMut(u64, &Bytes)) {
         let Ok(id) = self.node_id(ino) else { return };
-        let Some(parts) = self.expected.take(id) else { return };
+        let Some(expected) = self.expected.take(id) else { return };
         let node = self.tree.node(id);
         let mut left = BYTES;
-        for part in parts.into_iter().filter(|part| part.start >= from) {
+        for part in expected.into_iter().filter(|part| part.start >= from) {
             let length = part.end - part.start;
             if length > left {
                 break;
@@ -73,7 +72,7 @@ impl FileSystem {
             // What is not here will be read when it is needed. Nor is anything given beside which something is missing: the
             // kernel may have asked for both together, and holds these pages until it has both.
             let near = part.start.saturating_sub(REQUEST)..part.end.saturating_add(REQUEST).min(node.size());
-            if !self.is_at_hand(&node, near) {
+            if !is_local(&self.layers, &parts(node.extents(), near.start, near.end)) {
                 continue;
             }
             if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
@@ -89,16 +88,6 @@ impl FileSystem {
         let parts = parts(node.extents(), part.start, part.end);
         let assembling = assemble(&self.fetcher, &self.patience, &self.layers, &parts);
         Handle::current().block_on(async { tokio::time::timeout(DECODING, assembling).await.ok()?.ok() })
-    }
-
-    /// True if decoding this range of a file needs nothing from the network.
-    fn is_at_hand(&self, node: &Node<'_>, range: Range<u64>) -> bool {
-        parts(node.extents(), range.start, range.end).iter().all(|part| match *part {
-            Part::Hole(_) => true,
-            Part::Data { layer, offset, length } => self.layers.get(layer).is_some_and(|layer| {
-                layer.index.spans(offset..offset + length as u64).all(|span| layer.is_at_hand(span))
-            }),
-        })
     }
 }
 
@@ -117,7 +106,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::tests::{content, file, scene};
-    use super::super::{Ino, Read};
+    use super::super::{Gift, Ino, Read};
     use super::*;
 
     async fn read(fs: &FileSystem, ino: Ino, offset: u64) {
@@ -139,6 +128,9 @@ mod tests {
         );
         read(fs, id.into(), 0).await;
         assert!(fs.is_expected(id.into()) && !fs.is_expected(other.into()), "one part comes by itself");
+        let gifts: Vec<_> = fs.begun(id.into(), PAGE).collect();
+        assert!(matches!(gifts[..], [Gift::Rest(_, PAGE)]), "{gifts:?}");
+        assert_eq!(fs.opened(id.into()), None, "the kernel has its first bytes");
         let fs = Arc::clone(fs);
         let work = move || {
             let mut given = Vec::new();

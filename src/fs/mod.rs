@@ -33,7 +33,7 @@ pub use attr::{Attr, FileType, StatFs};
 pub use directory::{DirEntry, Directory};
 pub use error::{Chain, Errno, Error};
 pub use open::{Backing, Open};
-pub use push::Batch;
+pub use push::{Batch, Gift};
 pub use read::{Pending, Read};
 
 /// An inode number as the kernel sees it: the node's number plus one, so that the root is 1 (FUSE_ROOT_ID).

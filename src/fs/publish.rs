@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::copies::{Copies, Known};
-use super::read::is_local;
+use super::read::{is_local, parts};
 use crate::fetch::{Fetcher, Layer};
 use crate::tree::{Node, NodeId, Tree};
 
@@ -118,7 +118,7 @@ impl Worker {
             return Ok(Known::Nothing);
         }
         // Publishing must never fetch. A later read offers the file again.
-        if !is_local(&self.layers, extents.iter().copied()) {
+        if !is_local(&self.layers, &parts(extents.iter().copied(), 0, size)) {
             return Ok(Known::Absent);
         }
         let store = Arc::clone(store);

@@ -62,6 +62,15 @@ struct Runs {
     in_order: u32,
 }
 
+/// What the kernel can be given because it has the first bytes of a file.
+#[derive(Debug, Clone, Copy)]
+pub enum Gift {
+    /// The parts of this file that are expected to be read, from an offset on.
+    Rest(Ino, u64),
+    /// The files that come next.
+    Next(Batch),
+}
+
 /// Files that are to be handed out.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch {
@@ -134,9 +143,27 @@ impl FileSystem {
         }
     }
 
+    /// Takes note that the kernel has the first bytes of a file, up to `end`; what it can be given because of that. Cheap: it
+    /// is asked at every first read.
+    pub fn begun(&self, ino: Ino, end: u64) -> impl Iterator<Item = Gift> {
+        let next = self.comes_next(ino).map(Gift::Next);
+        let rest = self.is_expected(ino).then_some(Gift::Rest(ino, end));
+        rest.into_iter().chain(next)
+    }
+
+    /// Hands `give` what the kernel can be given, each with its offset in its file.
+    ///
+    /// Blocks some milliseconds, for decoding. Must be called in the context of the fetcher's runtime, on a thread that is
+    /// not one of its own.
+    pub fn hand_out(&self, gift: Gift, mut give: impl FnMut(Ino, u64, &Bytes)) {
+        match gift {
+            Gift::Rest(ino, from) => self.hand_out_expected(ino, from, |offset, bytes| give(ino, offset, bytes)),
+            Gift::Next(batch) => self.hand_out_next(batch, |ino, bytes| give(ino, 0, bytes)),
+        }
+    }
+
     /// Takes note that the kernel has the first bytes of a file; which small files will be read next, if that is known.
-    /// Cheap: it is asked at every first read.
-    pub fn comes_next(&self, ino: Ino) -> Option<Batch> {
+    fn comes_next(&self, ino: Ino) -> Option<Batch> {
         let id = self.node_id(ino).ok()?;
         self.push.set(id, GIVEN);
         let siblings = self.directories.siblings(&self.tree, id);
@@ -147,9 +174,7 @@ impl FileSystem {
     }
 
     /// Hands `give` the files of a batch, whole.
-    ///
-    /// Blocks a few milliseconds at most, for decoding. Must be called in the fetcher's runtime or in its context.
-    pub fn hand_out(&self, batch: Batch, mut give: impl FnMut(Ino, &Bytes)) {
+    fn hand_out_next(&self, batch: Batch, mut give: impl FnMut(Ino, &Bytes)) {
         let id = batch.behind;
         let (mut given, mut last) = (0, id.get());
         for number in id.get() + 1..batch.end {
@@ -228,7 +253,7 @@ mod tests {
     fn given(fs: &FileSystem, ino: Ino) -> Vec<u64> {
         let mut given = Vec::new();
         if let Some(batch) = fs.comes_next(ino) {
-            fs.hand_out(batch, |ino, bytes| {
+            fs.hand_out_next(batch, |ino, bytes| {
                 let size = fs.getattr(ino).expect("it is there").size;
                 assert_eq!(bytes.len() as u64, size);
                 given.push(ino.0);

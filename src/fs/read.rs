@@ -93,7 +93,7 @@ impl FileSystem {
         match self.copies.find(id, node) {
             Found::Copy(file) => Serving::Copy(file),
             Found::Layer => Serving::Layer,
-            Found::Unverified(_) if is_local(&self.layers, node.extents()) => {
+            Found::Unverified(_) if is_local(&self.layers, &parts(node.extents(), 0, node.size())) => {
                 self.publisher.verify(id);
                 Serving::Layer
             }
@@ -183,13 +183,13 @@ pub(super) fn read_copy(file: &File, start: u64, end: u64) -> Option<Bytes> {
     Some(bytes.into())
 }
 
-/// True if decoding these extents needs nothing from the network.
-pub(super) fn is_local(layers: &[Arc<Layer>], mut extents: impl Iterator<Item = Extent>) -> bool {
-    extents.all(|extent| {
-        layers.get(extent.layer as usize).is_some_and(|layer| {
-            let mut spans = layer.index.spans(extent.layer_offset..extent.layer_offset + extent.length);
-            spans.all(|span| layer.has(span))
-        })
+/// True if nothing of these parts has to come over the network: they can be decoded here, or are zeros.
+pub(super) fn is_local(layers: &[Arc<Layer>], parts: &[Part]) -> bool {
+    parts.iter().all(|part| match *part {
+        Part::Hole(_) => true,
+        Part::Data { layer, offset, length } => layers
+            .get(layer)
+            .is_some_and(|layer| layer.index.spans(offset..offset + length as u64).all(|span| layer.is_at_hand(span))),
     })
 }
 

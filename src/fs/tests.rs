@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::read::Serving;
+use super::read::{Serving, is_local, parts};
 use super::*;
 use crate::fetch::Options;
 use crate::index::{Claim, ClaimedSpan, Expected, LayerIndex, SpanDigest, Start, Times, build};
@@ -272,8 +272,8 @@ async fn handles_that_are_open_at_once_have_one_backing() {
     scene.fs.release(ino);
     assert!(scene.open(ino).await.is_some());
     // What is open stays what it was when the store has it no more, and is not evicted in the first place.
-    let freed = scene.fs.copies.store().drop_files().expect("it can be emptied");
-    assert_eq!(freed.count, 0, "it is in use");
+    let dropped = scene.fs.copies.store().drop_files().expect("it can be emptied");
+    assert_eq!((dropped.freed.count, dropped.kept.len()), (0, 1), "it is in use");
     assert!(scene.open(ino).await.is_some());
 }
 
@@ -372,6 +372,24 @@ async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
     scene.fs.release(ino);
     assert_eq!(scene.fs.open_files(), 0, "what is open can still be closed");
     drop(handle);
+}
+
+#[tokio::test]
+async fn what_needs_a_window_that_is_not_here_is_not_local() {
+    let bytes = content(3_000_000);
+    let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
+    assert!(scene.read(scene.ino("f"), 0, u32::MAX).await == bytes);
+    let (truth, node) = (&scene.fs.layers[0], scene.fs.tree.node(scene.fs.node_id(scene.ino("f")).expect("an inode")));
+    let (encoded, length) = (truth.index.as_bytes(), truth.index.metadata_len() as usize);
+    let early = LayerIndex::open_claim(encoded.slice(..length)).expect("the metadata is enough");
+    let early = Layer::new(early, Arc::clone(&truth.blob), truth.reader.clone(), "memory", std::env::temp_dir());
+    let layers = [Arc::new(early)];
+    let whole = parts(node.extents(), 0, node.size());
+    assert!(is_local(&scene.fs.layers, &whole) && layers[0].index.span_ids().all(|span| layers[0].has(span)));
+    assert!(!is_local(&layers, &whole), "its windows would have to be fetched");
+    assert!(is_local(&layers, &parts(node.extents(), 0, 1)), "its beginning needs none");
+    layers[0].index.set_windows(encoded.slice(length..)).expect("the right ones");
+    assert!(is_local(&layers, &whole));
 }
 
 proptest! {

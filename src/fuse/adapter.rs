@@ -13,6 +13,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::io::Opens;
+use super::killed;
 use super::push::Pusher;
 use super::requests::{Kind, Requests};
 use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
@@ -21,8 +22,12 @@ use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 /// kernel counts in jiffies and a larger value would overflow on some platforms.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Read requests that the kernel may have in flight in the background (read-ahead) before it calls us congested.
-const BACKGROUND: u16 = 128;
+/// Read requests that the kernel may have in flight in the background: as many as it can count.
+///
+/// It reads files into its pages in the background even where a reader waits, and keeps what is more than this to itself: then
+/// the bytes that are here would wait behind those that a registry does not send. Nothing is lost by taking them all: each is
+/// answered at once or becomes a task, and how many there are is bounded by the readers, of whom each has two.
+const BACKGROUND: u16 = u16::MAX;
 
 /// How deep the mount counts as stacked if files are passed through: their own file system is below it. The kernel stacks
 /// two deep, so one overlay on top is possible, and a cache that is on an overlay itself is not.
@@ -168,12 +173,12 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -187,8 +192,13 @@ impl Filesystem for Adapter {
             }
             Ok(Read::Later(pending)) => {
                 let shared = Arc::clone(&self.shared);
+                let reader = killed::waiting(request.pid(), flags);
                 self.runtime.spawn(async move {
-                    match pending.await {
+                    let outcome = tokio::select! {
+                        outcome = pending => outcome,
+                        () = killed::killed(reader) => return reply.error(Errno::EINTR),
+                    };
+                    match outcome {
                         Ok(bytes) => {
                             reply.data(&bytes);
                             shared.has_read(ino, offset, &bytes);

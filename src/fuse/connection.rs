@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::adapter::{Adapter, Shared};
+use super::elsewhere::Elsewhere;
 use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel;
 use super::mount::on_one_line;
@@ -51,7 +52,7 @@ pub struct Connection {
     opens: Arc<Opens>,
     notifier: Notifier,
     /// Protects the mount that is in no directory, of which all others are copies. None if there can be only one.
-    spare: Mutex<Option<OwnedFd>>,
+    spare: Mutex<Option<Elsewhere<OwnedFd>>>,
     ended: watch::Receiver<bool>,
 }
 
@@ -140,7 +141,7 @@ impl Connection {
         if let Err(source) = thread {
             return Err(MountError::Handshake { path: dir.to_owned(), source });
         }
-        Ok(Self { shared, opens, notifier, spare: Mutex::new(spare), ended })
+        Ok(Self { shared, opens, notifier, spare: Mutex::new(spare.map(Elsewhere::new)), ended })
     }
 
     /// Mounts it in `dir`, once more if it is mounted already; false if it is and can be mounted only once.
@@ -189,6 +190,13 @@ impl Connection {
                 tracing::warn!(%error, "the kernel keeps what it was told");
                 return;
             }
+        }
+    }
+
+    /// Gives the kernel nothing more that it has not asked for, before this process ends. Blocks while something is being given.
+    pub fn hush(&self) {
+        if let Some(pusher) = self.shared.pusher.get() {
+            pusher.hush();
         }
     }
 

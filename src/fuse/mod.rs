@@ -11,14 +11,17 @@
 
 mod adapter;
 mod connection;
+mod elsewhere;
 mod io;
 mod kernel;
+mod killed;
 mod mount;
 mod places;
 mod push;
 mod requests;
 
 pub use connection::{Access, Connection, MountError, Options};
+pub use elsewhere::Elsewhere;
 pub use io::{Chosen, Io, Mode};
 pub use kernel::{MountPoint, is_available};
 pub use mount::{Mount, UnmountError, abandoned, is_dead, mounted_at, unmount_stale};

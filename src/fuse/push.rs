@@ -3,6 +3,14 @@
 //! A store waits for a page that the kernel holds until a read of it is answered. So one store is made at a time, and the
 //! threads that answer requests are free to answer that read; and none of those makes one before it has answered a read, or
 //! while bytes beside it may be missing. Everything else is done by a thread of its own.
+//!
+//! Such a store waits as long as the read takes, which is a few milliseconds, and no signal ends it. A daemon that is told to
+//! end lets the last one be done first ([`Pusher::hush`]). One that is killed (SIGKILL) in just these milliseconds cannot end:
+//! the thread keeps the descriptors of the process, so the kernel does not end the connection, and nobody answers the read.
+//! Root frees it with `echo 1 > /sys/fs/fuse/connections/N/abort`, where N is the minor number of the mount's device. It
+//! cannot be excluded from here: the kernel takes a page before it queues the read of it, so what requests there are does not
+//! say which pages are taken, and there is no store that does not wait. A thread with descriptors of its own
+//! (`unshare(CLONE_FILES)`) would free the reads that were handed out, but not those in the queue.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,24 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use fuser::{INodeNo, Notifier};
 use tokio::runtime::Handle;
 
-use crate::fs::{Batch, FileSystem, Ino};
+use crate::fs::{FileSystem, Gift, Ino};
 
-/// Jobs that wait; more are left out, since the thread is behind then anyway.
+/// Gifts that wait; more are left out, since the thread is behind then anyway.
 const WAITING: usize = 2;
-
-/// What the thread is to give.
-#[derive(Debug, Clone, Copy)]
-enum Job {
-    /// The files that come next.
-    Next(Batch),
-    /// The parts of a file that are expected to be read, from an offset on.
-    Rest(Ino, u64),
-}
 
 /// The way to the thread, which ends when this is gone.
 #[derive(Debug)]
 pub(super) struct Pusher {
-    jobs: SyncSender<Job>,
+    gifts: SyncSender<Gift>,
     giver: Giver,
 }
 
@@ -36,19 +35,19 @@ pub(super) struct Pusher {
 struct Giver {
     fs: Arc<FileSystem>,
     notifier: Notifier,
-    /// Held while a file is put into the kernel's pages.
-    gate: Arc<Mutex<()>>,
+    /// Held while a file is put into the kernel's pages; true once nothing more is.
+    gate: Arc<Mutex<bool>>,
 }
 
 impl Pusher {
     /// Starts the thread.
     pub(super) fn start(fs: Arc<FileSystem>, runtime: Handle, notifier: Notifier) -> std::io::Result<Self> {
-        let (jobs, receiver) = sync_channel(WAITING);
+        let (gifts, receiver) = sync_channel(WAITING);
         let giver = Giver { fs, notifier, gate: Arc::default() };
         let inner = giver.clone();
         let thread = std::thread::Builder::new().name("fuse-push".to_owned());
         thread.spawn(move || push(&inner, &runtime, &receiver))?;
-        Ok(Self { jobs, giver })
+        Ok(Self { gifts, giver })
     }
 
     /// Returns when nothing more is given of a file system that was stopped before.
@@ -56,14 +55,18 @@ impl Pusher {
         drop(self.giver.gate());
     }
 
+    /// Ends all giving. Returns when nothing is being given, which may take as long as a read does.
+    pub(super) fn hush(&self) {
+        *self.giver.gate() = true;
+    }
+
     /// Tells that the first bytes of a file, up to `end`, were handed to the kernel.
     pub(super) fn note(&self, ino: Ino, end: u64) {
         // The thread is woken only if there is something to do: waking it costs as much as a request.
-        let rest = self.giver.fs.is_expected(ino).then_some(Job::Rest(ino, end));
-        if let Some(job) = rest.or_else(|| self.giver.fs.comes_next(ino).map(Job::Next))
-            && self.jobs.try_send(job).is_err()
-        {
-            tracing::trace!(ino = ino.0, "too busy to hand out what comes next");
+        for gift in self.giver.fs.begun(ino, end) {
+            if self.gifts.try_send(gift).is_err() {
+                tracing::trace!(ino = ino.0, ?gift, "too busy to hand it out");
+            }
         }
     }
 
@@ -77,7 +80,7 @@ impl Pusher {
 }
 
 impl Giver {
-    fn gate(&self) -> MutexGuard<'_, ()> {
+    fn gate(&self) -> MutexGuard<'_, bool> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -90,8 +93,8 @@ impl Giver {
         }
     }
 
-    fn give(&self, ino: Ino, offset: u64, bytes: &[u8], _gate: &MutexGuard<'_, ()>) {
-        if self.fs.is_stopped() {
+    fn give(&self, ino: Ino, offset: u64, bytes: &[u8], is_over: &MutexGuard<'_, bool>) {
+        if **is_over || self.fs.is_stopped() {
             return;
         }
         if let Err(error) = self.notifier.store(INodeNo(ino.0), offset, bytes) {
@@ -100,14 +103,9 @@ impl Giver {
     }
 }
 
-fn push(giver: &Giver, runtime: &Handle, jobs: &Receiver<Job>) {
+fn push(giver: &Giver, runtime: &Handle, gifts: &Receiver<Gift>) {
     let _runtime = runtime.enter();
-    while let Ok(job) = jobs.recv() {
-        match job {
-            Job::Next(batch) => giver.fs.hand_out(batch, |next, bytes| giver.give(next, 0, bytes, &giver.gate())),
-            Job::Rest(ino, from) => giver.fs.hand_out_expected(ino, from, |offset, bytes| {
-                giver.give(ino, offset, bytes, &giver.gate());
-            }),
-        }
+    while let Ok(gift) = gifts.recv() {
+        giver.fs.hand_out(gift, |ino, offset, bytes| giver.give(ino, offset, bytes, &giver.gate()));
     }
 }

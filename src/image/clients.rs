@@ -2,6 +2,11 @@
 //!
 //! Mounts of images from one registry share connections, tokens and what was learned about hosts: the second mount asks no
 //! question that the first one had answered, and a host that does not answer is found out once.
+//!
+//! Who shares a client shares its logins, so that it must be one person's. Who logged in anew, or out, shows in the credential
+//! files, and behind them in the answers of helper programs: those that a client has asked about a registry are asked again
+//! before another mount gets it, and [`Clients::renew`] is for him to whom they say something else. A mount keeps the client
+//! that it has, and with it the login, until a registry refuses that.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -17,8 +22,7 @@ type Stamp = (u64, u64, i128);
 /// How somebody asks, and the states of his credential files.
 type Key = (Options, Vec<Option<Stamp>>);
 
-/// The clients in use, by their options and the state of the credential files: who has logged in or out since another mount
-/// was made is not to be taken for who he was. A client goes with the last who has it.
+/// The clients in use, by their options and the state of the credential files. A client goes with the last who has it.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     /// Held to find a client, or to make one, which does no I/O.
@@ -28,9 +32,19 @@ pub(super) struct Clients {
 impl Clients {
     /// The client with these options.
     pub(super) fn get(&self, options: Options) -> Result<Client, Error> {
+        self.other(options, None)
+    }
+
+    /// The client with these options for who is not to have the `stale` one.
+    pub(super) fn renew(&self, options: Options, stale: &Client) -> Result<Client, Error> {
+        self.other(options, Some(stale))
+    }
+
+    fn other(&self, options: Options, stale: Option<&Client>) -> Result<Client, Error> {
         let key = (options.clone(), options.auth_files.iter().map(|path| stamp(path)).collect());
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = table.get(&key).and_then(WeakClient::upgrade) {
+        let known = table.get(&key).and_then(WeakClient::upgrade);
+        if let Some(client) = known.filter(|known| !stale.is_some_and(|stale| stale.is(known))) {
             return Ok(client);
         }
         table.retain(|_, client| client.upgrade().is_some());
@@ -61,7 +75,12 @@ mod tests {
         let after = get();
         assert!(!before.is(&after) && get().is(&after));
         std::fs::write(&file, r#"{"auths": {}}"#).expect("a writable directory");
-        assert!(!get().is(&after));
+        let last = get();
+        assert!(!last.is(&after));
+        let renew = || clients.renew(Options { auth_files: vec![file.clone()], ..Options::default() }, &last);
+        let renewed = renew().expect("a client");
+        assert!(!renewed.is(&last) && get().is(&renewed), "who comes later shares the new one");
+        assert!(renew().expect("a client").is(&renewed), "it is renewed once, however many notice");
     }
 
     #[test]

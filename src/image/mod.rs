@@ -5,6 +5,7 @@
 //! and hands back an [`Image`].
 
 mod clients;
+mod discovery;
 mod documents;
 mod error;
 mod inline;
@@ -32,7 +33,8 @@ use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error, Lack};
-pub use trust::{Trust, Verdict, verdict};
+pub use soci::pin as soci_pin;
+pub use trust::{Trust, Verdict, verdict, verdict_of_pins};
 
 use clients::Clients;
 use layers::Others;

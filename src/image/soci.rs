@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
-use super::shared::{DISCOVERY, Job, Outcome};
+use super::discovery::{DISCOVERY, Job, Outcome};
 use crate::index::{Expected, LayerIndex, soci};
 use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER, ZTOCS_HELD};
 use crate::oci::{Descriptor, Digest, ImageManifest};
@@ -53,7 +53,7 @@ fn claim(digest: &Digest, size: u64) -> Digest {
 }
 
 /// The digest of the SOCI index that an image's manifest pins.
-pub(super) fn pin(manifest: &ImageManifest) -> Option<Digest> {
+pub fn pin(manifest: &ImageManifest) -> Option<Digest> {
     let text = manifest.annotations.get(SOCI_PIN)?;
     let digest = text.parse();
     digest.inspect_err(|error| tracing::warn!(%error, "the annotation {SOCI_PIN} of the image is passed over")).ok()

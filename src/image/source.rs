@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::clients::Clients;
 use super::{Error, Request};
-use crate::oci::Reference;
+use crate::oci::{Reference, RegistryName};
 use crate::registry::{self, Repository, Selector};
 use crate::source::{self, DockerArchive, Layout, OciArchive, Source};
 
@@ -28,22 +28,7 @@ impl Opened {
 pub(super) async fn open(request: &Request, clients: &Clients, cache: &Path) -> Result<Opened, Error> {
     let local = match &request.reference {
         Reference::Registry(name) => {
-            let options = registry::Options {
-                plain_http: request.plain_http,
-                auth_files: request.auth_files.clone(),
-                hosts: request.hosts.clone(),
-                ..registry::Options::default()
-            };
-            let client = clients.get(options)?;
-            let selector = match (name.digest(), name.tag()) {
-                (Some(digest), _) => Selector::Digest(*digest),
-                (None, tag) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
-            };
-            // Who asks nobody needs not know whom to ask, and a mistake in a file is then no reason to fail.
-            let repository = match request.offline {
-                true => client.repository(name.api_host(), name.repository(), selector),
-                false => client.find(name.api_host(), name.repository(), selector).await?,
-            };
+            let repository = repository(request, name, clients).await?;
             return Ok(Opened { source: Some(Arc::new(repository.clone())), repository: Some(repository) });
         }
         local => local.clone(),
@@ -58,4 +43,29 @@ pub(super) async fn open(request: &Request, clients: &Clients, cache: &Path) -> 
         })
     });
     Ok(Opened { source: Some(task.await.map_err(|_| Error::Interrupted)??), repository: None })
+}
+
+/// The repository `name`, asked by a client that nobody shares who logged in as somebody else.
+async fn repository(request: &Request, name: &RegistryName, clients: &Clients) -> Result<Repository, Error> {
+    let options = registry::Options {
+        plain_http: request.plain_http,
+        auth_files: request.auth_files.clone(),
+        hosts: request.hosts.clone(),
+        ..registry::Options::default()
+    };
+    let client = clients.get(options.clone())?;
+    let selector = match (name.digest(), name.tag()) {
+        (Some(digest), _) => Selector::Digest(*digest),
+        (None, tag) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
+    };
+    // Who asks nobody needs not know whom to ask, and a mistake in a file is then no reason to fail.
+    if request.offline {
+        return Ok(client.repository(name.api_host(), name.repository(), selector));
+    }
+    let found = client.find(name.api_host(), name.repository(), selector.clone()).await?;
+    if found.serves_still().await {
+        return Ok(found);
+    }
+    let renewed = clients.renew(options, &client)?;
+    Ok(renewed.find(name.api_host(), name.repository(), selector).await?)
 }

@@ -1,6 +1,6 @@
 //! Who is believed about a layer's index.
 //!
-//! [`verdict`] is the rule about what lies beside the image, [`believes_pins`] that about an index which the image's manifest
+//! [`verdict`] is the rule about what lies beside the image, [`verdict_of_pins`] that about an index which the image's manifest
 //! names by its digest.
 
 /// Whose indexes the user wants believed.
@@ -38,17 +38,14 @@ pub fn verdict(trust: Trust, is_pinned: bool) -> Verdict {
     Verdict { is_believed, why }
 }
 
-/// True if indexes that the image's manifest pins are believed: who wrote them had a say in what the image is, so that a
-/// digest of the image binds them too.
-pub(super) fn believes_pins(trust: Trust) -> bool {
+/// The rule about indexes that the image's manifest pins: who wrote them had a say in what the image is, so that a digest of
+/// the image binds them too.
+pub fn verdict_of_pins(trust: Trust) -> Verdict {
     match trust {
-        Trust::ByReference | Trust::Registry => true,
-        Trust::Nobody => false,
+        Trust::ByReference | Trust::Registry => Verdict { is_believed: true, why: "the image's manifest pins it" },
+        Trust::Nobody => Verdict { is_believed: false, why: verdict(trust, false).why },
     }
 }
-
-/// Why a pinned index is believed.
-pub(super) const PINNED: &str = "the image's manifest pins it";
 
 #[cfg(test)]
 mod tests {
@@ -72,7 +69,8 @@ mod tests {
 
     #[test]
     fn pinned_indexes_are_believed_unless_nobody_is() {
-        let believed = [Trust::ByReference, Trust::Registry, Trust::Nobody].map(believes_pins);
-        assert_eq!(believed, [true, true, false]);
+        let believed = [Trust::ByReference, Trust::Registry, Trust::Nobody].map(verdict_of_pins);
+        assert_eq!(believed.map(|verdict| verdict.is_believed), [true, true, false]);
+        assert_eq!(believed[2].why, verdict(Trust::Nobody, true).why);
     }
 }

@@ -432,7 +432,7 @@ fn bounds_of(groups: &[GroupRecord], number: usize) -> (Range<usize>, &[u8; 32])
 }
 
 /// Gives damaged bytes the digests that they would have if somebody had made them so.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn reseal(bytes: &mut [u8]) {
     let Ok((mut header, _)) = Header::read_from_prefix(bytes) else { return };
     let mut start = HEADER_BYTES;

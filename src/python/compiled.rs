@@ -2,6 +2,11 @@
 //!
 //! Bytecode is different in every version of Python, but importing is not: two constants are loaded, the level and the names,
 //! and then comes the instruction that names the module. Versions are told apart by the magic number of the header.
+//!
+//! An attribute of an imported module may be a module of its own, which that one imports when it is asked for it (PEP 562):
+//! `np.random` does what `from numpy import random` does, and counts as that.
+
+use std::collections::{HashMap, HashSet};
 
 use super::marshal::{Code, Layout, Object, Objects};
 use super::{Import, LEVELS};
@@ -44,6 +49,7 @@ struct Version {
     extended: u8,
     load_constant: u8,
     load_name: u8,
+    store_name: u8,
     load_attribute: u8,
     /// How far an attribute's number is shifted.
     attribute_shift: u32,
@@ -72,6 +78,7 @@ impl Version {
             extended: 144,
             load_constant: 100,
             load_name: 101,
+            store_name: 90,
             load_attribute: 106,
             attribute_shift: 0,
             import: 108,
@@ -94,6 +101,7 @@ impl Version {
                 extended: 71,
                 load_constant: 83,
                 load_name: 92,
+                store_name: 114,
                 load_attribute: 82,
                 attribute_shift: 1,
                 import: 75,
@@ -147,6 +155,23 @@ struct Walk<'a> {
     names: Vec<&'a str>,
 }
 
+/// What came before an instruction.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The constants loaded last.
+    loaded: [Option<usize>; 2],
+    /// The name loaded last is that of type checking.
+    is_checked: bool,
+    /// The module imported just now.
+    imported: Option<String>,
+    /// The module whose name was loaded just now.
+    module: Option<String>,
+    /// The modules by the numbers of the names that they were given.
+    modules: HashMap<usize, String>,
+    /// The attributes of modules that were asked for.
+    attributes: HashSet<(String, String)>,
+}
+
 impl Walk<'_> {
     /// Goes through the bytecode of a module once, in order. What it skips and what it jumps to does not matter to it, but
     /// for what only type checkers see.
@@ -154,10 +179,8 @@ impl Walk<'_> {
         let version = &self.version;
         let mut imports = Vec::new();
         let mut argument = 0_usize;
-        // The constants loaded last, and whether the name loaded last is that of type checking.
-        let mut loaded = [None, None];
-        let mut is_checked = false;
         let mut visible_from = 0;
+        let mut seen = Seen::default();
         for (number, unit) in bytecode.chunks_exact(2).enumerate() {
             let (code, low) = (unit[0], unit[1]);
             argument = (argument << 8 | usize::from(low)) & 0xffff_ffff;
@@ -169,23 +192,52 @@ impl Walk<'_> {
             if code == 0 || number < visible_from {
                 continue;
             }
-            let name = |shift: u32| self.names.get(operand >> shift).copied();
-            if code == version.load_constant {
-                loaded = [loaded[1], Some(operand)];
-            } else if code == version.import {
-                imports.extend(name(0).and_then(|module| self.import(module, loaded)));
-            } else if code == version.jump_if_false && is_checked {
+            if code == version.jump_if_false && seen.is_checked {
                 visible_from = match version.jump {
                     Jump::Byte => operand / 2,
                     Jump::Instruction => operand,
                     Jump::Further => number.saturating_add(1).saturating_add(operand),
                 };
             }
-            is_checked = code == version.load_name && name(0) == Some(TYPE_CHECKING)
-                || code == version.load_attribute && name(version.attribute_shift) == Some(TYPE_CHECKING)
-                || is_checked && is_between(code, version);
+            imports.extend(self.step(code, operand, &mut seen));
         }
         imports
+    }
+
+    /// Looks at one instruction.
+    fn step(&self, code: u8, operand: usize, seen: &mut Seen) -> Option<Import> {
+        let version = &self.version;
+        let name = |shift: u32| self.names.get(operand >> shift).copied();
+        let (imported, module) = (seen.imported.take(), seen.module.take());
+        let was_checked = std::mem::take(&mut seen.is_checked);
+        if code == version.load_constant {
+            seen.loaded = [seen.loaded[1], Some(operand)];
+        } else if code == version.import {
+            let import = self.import(name(0)?, seen.loaded)?;
+            if import.level == 0 && import.names.is_empty() {
+                // A dotted name without another name stands for its first part.
+                seen.imported = import.module.split('.').next().map(str::to_owned);
+            }
+            return Some(import);
+        } else if code == version.store_name {
+            if let Some(imported) = imported {
+                seen.modules.insert(operand, imported);
+            } else {
+                seen.modules.remove(&operand);
+            }
+        } else if code == version.load_name {
+            seen.is_checked = name(0) == Some(TYPE_CHECKING);
+            seen.module = seen.modules.get(&operand).cloned();
+        } else if code == version.load_attribute {
+            let attribute = name(version.attribute_shift)?;
+            seen.is_checked = attribute == TYPE_CHECKING;
+            let (module, attribute) = (module?, attribute.to_owned());
+            let is_new = seen.attributes.insert((module.clone(), attribute.clone()));
+            return is_new.then(|| Import { level: 0, module, names: vec![attribute] });
+        } else {
+            seen.is_checked = was_checked && is_between(code, version);
+        }
+        None
     }
 
     fn import(&self, module: &str, loaded: [Option<usize>; 2]) -> Option<Import> {

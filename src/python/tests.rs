@@ -103,6 +103,21 @@ fn how_a_module_is_checked_is_in_its_header() {
 }
 
 #[test]
+fn an_attribute_of_a_module_counts_as_a_module_that_may_be_in_it() {
+    let source = "import numpy as np, os.path, json\nx = np.random.Generator\ny = np.random\nz = os.sep\njson = 1\n\
+                  q = json.decoder\ndef f():\n    return np.fft\n";
+    let compiled = Compiled::parse(&compile(source, "TIMESTAMP")).expect("a compiled module");
+    let expected = [
+        import(0, "numpy", &[]),
+        import(0, "os.path", &[]),
+        import(0, "json", &[]),
+        import(0, "numpy", &["random"]),
+        import(0, "os", &["sep"]),
+    ];
+    assert_eq!(compiled.imports.expect("a version that is known"), expected);
+}
+
+#[test]
 fn many_names_and_long_jumps_need_extended_arguments() {
     let mut source = "from typing import TYPE_CHECKING\n".to_owned();
     (0..600).for_each(|number| source.push_str(&format!("x{number} = {number}.5\n")));

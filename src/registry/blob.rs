@@ -8,12 +8,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use reqwest::{Response, StatusCode};
 
-use super::client::{BlobKey, Call, Client, complain};
+use super::call::Call;
+use super::client::{BlobKey, Client, complain};
+use super::course::Course;
 use super::encoded;
 use super::endpoint::{Endpoint, Role};
 use super::error::{Fault, Retry, origin};
@@ -29,9 +31,12 @@ use crate::oci::{Descriptor, Digest};
 use crate::source::{BlobReader, BoxFuture, ByteStream, Error, ErrorKind};
 
 /// A blob of a repository.
-#[derive(Clone)]
 pub(super) struct Blob {
-    facts: Arc<Facts>,
+    client: Client,
+    course: Arc<Course>,
+    descriptor: Descriptor,
+    /// What is known of it on the route that it has now. Held to copy it.
+    facts: Mutex<Arc<Facts>>,
 }
 
 struct Facts {
@@ -49,9 +54,31 @@ struct Facts {
 }
 
 impl Blob {
-    pub(super) fn new(client: Client, route: Arc<Route>, descriptor: &Descriptor) -> Self {
+    pub(super) fn new(client: Client, course: Arc<Course>, descriptor: &Descriptor) -> Self {
+        let facts = Mutex::new(Arc::new(Facts::new(client.clone(), course.now(), descriptor)));
+        Self { client, course, descriptor: descriptor.clone(), facts }
+    }
+
+    /// What is known, for whoever is about to ask.
+    async fn facts(&self) -> Arc<Facts> {
+        let route = self.course.route(&self.client).await;
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&facts.route, &route) {
+            *facts = Arc::new(Facts::new(self.client.clone(), route, &self.descriptor));
+        }
+        Arc::clone(&facts)
+    }
+
+    /// What was known last.
+    fn known(&self) -> Arc<Facts> {
+        Arc::clone(&self.facts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Facts {
+    fn new(client: Client, route: Arc<Route>, descriptor: &Descriptor) -> Self {
         let own = route.able(Role::Pull).position(|endpoint| endpoint.is_own);
-        let facts = Facts {
+        Self {
             what: format!("blob {}@{}", route.name(), descriptor.digest),
             places: Places::new(descriptor.urls.len(), route.able(Role::Pull).count(), own),
             client,
@@ -60,29 +87,29 @@ impl Blob {
             size: descriptor.size,
             data: descriptor.data.clone(),
             urls: descriptor.urls.clone(),
-        };
-        Self { facts: Arc::new(facts) }
+        }
     }
 }
 
 impl fmt::Debug for Blob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Blob").field("what", &self.facts.what).field("size", &self.facts.size).finish_non_exhaustive()
+        let facts = self.known();
+        f.debug_struct("Blob").field("what", &facts.what).field("size", &facts.size).finish_non_exhaustive()
     }
 }
 
 impl BlobReader for Blob {
     fn size(&self) -> u64 {
-        self.facts.size
+        self.descriptor.size
     }
 
     fn host(&self) -> Option<&str> {
-        Some(&self.facts.route.host)
+        Some(&self.course.host)
     }
 
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
-            let facts = &self.facts;
+            let facts = self.facts().await;
             if range.start > range.end || range.end > facts.size {
                 let message = format!("{} has no bytes {range:?}, it ends at {}", facts.what, facts.size);
                 return Err(Error::new(ErrorKind::Invalid, message));
@@ -91,9 +118,9 @@ impl BlobReader for Blob {
                 return Ok(stream_of(None));
             }
             if let Some(data) = &facts.data {
-                return embedded(facts, data, &range).map(|bytes| stream_of(Some(bytes)));
+                return embedded(&facts, data, &range).map(|bytes| stream_of(Some(bytes)));
             }
-            let mut transfer = Transfer::new(Arc::clone(facts), range);
+            let mut transfer = Transfer::new(facts, range);
             let first = transfer.next().await?;
             let started = futures_util::stream::iter(first.map(Ok));
             let rest = futures_util::stream::try_unfold(transfer, async |mut transfer| {
@@ -104,7 +131,12 @@ impl BlobReader for Blob {
     }
 
     fn distrust(&self, range: Range<u64>) -> bool {
-        self.facts.data.is_none() && self.facts.places.distrust(&range)
+        let facts = self.known();
+        // What is behind a redirect may be wrong while the host itself is right, and leads elsewhere the next time.
+        for endpoint in facts.route.able(Role::Pull) {
+            facts.client.remember(&BlobKey::new(endpoint, facts.digest), None);
+        }
+        facts.data.is_none() && facts.places.distrust(&range)
     }
 }
 
@@ -179,7 +211,10 @@ impl Transfer {
         }
         let round = std::mem::take(&mut self.round);
         match round.verdict(Role::Pull, |place| self.facts.places.is_own(place)) {
-            Some(fault) => self.retries.pause(fault).await,
+            Some(fault) => {
+                self.facts.route.note_failure();
+                self.retries.pause(fault).await
+            }
             None => Ok(()),
         }
     }
@@ -291,11 +326,7 @@ impl Facts {
     /// Opens an answer of a host, or of the place to which it redirects.
     async fn open_at(&self, endpoint: &Endpoint, range: &Range<u64>) -> Result<Arriving, Fault> {
         let call = self.call(range);
-        let key = BlobKey {
-            host: endpoint.host.name().to_owned(),
-            repository: endpoint.repository.clone(),
-            digest: self.digest,
-        };
+        let key = BlobKey::new(endpoint, self.digest);
         let mut renewed = false;
         loop {
             let known = self.client.resolved(&key);

@@ -7,21 +7,20 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
 use lru::LruCache;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Response, StatusCode};
 
+use super::call::Call;
 use super::challenge::{self, Challenge};
+use super::course::Course;
 use super::credentials::Credentials;
 use super::endpoint::{Access, Endpoint, Role};
-use super::error::{Complaint, Fault, answer, cannot, origin, refused};
+use super::error::{Complaint, Fault, Suspicion, answer, cannot, origin, refused};
 use super::grant::{Grant, Grants, Need, Refused, advise};
-use super::host::{Host, Site};
-use super::hosts::{self, Place, Wanted};
+use super::host::{Host, HostId, Scheme, Site};
 use super::redirect::{self, Location};
 use super::retry::{Policy, Retries};
 use super::route::{Round, Route};
@@ -51,78 +50,19 @@ struct Shared {
     resolved: Mutex<LruCache<BlobKey, Location>>,
 }
 
-/// A blob of a repository.
+/// A blob at an endpoint. Two mirrors at one address are two if their paths differ, and redirect to places of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct BlobKey {
-    pub(super) host: String,
-    pub(super) repository: String,
-    pub(super) digest: Digest,
+    host: HostId,
+    ns: Option<String>,
+    repository: String,
+    digest: Digest,
 }
 
-/// One question to a registry.
-#[derive(Debug)]
-pub(super) struct Call<'a> {
-    /// What is asked for, for messages: `manifest docker.io/library/debian:13`.
-    pub(super) what: &'a str,
-    pub(super) accept: Option<&'static str>,
-    /// The bytes wanted; all if absent.
-    pub(super) range: Option<Range<u64>>,
-    /// What is sent; nothing for a plain GET.
-    pub(super) message: Option<&'a Message>,
-}
-
-/// What a request sends beside its URL.
-#[derive(Debug, Clone)]
-pub(super) struct Message {
-    pub(super) method: Method,
-    /// Added to the URL at which a request begins.
-    pub(super) query: Vec<(&'static str, String)>,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-}
-
-impl Message {
-    /// A request without a body.
-    pub(super) fn bare(method: Method) -> Self {
-        Self { method, query: Vec::new(), headers: HeaderMap::new(), body: Bytes::new() }
-    }
-
-    /// Adds a header. A value that HTTP cannot carry is left out; all values come from numbers, digests and constants.
-    pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
-        }
-        self
-    }
-}
-
-impl<'a> Call<'a> {
-    /// A request that sends `message`.
-    pub(super) fn sending(what: &'a str, message: &'a Message) -> Self {
-        Self { what, accept: None, range: None, message: Some(message) }
-    }
-
-    /// Whether a redirect with `status` is followed: one that would turn the request into a GET is not.
-    fn follows(&self, status: StatusCode) -> bool {
-        let changes_nothing = |message: &Message| {
-            matches!(message.method, Method::GET | Method::HEAD) || matches!(status.as_u16(), 307 | 308)
-        };
-        redirect::is_redirect(status) && self.message.is_none_or(changes_nothing)
-    }
-
-    /// The headers of the request. Compression is always declined: ranges and digests are those of the bytes stored.
-    pub(super) fn headers(&self) -> HeaderMap {
-        let mut headers = self.message.map_or_else(HeaderMap::new, |message| message.headers.clone());
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(accept) = self.accept {
-            headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        }
-        if let Some(range) = &self.range
-            && let Ok(value) = HeaderValue::try_from(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
-        {
-            headers.insert(RANGE, value);
-        }
-        headers
+impl BlobKey {
+    pub(super) fn new(endpoint: &Endpoint, digest: Digest) -> Self {
+        let Endpoint { host, ns, repository, .. } = endpoint;
+        Self { host: host.id(), ns: ns.clone(), repository: repository.clone(), digest }
     }
 }
 
@@ -159,30 +99,20 @@ impl Client {
         let endpoint = |access| Endpoint::own(Arc::clone(&host), repository.to_owned(), access);
         let (registry, push) = (endpoint(Access::Pull), endpoint(Access::Push));
         let route = Route::new((&name, repository), vec![registry], Some(push), None);
-        Repository::new(self.clone(), Arc::new(route), selector)
+        Repository::new(self.clone(), Course::fixed(route), selector)
     }
 
     /// The same repository, had from where the user's files say it is.
     ///
-    /// Reads the files, so that a change counts for whoever asks after it.
+    /// Reads the files, and reads them again while the repository is in use.
     pub async fn find(&self, host: &str, repository: &str, selector: Selector) -> Result<Repository, Error> {
-        let Options { hosts: files, plain_http, .. } = self.options().clone();
-        let name = Site::of(host, plain_http).name;
-        let (asked, path, wanted) = (name.clone(), repository.to_owned(), selector.clone());
-        let task = tokio::task::spawn_blocking(move || {
-            hosts::plan(&files, &Wanted { host: &asked, repository: &path, selector: &wanted, plain_http })
-        });
-        let plan = task.await.map_err(|_| Error::new(ErrorKind::Io, "the process is ending"))??;
-        if let Some(rule) = &plan.rule {
-            tracing::debug!(rule, hosts = plan.places.len(), "{name}/{repository} is had by a rule");
-        }
-        let last = plan.places.len().saturating_sub(1);
-        let endpoint = |place: &Place, access, is_own| Endpoint::of(self.host(&place.site), place, access, is_own);
-        let places = plan.places.iter().enumerate();
-        let endpoints = places.map(|(number, place)| endpoint(place, Access::Pull, number == last)).collect();
-        let push = plan.push.as_ref().map(|place| endpoint(place, Access::Push, true));
-        let route = Route::new((&name, repository), endpoints, push, plan.rule);
-        Ok(Repository::new(self.clone(), Arc::new(route), selector))
+        let course = Course::find(self, host, repository, &selector).await?;
+        Ok(Repository::new(self.clone(), course, selector))
+    }
+
+    /// What lets requests pass.
+    pub(super) fn grants(&self) -> &Grants {
+        &self.shared.grants
     }
 
     /// True if both are clones of one client.
@@ -195,7 +125,8 @@ impl Client {
         WeakClient(Arc::downgrade(&self.shared))
     }
 
-    fn host(&self, site: &Site) -> Arc<Host> {
+    /// The host at `site`.
+    pub(super) fn host(&self, site: &Site) -> Arc<Host> {
         let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Host::new(site.clone()));
         Arc::clone(hosts.entry(site.clone()).or_insert_with(new))
@@ -241,12 +172,27 @@ impl Client {
         }
     }
 
-    /// Asks one endpoint after the other by `attempt`, and repeats that as long as the faults are worth it.
+    /// Asks one endpoint after the other for `what` by `attempt`, and repeats that as long as the faults are worth it.
     pub(super) async fn persist_over<'a, T, F>(
         &self,
-        route: &'a Route,
-        role: Role,
+        what: &str,
+        (route, role): (&'a Route, Role),
         attempt: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        self.persist_until(what, (route, role), attempt, |_| true).await
+    }
+
+    /// The same for what a mirror may not know of: an answer of one counts if it `says` something, or if nobody else fails or
+    /// says more. The registry's own always counts.
+    pub(super) async fn persist_until<'a, T, F>(
+        &self,
+        what: &str,
+        (route, role): (&'a Route, Role),
+        attempt: impl Fn(&'a Endpoint) -> F,
+        says: impl Fn(&T) -> bool,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -255,18 +201,24 @@ impl Client {
         loop {
             let able = route.order(role);
             let mut round = Round::new(0..able.len());
+            let mut little = None;
             while let Some(number) = round.next() {
-                let host = &able[number].host;
-                let answer = round.turn(&route.name(), Some(host), attempt(able[number])).await;
+                let Endpoint { host, is_own, .. } = able[number];
+                let answer = round.turn(what, Some(host), attempt(able[number])).await;
                 host.note(answer.as_ref().err().map(|fault| &fault.error));
                 match answer {
-                    Ok(value) => return Ok(value),
+                    Ok(value) if *is_own || says(&value) => return Ok(value),
+                    Ok(value) => little = Some(value),
                     Err(fault) => round.failed(number, fault),
                 }
             }
-            match round.verdict(role, |number| able[number].is_own) {
-                Some(fault) => retries.pause(fault).await?,
-                None => return Err(route.nobody(role.describe())),
+            match (round.verdict(role, |number| able[number].is_own), little) {
+                (Some(fault), _) => {
+                    route.note_failure();
+                    retries.pause(fault).await?;
+                }
+                (None, Some(value)) => return Ok(value),
+                (None, None) => return Err(route.nobody(role.describe())),
             }
         }
     }
@@ -278,7 +230,8 @@ impl Client {
         rest: &[&str],
         call: &Call<'_>,
     ) -> Result<(Response, Location), Fault> {
-        let mut first = None;
+        let mut first: Option<Fault> = None;
+        let is_suspect = |fault: &Fault| fault.wrong_protocol != Suspicion::Absent;
         let schemes = endpoint.host.schemes();
         for (index, &scheme) in schemes.iter().enumerate() {
             let last = index + 1 == schemes.len();
@@ -299,25 +252,27 @@ impl Client {
             match result {
                 Ok((response, at)) => {
                     // After a broken connection this may be the wrong way to speak to it, which a refusal or a redirect shows.
+                    // Plain HTTP is the wrong way until it is certain that there is no TLS: another server may listen there.
+                    let is_downgrade =
+                        |first: &Fault| scheme == Scheme::Plain && first.wrong_protocol != Suspicion::Certain;
                     match first {
                         Some(first) if response.status() == StatusCode::BAD_REQUEST => return Err(first),
-                        Some(_) if at.moved => {}
+                        Some(first) if at.moved || is_downgrade(&first) => {}
                         _ => endpoint.host.settle(scheme),
                     }
                     return Ok((response, at));
                 }
                 // Once it has answered in one way, a broken connection is no sign of another.
-                Err(fault) if fault.wrong_protocol && !last && !endpoint.host.is_settled() => first = Some(fault),
+                Err(fault) if is_suspect(&fault) && !last && !endpoint.host.is_settled() => first = Some(fault),
                 // If neither way works, the first one was the likelier.
-                Err(fault) if fault.wrong_protocol || first.is_none() => return Err(first.unwrap_or(fault)),
+                Err(fault) if is_suspect(&fault) || first.is_none() => return Err(first.unwrap_or(fault)),
                 Err(fault) => {
                     return Err(first.filter(|_| fault.error.kind() == ErrorKind::Unreachable).unwrap_or(fault));
                 }
             }
         }
         // There is always a scheme, so this is reached only after the first of two was wrong.
-        Err(first
-            .unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::Invalid, format!("cannot get {}", call.what)))))
+        Err(first.unwrap_or_else(|| Fault::lasting(Error::new(ErrorKind::Invalid, cannot(call.what)))))
     }
 
     /// Asks at `at`, and wherever that redirects to.
@@ -331,14 +286,18 @@ impl Client {
             let response = if at.trusted {
                 self.authorized(endpoint, call, &at).await?
             } else {
-                self.transport().send(call, &at, call.headers()).await?
+                // A host is as well as the store that it sends us to.
+                let asked = endpoint.host.health().ask();
+                let answer = self.transport().send(call, &at, call.headers()).await;
+                asked.heard(&answer);
+                answer?
             };
             if !call.follows(response.status()) {
                 return Ok((response, at));
             }
             at = redirect::next(call.what, &at, response.headers()).map_err(Fault::lasting)?;
         }
-        let message = format!("cannot get {}: more than {REDIRECTS} redirects, last to {}", call.what, origin(&at.url));
+        let message = format!("{}: more than {REDIRECTS} redirects, last to {}", cannot(call.what), origin(&at.url));
         Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
     }
 
@@ -348,7 +307,7 @@ impl Client {
     /// scopes, with a token newer than the one that was at hand, or when the user's credentials have changed.
     async fn authorized(&self, endpoint: &Endpoint, call: &Call<'_>, at: &Location) -> Result<Response, Fault> {
         let mut grant = self.grant_at_hand(endpoint, call, at).await?;
-        let mut renewed = false;
+        let mut is_new = false;
         let mut rounds = 0;
         loop {
             let mut headers = call.headers();
@@ -365,6 +324,7 @@ impl Client {
                 return Ok(response);
             }
             endpoint.host.answered(at);
+            let renewed = is_new && grant.as_ref().is_some_and(Grant::is_young);
             let next = if rounds < AUTHORIZATION_ROUNDS {
                 self.grant_after(endpoint, call, at, &response, grant.as_ref(), renewed).await?
             } else {
@@ -373,7 +333,7 @@ impl Client {
             if next.is_none() {
                 return Err(denied(endpoint, call.what, response, grant.as_ref()).await);
             }
-            renewed = grant.is_some();
+            is_new = grant.is_some();
             grant = next;
             rounds += 1;
         }
@@ -415,7 +375,7 @@ impl Client {
                 }
             },
             Err(error) => {
-                let message = format!("cannot get {}: {} answered 401, but {error}", call.what, origin(&at.url));
+                let message = format!("{}: {} answered 401, but {error}", cannot(call.what), origin(&at.url));
                 return Err(Fault::lasting(Error::new(ErrorKind::Denied, message)));
             }
         };
@@ -439,6 +399,7 @@ impl Client {
         let scopes = endpoint.scopes();
         let need = Need {
             what: call.what,
+            id: endpoint.host.id(),
             host: endpoint.host.name(),
             repository: &endpoint.repository,
             registry: &at.url,

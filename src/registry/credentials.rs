@@ -4,12 +4,16 @@
 //! rare, and credentials rotate under running mounts. Nothing is ever written. A [`Credential`] knows where it came
 //! from, so that an error can say which one was refused.
 //!
+//! A helper may answer for somebody else tomorrow, and no file shows it. What each has answered is remembered, so that whoever
+//! comes later can be told from those for whom it was asked ([`Credentials::hold`]).
+//!
 //! Within one file, a helper named for the host comes first, then the general helper, then stored entries, of which
 //! the one for the longest part of the repository's path wins (B-134, B-137).
 
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -70,11 +74,40 @@ pub(super) struct Found {
 pub(super) struct Credentials {
     files: Vec<PathBuf>,
     helper_time: Duration,
+    /// By helper and server. Held to read or note an answer.
+    answers: Mutex<HashMap<(String, String), Answers>>,
+}
+
+/// What a helper has answered about one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answers {
+    /// This each time; none if it has nothing.
+    Always(Option<Credential>),
+    /// Not always the same.
+    Several,
 }
 
 impl Credentials {
     pub(super) fn new(files: Vec<PathBuf>, helper_time: Duration) -> Self {
-        Self { files, helper_time }
+        Self { files, helper_time, answers: Mutex::default() }
+    }
+
+    /// True unless a helper that was asked about `host` would not give the same answer to whoever asks now.
+    ///
+    /// Asks those helpers again, and no others. One that fails now may fail for the one who asks only.
+    pub(super) async fn hold(&self, host: &str) -> bool {
+        let server = server(host);
+        let known: Vec<_> = {
+            let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_server = answers.iter().filter(|((_, about), _)| about == server);
+            of_server.map(|((name, _), answers)| (name.clone(), answers.clone())).collect()
+        };
+        for (name, answers) in known {
+            if self.answer(&name, server).await.ok().map(Answers::Always) != Some(answers) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Looks for the credentials of `repository` at `host`.
@@ -100,7 +133,7 @@ impl Credentials {
         repository: &str,
         troubles: &mut Vec<String>,
     ) -> Result<Option<Credential>, Error> {
-        let server = if is_docker_hub(host) { DOCKER_HUB_KEY } else { host };
+        let server = server(host);
         if let Some(name) = file.helper_of(host) {
             match self.ask(name, server).await {
                 Ok(None) => {}
@@ -127,12 +160,28 @@ impl Credentials {
     }
 
     async fn ask(&self, name: &str, server: &str) -> Result<Option<Credential>, HelperError> {
+        let answer = self.answer(name, server).await?;
+        let (key, now) = ((name.to_owned(), server.to_owned()), Answers::Always(answer.clone()));
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = answers.entry(key).or_insert_with(|| now.clone());
+        if *known != now {
+            *known = Answers::Several;
+        }
+        Ok(answer)
+    }
+
+    async fn answer(&self, name: &str, server: &str) -> Result<Option<Credential>, HelperError> {
         let Some(answer) = helper::get(name, server, self.helper_time).await? else {
             return Ok(None);
         };
         let origin = format!("docker-credential-{name}");
         Ok(proof(answer.user, answer.secret, None).map(|proof| Credential { proof, origin }))
     }
+}
+
+/// What helpers call a host.
+fn server(host: &str) -> &str {
+    if is_docker_hub(host) { DOCKER_HUB_KEY } else { host }
 }
 
 /// Sorts what was stored into the kinds of credentials; nothing usable gives nothing.

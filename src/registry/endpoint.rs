@@ -96,9 +96,10 @@ impl Endpoint {
         Self { host, repository, ns: None, may, is_own: true, access, scopes: Mutex::new(Vec::new()) }
     }
 
-    /// A place that the user's files name; the registry itself if it `is_own`.
-    pub(super) fn of(host: Arc<Host>, place: &Place, access: Access, is_own: bool) -> Self {
-        let Place { repository, ns, may, .. } = place;
+    /// A place that the user's files name. Who writes there asks nobody else, so that it is the registry itself to him.
+    pub(super) fn of(host: Arc<Host>, place: &Place, access: Access) -> Self {
+        let Place { repository, ns, may, is_own, .. } = place;
+        let is_own = *is_own || access == Access::Push;
         Self { ns: ns.clone(), may: *may, is_own, ..Self::own(host, repository.clone(), access) }
     }
 

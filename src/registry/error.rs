@@ -25,8 +25,20 @@ pub(super) struct Fault {
     /// What the caller sees if no retry helps.
     pub(super) error: Error,
     pub(super) retry: Retry,
-    /// True if the peer seems to speak plain HTTP where TLS was tried, or TLS where plain HTTP was.
-    pub(super) wrong_protocol: bool,
+    /// Whether the peer speaks plain HTTP where TLS was tried, or TLS where plain HTTP was.
+    pub(super) wrong_protocol: Suspicion,
+}
+
+/// How sure it is that a host is spoken to in the wrong way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Suspicion {
+    /// Nothing speaks for it.
+    Absent,
+    /// A connection that is lost may be a host that does not understand, and may be a host that restarts: the other way is
+    /// worth a try, but proves nothing.
+    Vague,
+    /// The host has shown it.
+    Certain,
 }
 
 /// What a retry could do about a fault.
@@ -43,12 +55,12 @@ pub(super) enum Retry {
 impl Fault {
     /// A fault that no retry mends.
     pub(super) fn lasting(error: Error) -> Self {
-        Self { error, retry: Retry::Never, wrong_protocol: false }
+        Self { error, retry: Retry::Never, wrong_protocol: Suspicion::Absent }
     }
 
     /// A fault that may be gone in a moment.
     pub(super) fn passing(error: Error) -> Self {
-        Self { error, retry: Retry::Later(None), wrong_protocol: false }
+        Self { error, retry: Retry::Later(None), wrong_protocol: Suspicion::Absent }
     }
 }
 
@@ -125,11 +137,17 @@ pub(super) fn cannot(what: &str) -> String {
     what.strip_prefix(LEAVE_TO).map_or_else(|| format!("cannot get {what}"), |deed| format!("cannot {deed}"))
 }
 
+/// `a token for blob ...`, or `a token to push blob ...`.
+pub(super) fn token_for(what: &str) -> String {
+    what.strip_prefix(LEAVE_TO).map_or_else(|| format!("a token for {what}"), |deed| format!("a token to {deed}"))
+}
+
 /// The fault of an answer whose status is not the one hoped for; `what` says what was asked for.
 pub(super) fn refused(what: &str, at: &Url, status: StatusCode, headers: &HeaderMap, complaint: &Complaint) -> Fault {
     let (kind, again) = retry::of_status(status);
     let error = Error::new(kind, format!("{}: {}", cannot(what), answer(at, status, complaint)));
-    Fault { error, retry: again.after(retry::wish(headers)), wrong_protocol: complaint.wants_tls() }
+    let wrong_protocol = if complaint.wants_tls() { Suspicion::Certain } else { Suspicion::Absent };
+    Fault { error, retry: again.after(retry::wish(headers)), wrong_protocol }
 }
 
 /// `HOST answered 404 Not Found: MANIFEST_UNKNOWN: manifest unknown`.
@@ -174,7 +192,12 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
     Fault {
         error: shown,
         retry: retry::of_trouble(trouble).after(None),
-        wrong_protocol: matches!(trouble, Trouble::NotHttp | Trouble::Lost | Trouble::Refused | Trouble::SpeaksPlain),
+        wrong_protocol: match trouble {
+            // Nobody listens at the port of that protocol.
+            Trouble::SpeaksPlain | Trouble::Refused => Suspicion::Certain,
+            Trouble::NotHttp | Trouble::Lost => Suspicion::Vague,
+            _ => Suspicion::Absent,
+        },
     }
 }
 
@@ -211,8 +234,13 @@ impl Trouble {
                     return Self::Lost;
                 }
             }
-            if let Some(found) = current.downcast_ref::<std::io::Error>().and_then(Self::of_io) {
-                return found;
+            let mut io = current.downcast_ref::<std::io::Error>();
+            while let Some(error) = io {
+                if let Some(found) = Self::of_io(error) {
+                    return found;
+                }
+                // The TLS connector wraps these in one another, and the wrapper does not count as having a source.
+                io = error.get_ref().and_then(|inner| inner.downcast_ref::<std::io::Error>());
             }
             cause = current.source();
         }
@@ -328,7 +356,10 @@ mod tests {
         let said =
             |what: &str| refused(what, &url, status(403), &HeaderMap::new(), &Complaint::default()).error.to_string();
         assert_eq!(said("blob a"), "cannot get blob a: https://h answered 403 Forbidden");
-        assert_eq!(said(&format!("{LEAVE_TO}push blob a")), "cannot push blob a: https://h answered 403 Forbidden");
+        let push = format!("{LEAVE_TO}push blob a");
+        assert_eq!(said(&push), "cannot push blob a: https://h answered 403 Forbidden");
+        assert_eq!(token_for(&push), "a token to push blob a");
+        assert_eq!(token_for("blob a"), "a token for blob a");
     }
 
     #[test]

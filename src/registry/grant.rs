@@ -1,7 +1,8 @@
 //! What lets a request pass at a registry, kept until it expires and fetched once however many requests wait.
 //!
 //! A [`Grant`] is an `Authorization` header with its history: the credential behind it, so that a refusal can tell
-//! whether asking again could help, and its age. [`Grants`] holds one slot per host, repository and set of scopes. A
+//! whether asking again could help, and its age. [`Grants`] holds one slot per host, repository and set of scopes; hosts of
+//! one name are two if they are contacted in different ways, since each may have a token server of its own. A
 //! slot is an async mutex held during the exchange, which is what makes everyone else wait for the one exchange; those
 //! who waited through a failure share it (B-118).
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use super::challenge::{Bearer, Challenge};
 use super::credentials::{Credential, Credentials, Proof};
 use super::error::{Fault, cannot};
+use super::host::HostId;
 use super::link::Link;
 use super::secret::Secret;
 use super::token;
@@ -27,6 +29,10 @@ use crate::source::{Error, ErrorKind};
 /// clocks of the servers must fit in.
 const MARGIN: Duration = Duration::from_secs(20);
 
+/// A token that is refused within this time of its making is refused for what it is. An older one may have expired on the
+/// way, whatever its server promised: a request may wait for long at a host that throttles.
+const YOUNG: Duration = Duration::from_secs(10);
+
 /// An `Authorization` header and where it came from.
 #[derive(Debug, Clone)]
 pub(super) struct Grant {
@@ -37,9 +43,15 @@ pub(super) struct Grant {
     renew_at: Option<Instant>,
     refresh: Option<Secret>,
     serial: u64,
+    made: Instant,
 }
 
 impl Grant {
+    /// True if it cannot have expired already, so that another like it would fare no better.
+    pub(super) fn is_young(&self) -> bool {
+        self.made.elapsed() < YOUNG
+    }
+
     fn is_fresh(&self) -> bool {
         self.renew_at.is_none_or(|renew_at| Instant::now() < renew_at)
     }
@@ -55,6 +67,8 @@ impl Grant {
 pub(super) struct Need<'a> {
     /// For messages.
     pub(super) what: &'a str,
+    /// The host that demands it.
+    pub(super) id: HostId,
     /// The host as people name it, which is also how credentials are filed.
     pub(super) host: &'a str,
     pub(super) repository: &'a str,
@@ -85,7 +99,7 @@ pub(super) struct Grants {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
-    host: String,
+    host: HostId,
     repository: String,
     scopes: Vec<String>,
 }
@@ -99,6 +113,11 @@ struct Slot {
 impl Grants {
     pub(super) fn new(credentials: Credentials) -> Self {
         Self { credentials, slots: Mutex::new(HashMap::new()), serial: AtomicU64::new(0) }
+    }
+
+    /// True unless a credential helper would now answer something else about `host` than it did.
+    pub(super) async fn hold(&self, host: &str) -> bool {
+        self.credentials.hold(host).await
     }
 
     /// A grant that fits `need`: the one at hand, or a new one if that is old or `refused`.
@@ -167,13 +186,13 @@ impl Grants {
         let (header, renew_at, refresh) =
             made.map_err(|fault| advise(fault, need.host, credential.as_ref(), &found.troubles))?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Grant { header, credential, renew_at, refresh, serial }))
+        Ok(Some(Grant { header, credential, renew_at, refresh, serial, made: Instant::now() }))
     }
 
     fn slot(&self, need: &Need<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
         let mut scopes = need.scopes.to_vec();
         scopes.sort();
-        let key = Key { host: need.host.to_owned(), repository: need.repository.to_owned(), scopes };
+        let key = Key { host: need.id, repository: need.repository.to_owned(), scopes };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= GRANTS_KEPT {
             // A registry that invents scopes must not fill the memory. What is dropped is asked for again.
@@ -250,9 +269,11 @@ pub(super) fn advise(mut fault: Fault, host: &str, credential: Option<&Credentia
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::host::{Host, Site};
 
     fn grant(renew_at: Option<Instant>) -> Grant {
-        Grant { header: Secret::new("hunter2"), credential: None, renew_at, refresh: None, serial: 0 }
+        let (header, made) = (Secret::new("hunter2"), Instant::now());
+        Grant { header, credential: None, renew_at, refresh: None, serial: 0, made }
     }
 
     #[test]
@@ -266,6 +287,14 @@ mod tests {
     }
 
     #[test]
+    fn b_099_a_token_that_was_long_on_its_way_may_have_expired() {
+        let mut grant = grant(None);
+        assert!(grant.is_young());
+        grant.made -= YOUNG;
+        assert!(!grant.is_young());
+    }
+
+    #[test]
     fn d_034_a_grant_does_not_print() {
         assert!(!format!("{:?}", grant(None)).contains("hunter2"));
     }
@@ -274,10 +303,12 @@ mod tests {
     fn slots_are_bounded_and_those_in_use_stay() {
         let grants = Grants::new(Credentials::new(Vec::new(), Duration::ZERO));
         let registry = Url::parse("https://h/").expect("a valid URL");
-        let slot = |repository: &str| {
+        let [one, other] = [(); 2].map(|()| Host::new(Site::of("h", false)).id());
+        let slot_of = |id: HostId, repository: &str| {
             let challenge = &Challenge::Basic;
             grants.slot(&Need {
                 what: "",
+                id,
                 host: "h",
                 repository,
                 registry: &registry,
@@ -286,7 +317,9 @@ mod tests {
                 scopes: &[],
             })
         };
+        let slot = |repository: &str| slot_of(one, repository);
         let used = slot("used");
+        assert!(!Arc::ptr_eq(&used, &slot_of(other, "used")), "two mirrors at one address are two hosts");
         for number in 0..3 * GRANTS_KEPT {
             drop(slot(&number.to_string()));
         }

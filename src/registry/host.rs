@@ -54,7 +54,7 @@ impl Site {
     /// The registry that users call `name`, as it is contacted unless the configuration says otherwise.
     pub(super) fn of(name: &str, plain_http: bool) -> Self {
         Self {
-            name: if is_docker_hub(name) { DOCKER_HUB[0].to_owned() } else { name.to_ascii_lowercase() },
+            name: usual_name(name),
             contact: contact(name),
             root: vec!["v2".to_owned()],
             schemes: if plain_http { vec![Scheme::Plain] } else { usual_schemes(name) },
@@ -80,9 +80,14 @@ pub struct HostState {
     pub trouble: Option<String>,
 }
 
+/// Tells hosts apart: two that are contacted in different ways are two, even if they have one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct HostId(u64);
+
 /// A registry host.
 #[derive(Debug)]
 pub(super) struct Host {
+    id: HostId,
     site: Site,
     /// How it is connected to, if not like all others.
     link: Option<Arc<Link>>,
@@ -100,7 +105,9 @@ pub(super) struct Host {
 impl Host {
     /// The host at `site`, of which nothing is known.
     pub(super) fn new(site: Site) -> Self {
+        static HOSTS: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: HostId(HOSTS.fetch_add(1, Ordering::Relaxed)),
             link: Link::new(&site.wishes),
             site,
             scheme: OnceLock::new(),
@@ -135,6 +142,11 @@ impl Host {
             received: self.received.load(Ordering::Relaxed),
             trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    /// What it is told from others by.
+    pub(super) fn id(&self) -> HostId {
+        self.id
     }
 
     /// The name that people use.
@@ -172,14 +184,16 @@ impl Host {
         self.scheme.get().is_some()
     }
 
-    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do.
+    /// Notes that the host demanded something at `at`, which a host that is spoken to in the wrong way cannot do. Whether one
+    /// that may speak TLS as well is to be spoken to in the clear from now on does not follow from that.
     pub(super) fn answered(&self, at: &Location) {
-        if !at.moved {
-            self.settle(match (at.url.scheme(), at.verified) {
-                ("http", _) => Scheme::Plain,
-                (_, true) => Scheme::Tls,
-                (_, false) => Scheme::TlsUnverified,
-            });
+        let scheme = match (at.url.scheme(), at.verified) {
+            ("http", _) => Scheme::Plain,
+            (_, true) => Scheme::Tls,
+            (_, false) => Scheme::TlsUnverified,
+        };
+        if !at.moved && (scheme != Scheme::Plain || self.site.schemes.first() == Some(&Scheme::Plain)) {
+            self.settle(scheme);
         }
     }
 
@@ -244,6 +258,16 @@ impl Host {
 /// True for all names of Docker Hub.
 pub(super) fn is_docker_hub(name: &str) -> bool {
     DOCKER_HUB.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// The name of a host that stands for all of its names.
+pub(super) fn usual_name(name: &str) -> String {
+    if is_docker_hub(name) { DOCKER_HUB[0].to_owned() } else { name.to_ascii_lowercase() }
+}
+
+/// All names of a host, the usual one first.
+pub(super) fn all_names(name: &str) -> Vec<String> {
+    if is_docker_hub(name) { DOCKER_HUB.map(str::to_owned).to_vec() } else { vec![name.to_ascii_lowercase()] }
 }
 
 /// The host to which requests go.

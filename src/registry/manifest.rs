@@ -8,7 +8,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 
-use super::client::{Call, Client, complain};
+use super::call::Call;
+use super::client::{Client, complain};
 use super::endpoint::{Endpoint, Role};
 use super::error::{Complaint, Fault, answer, escape, refused};
 use super::route::Route;
@@ -86,7 +87,7 @@ pub(super) async fn fetch(client: &Client, route: &Route, wanted: Wanted<'_>) ->
     }
     let what = what.as_str();
     let ask = |endpoint| async move { Asking { client, route, endpoint, wanted, what }.ask().await };
-    client.persist_over(route, wanted.role(), ask).await
+    client.persist_over(what, (route, wanted.role()), ask).await
 }
 
 struct Asking<'a> {

@@ -8,11 +8,13 @@
 //!
 //! | file | concern |
 //! |---|---|
+//! | `call` | what is asked |
 //! | `client` | one request until it is answered: protocol, challenges, redirects |
 //! | `repository`, `manifest`, `tags` | [`Repository`], documents by tag and digest, tags to suggest |
 //! | `upload`, `push` | blobs in chunks that resume, manifests by tag and digest |
 //! | `referrers`, `tag_schema` | what refers to a manifest: the API, and the tag that stands in for it |
 //! | `blob`, `range` | ranged reads that resume, and what answers to a range are acceptable |
+//! | `course` | following the user's files while a repository is in use |
 //! | `route`, `endpoint` | where a repository may be had, and what it is called there |
 //! | `places` | which of these is asked first for a blob |
 //! | `host` | how one host is named, contacted and spoken to |
@@ -33,12 +35,16 @@
 
 mod address;
 mod blob;
+mod call;
 mod challenge;
 mod client;
+mod course;
 mod credentials;
 mod encoded;
 mod endpoint;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod grant;
 mod health;
 mod helper;

@@ -5,7 +5,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderName};
 use reqwest::{Method, Response, StatusCode};
 
 use super::Selector;
-use super::client::{Call, Client, Message, complain, not_allowed};
+use super::call::{Call, Message};
+use super::client::{Client, complain, not_allowed};
 use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, LEAVE_TO, Retry, cannot, escape, origin, refused};
 use crate::limits::SHOWN_CHARACTERS;

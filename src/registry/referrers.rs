@@ -6,10 +6,11 @@
 use reqwest::header::{HeaderMap, HeaderName, LINK};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, complain};
+use super::call::{Call, Message};
+use super::client::{Client, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
-use super::error::Fault;
+use super::error::{Fault, cannot};
 use super::redirect::Location;
 use super::transport::Body;
 use crate::limits::{INDEX_ENTRIES, MANIFEST_BYTES, REFERRER_PAGES, URL_BYTES};
@@ -28,19 +29,19 @@ struct Page {
     next: Option<Location>,
 }
 
-/// All entries of `artifact_type`; none if the registry has no such API.
+/// All entries of `artifact_type`; none if the registry has no such API. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
-) -> Result<Option<Vec<IndexEntry>>, Error> {
+) -> Result<Option<Vec<IndexEntry>>, Fault> {
     let what = format!("referrers of {}@{subject}", target.name());
     let mut found = Vec::new();
     let mut at = None;
     for _ in 0..REFERRER_PAGES {
         let asking = Asking { client, target, subject, artifact_type, what: &what };
-        let Some(page) = client.persist(|| asking.page(at.as_ref())).await? else {
+        let Some(page) = asking.page(at.as_ref()).await? else {
             return Ok(at.map(|_| found));
         };
         let fitting = page.entries.into_iter();
@@ -105,7 +106,7 @@ pub(super) fn next(what: &str, at: &Location, headers: &HeaderMap) -> Result<Opt
             Ok(Some(Location { url, ..at.clone() }))
         }
         _ => {
-            let message = format!("cannot get {what}: the next page is not at the same server");
+            let message = format!("{}: the next page is not at the same server", cannot(what));
             Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
         }
     }

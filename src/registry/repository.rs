@@ -3,22 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::blob::Blob;
 use super::client::Client;
-use super::endpoint::{Endpoint, Role};
+use super::course::Course;
+use super::endpoint::Role;
 use super::manifest::{self, Wanted};
-use super::route::Route;
 use super::upload::{self, Pushed, Upload};
 use super::{HostState, push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
-use crate::source::{BlobReader, BoxFuture, Document, Error, ErrorKind, Source};
-
-/// How long a mirror has to list what refers to a manifest.
-const MIRROR: Duration = Duration::from_millis(1500);
+use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
 
 /// What a reference names in its repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,38 +29,49 @@ pub enum Selector {
 #[derive(Clone)]
 pub struct Repository {
     client: Client,
-    route: Arc<Route>,
+    course: Arc<Course>,
     selector: Selector,
 }
 
 impl Repository {
-    pub(super) fn new(client: Client, route: Arc<Route>, selector: Selector) -> Self {
-        Self { client, route, selector }
+    pub(super) fn new(client: Client, course: Course, selector: Selector) -> Self {
+        Self { client, course: Arc::new(course), selector }
     }
 
     /// False once a host answered a request for a range with the whole blob; ranges then cost whole transfers.
     pub fn serves_ranges(&self) -> bool {
-        self.route.able(Role::Pull).all(|endpoint| endpoint.host.serves_ranges())
+        self.course.now().able(Role::Pull).all(|endpoint| endpoint.host.serves_ranges())
     }
 
     /// The host as people name it, wherever the repository is had from.
     pub fn host(&self) -> &str {
-        &self.route.host
+        &self.course.host
     }
 
     /// The name of the repository without its host.
     pub fn path(&self) -> &str {
-        &self.route.repository
+        &self.course.repository
     }
 
     /// The hosts that are asked, in this order, and what they have done so far for all repositories of the client.
     pub fn hosts(&self) -> Vec<HostState> {
-        self.route.endpoints().iter().map(|endpoint| endpoint.host.state()).collect()
+        self.course.now().endpoints().iter().map(|endpoint| endpoint.host.state()).collect()
     }
 
     /// What this order follows from, if somebody configured it: a file, and what of it.
-    pub fn rule(&self) -> Option<&str> {
-        self.route.rule()
+    pub fn rule(&self) -> Option<String> {
+        self.course.now().rule().map(str::to_owned)
+    }
+
+    /// True if whoever comes now is, as far as credential helpers tell, who the client was made for: none that was asked about
+    /// one of the hosts answers something else now. Runs these helpers; what files say is for the caller to watch.
+    pub async fn serves_still(&self) -> bool {
+        for endpoint in self.course.now().endpoints() {
+            if !self.client.grants().hold(endpoint.host.name()).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// The same repository for who wants something else of it.
@@ -77,12 +84,12 @@ impl Repository {
     /// where it writes.
     #[must_use]
     pub fn for_pushing(&self) -> Self {
-        Self { route: Arc::new(self.route.for_pushing()), ..self.clone() }
+        Self { course: Arc::new(Course::fixed(self.course.now().for_pushing())), ..self.clone() }
     }
 
     /// True if the repository has the blob. One round trip.
     pub fn has_blob<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(async move { upload::exists(&self.client, self.route.push()?, digest).await })
+        Box::pin(async move { upload::exists(&self.client, self.course.now().push()?, digest).await })
     }
 
     /// Brings a blob there, from the repository `from` of the same registry if that has it, else by sending `bytes`.
@@ -96,7 +103,9 @@ impl Repository {
         from: Option<&'a str>,
         sent: &'a AtomicU64,
     ) -> BoxFuture<'a, Result<Pushed, Error>> {
-        Box::pin(async move { Upload::new(&self.client, self.route.push()?, digest, bytes, from, sent).run().await })
+        Box::pin(
+            async move { Upload::new(&self.client, self.course.now().push()?, digest, bytes, from, sent).run().await },
+        )
     }
 
     /// Puts a manifest there, under its digest or a tag.
@@ -108,12 +117,12 @@ impl Repository {
         media_type: &'a str,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(async move { push::manifest(&self.client, self.route.push()?, name, media_type, bytes).await })
+        Box::pin(async move { push::manifest(&self.client, self.course.now().push()?, name, media_type, bytes).await })
     }
 
     /// Removes the manifest with this digest. Registries may forbid that; one that is gone already is no error.
     pub fn remove_manifest<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { push::remove(&self.client, self.route.push()?, digest).await })
+        Box::pin(async move { push::remove(&self.client, self.course.now().push()?, digest).await })
     }
 
     /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
@@ -142,7 +151,7 @@ impl Repository {
         subject: &'a Digest,
         entry: &'a serde_json::Value,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { tag_schema::add(&self.client, self.route.push()?, subject, entry).await })
+        Box::pin(async move { tag_schema::add(&self.client, self.course.now().push()?, subject, entry).await })
     }
 
     /// Takes the entry of a manifest out of that tag; true if it was there.
@@ -151,54 +160,36 @@ impl Repository {
         subject: &'a Digest,
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<bool, Error>> {
-        Box::pin(async move { tag_schema::remove(&self.client, self.route.push()?, subject, digest).await })
+        Box::pin(async move { tag_schema::remove(&self.client, self.course.now().push()?, subject, digest).await })
     }
 
-    /// Asks one host after the other until one has the API.
+    async fn fetch(&self, wanted: Wanted<'_>) -> Result<Document, Error> {
+        let route = self.course.route(&self.client).await;
+        manifest::fetch(&self.client, &route, wanted).await
+    }
+
+    /// Asks one host after the other until one lists something. What the registry itself says, nobody else is asked; a mirror
+    /// may have the API and none of the registry's lists.
     async fn list_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
-        let mut worst = Ok(None);
-        for endpoint in self.route.order(Role::Resolve) {
-            match in_turn(endpoint, referrers::list(&self.client, endpoint, subject, artifact_type)).await {
-                // Nobody else is asked what the registry itself has said; a mirror may have the API and none of its lists.
-                Ok(entries) if endpoint.is_own || entries.as_ref().is_some_and(|list| !list.is_empty()) => {
-                    return Ok(entries);
-                }
-                Ok(Some(none)) => worst = Ok(Some(none)),
-                Ok(None) => {}
-                Err(error) => worst = Err(error),
-            }
-        }
-        worst
+        let what = format!("referrers of {}@{subject}", self.course.now().name());
+        let list = |target| referrers::list(&self.client, target, subject, artifact_type);
+        let says = |list: &Option<Vec<IndexEntry>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let route = self.course.route(&self.client).await;
+        self.client.persist_until(&what, (&route, Role::Resolve), list, says).await
     }
 
-    /// Asks one host after the other until one has a list.
+    /// The same with the lists under tags.
     async fn list_tagged(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
-        let mut worst = Ok(Vec::new());
-        for endpoint in self.route.order(Role::Resolve) {
-            match in_turn(endpoint, tag_schema::list(&self.client, endpoint, subject, artifact_type)).await {
-                Ok(entries) if endpoint.is_own || !entries.is_empty() => return Ok(entries),
-                Ok(_) => {}
-                Err(error) => worst = Err(error),
-            }
-        }
-        worst
+        let what = format!("tagged referrers of {}@{subject}", self.course.now().name());
+        let list = |target| tag_schema::list(&self.client, target, subject, artifact_type);
+        let route = self.course.route(&self.client).await;
+        self.client.persist_until(&what, (&route, Role::Resolve), list, |list| !list.is_empty()).await
     }
-}
-
-/// Waits for the answer of an endpoint, but for a mirror only for a while: the registry knows as well.
-async fn in_turn<T>(endpoint: &Endpoint, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    if endpoint.is_own {
-        return answer.await;
-    }
-    tokio::time::timeout(MIRROR, answer).await.unwrap_or_else(|_| {
-        let message = format!("{} did not answer within {MIRROR:?}", endpoint.host.name());
-        Err(Error::new(ErrorKind::Unreachable, message))
-    })
 }
 
 impl Source for Repository {
     fn name(&self) -> String {
-        self.route.name()
+        self.course.now().name()
     }
 
     fn resolve(&self) -> BoxFuture<'_, Result<Document, Error>> {
@@ -206,15 +197,15 @@ impl Source for Repository {
             Selector::Tag(tag) => Wanted::Tag(tag),
             Selector::Digest(digest) => Wanted::Digest(digest),
         };
-        Box::pin(manifest::fetch(&self.client, &self.route, wanted))
+        Box::pin(self.fetch(wanted))
     }
 
     fn manifest<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document, Error>> {
-        Box::pin(manifest::fetch(&self.client, &self.route, Wanted::Child(descriptor)))
+        Box::pin(self.fetch(Wanted::Child(descriptor)))
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn BlobReader> {
-        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.route), descriptor))
+        Arc::new(Blob::new(self.client.clone(), Arc::clone(&self.course), descriptor))
     }
 }
 

@@ -6,6 +6,7 @@
 //! wrong, and so that a mirror that comes back in a moment is waited for although the registry is gone for good.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::endpoint::{Capabilities, Endpoint, Role};
@@ -27,36 +28,42 @@ pub(super) struct Route {
     pub(super) host: String,
     /// The repository as people name it.
     pub(super) repository: String,
-    /// In the order of trying; the last is the registry itself.
+    /// In the order of trying; the last is the registry itself, if it may be asked.
     endpoints: Vec<Endpoint>,
     /// Where the repository is written to; none where the configuration allows it nowhere.
     push: Option<Endpoint>,
     /// What the order follows from, if somebody configured it.
     rule: Option<String>,
+    /// True if all endpoints have failed since somebody wanted to know.
+    failed: AtomicBool,
 }
 
 impl Route {
-    /// A route over `endpoints`, which ends at the registry itself.
+    /// A route over `endpoints`.
     pub(super) fn new(
         (host, repository): (&str, &str),
         endpoints: Vec<Endpoint>,
         push: Option<Endpoint>,
         rule: Option<String>,
     ) -> Self {
-        Self { host: host.to_owned(), repository: repository.to_owned(), endpoints, push, rule }
+        let failed = AtomicBool::new(false);
+        Self { host: host.to_owned(), repository: repository.to_owned(), endpoints, push, rule, failed }
     }
 
     /// The same repository where it is written to, and nowhere else.
     pub(super) fn for_pushing(&self) -> Self {
         let writable = || self.push.as_ref().map(|push| push.again(Capabilities::ALL));
-        let (host, repository) = (self.host.clone(), self.repository.clone());
-        Self {
-            host,
-            repository,
-            endpoints: writable().into_iter().collect(),
-            push: writable(),
-            rule: self.rule.clone(),
-        }
+        Self::new((&self.host, &self.repository), writable().into_iter().collect(), writable(), self.rule.clone())
+    }
+
+    /// Notes that all who were asked for something have failed.
+    pub(super) fn note_failure(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// True if that was noted since this was asked last.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.swap(false, Ordering::Relaxed)
     }
 
     /// `registry.example.com/library/debian`, wherever it is had from.
@@ -214,10 +221,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::registry::error::Suspicion;
 
     fn fault(kind: ErrorKind, retry: Retry, from: &str) -> Fault {
         let error = Error::new(kind, format!("cannot get x: {from} failed"));
-        Fault { error, retry, wrong_protocol: false }
+        Fault { error, retry, wrong_protocol: Suspicion::Absent }
     }
 
     fn gone(from: &str) -> Fault {

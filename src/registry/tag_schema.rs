@@ -15,7 +15,8 @@ use reqwest::header::{CONTENT_TYPE, ETAG, IF_MATCH};
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Call, Client, Message, complain};
+use super::call::{Call, Message};
+use super::client::{Client, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO};
@@ -69,15 +70,15 @@ enum Written {
     Outrun,
 }
 
-/// The entries of `artifact_type`; empty if there is no list.
+/// The entries of `artifact_type`; empty if there is no list. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
     artifact_type: &str,
-) -> Result<Vec<IndexEntry>, Error> {
+) -> Result<Vec<IndexEntry>, Fault> {
     let place = Place::new(client, target, subject);
-    let entries = match client.persist(|| place.read()).await? {
+    let entries = match place.read().await? {
         Read::List(list) => match Manifest::parse(&list.bytes, INDEX_TYPE) {
             Ok(Manifest::Index(index)) => index.entries,
             _ => Vec::new(),

@@ -7,7 +7,8 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, escape};
 use super::redirect::Location;

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::challenge::Bearer;
 use super::credentials::{Credential, Proof};
-use super::error::{Complaint, Fault, origin, refused};
+use super::error::{Complaint, Fault, cannot, origin, refused, token_for};
 use super::link::Link;
 use super::redirect::{self, Location};
 use super::secret::Secret;
@@ -61,7 +61,7 @@ pub(super) struct Token {
 
 /// Exchanges credentials, or nothing, for a token.
 pub(super) async fn fetch(transport: &Transport, request: &Request<'_>) -> Result<Token, Fault> {
-    let what = format!("a token for {}", request.what);
+    let what = token_for(request.what);
     let realm = redirect::realm(request.registry, &request.bearer.realm).map_err(|why| {
         let registry = origin(request.registry);
         let message = format!("cannot get {what}: the token server that {registry} names {why}");
@@ -154,12 +154,13 @@ async fn ask(
     )))
 }
 
-/// The token server as a place: it may have the credentials, and its certificate counts unless all happens here.
+/// The token server as a place: it may have the credentials, and its certificate counts unless all happens here. Only at the
+/// registry's own origin it is spoken to as the registry is: another port is another server.
 fn at(request: &Request<'_>, url: Url) -> Location {
     let here =
         |url: &Url| super::address::Reach::of(url.host_str().unwrap_or_default()) == super::address::Reach::Loopback;
     let verified = !(here(&url) && here(request.registry));
-    let same = url.host_str() == request.registry.host_str();
+    let same = url.origin() == request.registry.origin();
     let link = if same { request.link.cloned() } else { request.link.and_then(Link::abroad) };
     Location { url, trusted: true, verified, moved: false, link }
 }
@@ -167,7 +168,7 @@ fn at(request: &Request<'_>, url: Url) -> Location {
 /// `secret` as a header, or an error that does not show it.
 pub(super) fn header(what: &str, secret: &Secret) -> Result<reqwest::header::HeaderValue, Fault> {
     secret.header().ok_or_else(|| {
-        let message = format!("cannot get {what}: a credential or token has characters that HTTP cannot carry");
+        let message = format!("{}: a credential or token has characters that HTTP cannot carry", cannot(what));
         Fault::lasting(Error::new(ErrorKind::Invalid, message))
     })
 }
@@ -223,6 +224,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::registry::link::Wishes;
 
     fn token(json: &str) -> Option<(String, u64)> {
         parse(json.as_bytes()).map(|token| (token.token.expose().to_owned(), token.life.as_secs()))
@@ -262,6 +264,26 @@ mod tests {
         let token = parse(br#"{"token":"hunter1","refresh_token":"hunter2"}"#).expect("a token");
         assert_eq!(token.refresh.as_ref().map(Secret::expose), Some("hunter2"));
         assert!(!format!("{token:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn b_142_b_143_only_the_registrys_own_origin_is_spoken_to_as_the_registry_is() {
+        let wishes = Wishes { authorities: vec!["/ca.crt".into()], unverified: true, ..Wishes::default() };
+        let link = Link::new(&wishes).expect("a link of its own");
+        let registry = Url::parse("https://r.example:5000/v2/").expect("a URL");
+        let bearer = Bearer { realm: String::new(), service: None, scopes: Vec::new() };
+        let (link, bearer) = (Some(&link), &bearer);
+        let registry = &registry;
+        let request = Request { what: "", registry, link, bearer, scopes: &[], credential: None, refresh: None };
+        let is_same = |url: &str| {
+            let at = at(&request, Url::parse(url).expect("a URL"));
+            assert!(at.link.is_some(), "whom the user believes is believed elsewhere, too");
+            at.link.zip(link).is_some_and(|(one, other)| Arc::ptr_eq(&one, other))
+        };
+        assert!(is_same("https://r.example:5000/token"));
+        for other in ["https://r.example:5001/token", "https://r.example/token", "https://auth.example:5000/token"] {
+            assert!(!is_same(other), "{other}");
+        }
     }
 
     proptest! {

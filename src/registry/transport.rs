@@ -18,8 +18,8 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Reach;
-use super::client::{Call, Message};
-use super::error::{Fault, origin, unanswered};
+use super::call::{Call, Message};
+use super::error::{Fault, cannot, origin, unanswered};
 use super::pace::Paces;
 use super::redirect::Location;
 use super::retry;
@@ -148,7 +148,7 @@ impl Transport {
             (false, _) => Ok(self.plain.clone()),
             (true, false) => Ok(self.local.clone()),
             (true, true) => self.verified.get_or_try_init(|| self.load()).await.cloned().map_err(|error| {
-                let message = format!("cannot get {what}: TLS to {} is not possible here", origin(&to.url));
+                let message = format!("{}: TLS to {} is not possible here", cannot(what), origin(&to.url));
                 let hint = "install the CA certificates (package ca-certificates), or name a bundle in SSL_CERT_FILE";
                 Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(error.without_url()).hint(hint))
             }),
@@ -199,7 +199,7 @@ pub(super) fn builder(settings: &Settings) -> ClientBuilder {
 }
 
 fn silent(what: &str, url: &Url, patience: Duration) -> Fault {
-    let message = format!("cannot get {what}: {} sent nothing for {patience:?}", origin(url));
+    let message = format!("{}: {} sent nothing for {patience:?}", cannot(what), origin(url));
     Fault::passing(Error::new(ErrorKind::Unreachable, message))
 }
 
@@ -247,15 +247,14 @@ impl Body {
         let mut whole = Vec::new();
         loop {
             let Ok(piece) = timeout_at(end, self.piece(what)).await else {
-                let message =
-                    format!("cannot get {what}: {} takes more than {deadline:?}", origin(self.response.url()));
+                let message = format!("{}: {} takes more than {deadline:?}", cannot(what), origin(self.response.url()));
                 return Err(Fault::passing(Error::new(ErrorKind::Unreachable, message)));
             };
             let Some(piece) = piece? else {
                 return Ok(whole.into());
             };
             if whole.len() as u64 + piece.len() as u64 > limit {
-                let message = format!("{what} is longer than the {limit} bytes allowed");
+                let message = format!("{}: the answer is longer than the {limit} bytes allowed", cannot(what));
                 return Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)));
             }
             whole.extend_from_slice(&piece);
@@ -269,7 +268,8 @@ impl Body {
         let least = LOW_SPEED.saturating_mul(u64::try_from(self.waited.as_millis()).unwrap_or(u64::MAX)) / 1000;
         if self.received < least {
             let message = format!(
-                "cannot get {what}: {} sent {} bytes in {:?}",
+                "{}: {} sent {} bytes in {:?}",
+                cannot(what),
                 origin(self.response.url()),
                 self.received,
                 self.waited
@@ -297,7 +297,7 @@ pub(super) async fn read_prefix(mut response: Response, limit: u64, time: Durati
 }
 
 fn broken(what: &str, url: &Url, error: reqwest::Error) -> Fault {
-    let message = format!("cannot get {what}: {} broke off in the middle", origin(url));
+    let message = format!("{}: {} broke off in the middle", cannot(what), origin(url));
     Fault::passing(Error::new(ErrorKind::Unreachable, message).because(error.without_url()))
 }
 
@@ -307,7 +307,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::registry::error::Retry;
+    use crate::registry::error::{Retry, Suspicion};
 
     fn transport() -> Transport {
         let time = Duration::from_secs(5);
@@ -350,9 +350,9 @@ mod tests {
     async fn b_141_a_server_of_another_protocol_is_recognised() {
         let alert = answering(b"\x15\x03\x01\x00\x02\x02\x46", "http", true).await;
         let fault = transport().get("x", &alert, HeaderMap::new()).await.expect_err("it does not speak HTTP");
-        assert!(fault.wrong_protocol, "{fault:?}");
+        assert_eq!(fault.wrong_protocol, Suspicion::Vague, "{fault:?}");
         let closes = answering(b"", "http", true).await;
         let fault = transport().get("x", &closes, HeaderMap::new()).await.expect_err("it says nothing");
-        assert!(fault.wrong_protocol && fault.error.is_transient(), "{fault:?}");
+        assert!(fault.wrong_protocol == Suspicion::Vague && fault.error.is_transient(), "{fault:?}");
     }
 }

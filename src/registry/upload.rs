@@ -14,7 +14,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RANGE};
 use reqwest::{Method, StatusCode};
 
-use super::client::{Call, Client, Message, complain, not_allowed};
+use super::call::{Call, Message};
+use super::client::{Client, complain, not_allowed};
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
@@ -42,7 +43,7 @@ pub enum Pushed {
 
 /// True if the repository has the blob.
 pub(super) async fn exists(client: &Client, target: &Endpoint, digest: &Digest) -> Result<bool, Error> {
-    let what = format!("blob {}@{digest}", target.name());
+    let what = format!("{LEAVE_TO}look for blob {}@{digest}", target.name());
     let message = Message::bare(Method::HEAD);
     let ask = async || {
         let call = Call::sending(&what, &message);

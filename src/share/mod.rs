@@ -11,11 +11,13 @@
 //! | `discover` | finding the artifacts of an image: referrers API and tag schema at the same time |
 //! | `push` | sending what is not there, listing and removing |
 //! | `soci` | SOCI's index of an image, which is another artifact of another form |
+//! | `convert` | the image that names such an index, where SOCI believes no other |
 //! | `layout` | writing the artifact into an image layout instead |
 //!
 //! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, and no more.
 
 mod artifact;
+mod convert;
 mod discover;
 mod layout;
 mod push;
@@ -25,6 +27,7 @@ mod tests;
 mod wire;
 
 pub use artifact::{Artifact, LayerBlob, Metadata};
+pub use convert::{Bound, Converted, convert};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
 pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
@@ -47,8 +50,10 @@ pub const PROFILE_TYPE: &str = "application/vnd.ocifs.profile.v1";
 pub enum Format {
     /// This program.
     Ocifs,
-    /// The SOCI snapshotter.
+    /// The SOCI snapshotter up to 0.9, and later ones that are told to: an index beside the image.
     Soci,
+    /// The SOCI snapshotter from 0.10 on: an index that the image's manifest names.
+    SociV2,
 }
 
 impl Format {
@@ -57,6 +62,7 @@ impl Format {
         match self {
             Self::Ocifs => "ocifs",
             Self::Soci => "soci",
+            Self::SociV2 => "soci-v2",
         }
     }
 
@@ -65,6 +71,7 @@ impl Format {
         match self {
             Self::Ocifs => ARTIFACT_TYPE,
             Self::Soci => SOCI_TYPE,
+            Self::SociV2 => soci::SOCI_V2_TYPE,
         }
     }
 }
@@ -90,6 +97,14 @@ pub enum Error {
         /// The artifact.
         digest: Digest,
         /// What is wrong with it.
+        why: String,
+    },
+    /// An image cannot be converted.
+    #[error("image {image} cannot be converted: {why}")]
+    Convert {
+        /// The image.
+        image: Digest,
+        /// What is in the way.
         why: String,
     },
     /// A layout cannot be written.

@@ -52,15 +52,24 @@ impl Bundle {
         Self { format: Format::Ocifs, manifest: artifact.to_bytes(), artifact, blobs }
     }
 
-    /// Puts together SOCI's index of the image `subject` from the zTOCs of its layers.
+    /// Puts together SOCI's index, version 1, of the image `subject` from the zTOCs of its layers.
     pub fn soci(subject: &Descriptor, ztocs: &[(Descriptor, Bytes)]) -> Self {
+        Self::of_ztocs(Format::Soci, subject, ztocs)
+    }
+
+    /// The same of version 2, which says nothing of the image: a [converted](super::convert) one names it.
+    pub fn soci_v2(subject: &Descriptor, ztocs: &[(Descriptor, Bytes)]) -> Self {
+        Self::of_ztocs(Format::SociV2, subject, ztocs)
+    }
+
+    fn of_ztocs(format: Format, subject: &Descriptor, ztocs: &[(Descriptor, Bytes)]) -> Self {
         let layers: Vec<_> = ztocs.iter().map(|(layer, ztoc)| SociLayer::new(layer, ztoc)).collect();
-        let index = SociIndex { subject: Some(subject.clone()), layers };
+        let index = SociIndex { subject: (format == Format::Soci).then(|| subject.clone()), layers };
         let mut blobs = vec![(Digest::sha256(EMPTY), Bytes::from_static(EMPTY))];
         blobs.extend(ztocs.iter().map(|(_, ztoc)| (Digest::sha256(ztoc), ztoc.clone())));
         let blob = |(layer, ztoc): &(Descriptor, Bytes)| LayerBlob::new(layer.digest, ztoc, ztoc.len() as u64);
         let artifact = Artifact { subject: subject.clone(), layers: ztocs.iter().map(blob).collect(), profile: None };
-        Self { format: Format::Soci, manifest: index.to_bytes(), artifact, blobs }
+        Self { format, manifest: index.to_bytes(), artifact, blobs }
     }
 
     /// The digest of its manifest.
@@ -154,6 +163,8 @@ pub enum Listed {
     Api,
     /// By the tag that stands in for it.
     Tag,
+    /// By an image that names it, once there is one.
+    Image,
 }
 
 /// What a push did.
@@ -188,7 +199,12 @@ pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progr
     let digest = bundle.digest();
     let name = Selector::Digest(digest);
     let noted = repository.push_manifest(&name, MANIFEST_TYPE, bundle.manifest.clone()).await?;
-    if !noted {
+    let listed = match bundle.format {
+        Format::SociV2 => Listed::Image,
+        Format::Ocifs | Format::Soci if noted => Listed::Api,
+        Format::Ocifs | Format::Soci => Listed::Tag,
+    };
+    if listed == Listed::Tag {
         let mut entry = json!({
             "mediaType": MANIFEST_TYPE,
             "digest": digest.to_string(),
@@ -205,7 +221,7 @@ pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progr
     let count = |wanted: Pushed| pushed.iter().filter(|(pushed, _)| *pushed == wanted).count();
     Ok(Sent {
         manifest: digest,
-        listed: if noted { Listed::Api } else { Listed::Tag },
+        listed,
         existed: count(Pushed::Existed),
         mounted: count(Pushed::Mounted),
         sent: count(Pushed::Sent),

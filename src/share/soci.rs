@@ -25,7 +25,7 @@ use crate::source::Source;
 pub const SOCI_TYPE: &str = "application/vnd.amazon.soci.index.v1+json";
 
 /// The type of the second version.
-const SOCI_V2_TYPE: &str = "application/vnd.amazon.soci.index.v2+json";
+pub(super) const SOCI_V2_TYPE: &str = "application/vnd.amazon.soci.index.v2+json";
 
 /// Annotation of an image's manifest: the digest of its index, version 2.
 pub const SOCI_PIN: &str = "com.amazon.soci.index-digest";
@@ -68,6 +68,7 @@ struct Wire<'a> {
     media_type: &'a str,
     config: WireDescriptor<'a>,
     layers: Vec<WireDescriptor<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<WireDescriptor<'a>>,
     annotations: BTreeMap<&'a str, &'a str>,
 }
@@ -90,13 +91,15 @@ impl SociLayer {
 }
 
 impl SociIndex {
-    /// The manifest's bytes, as SOCI's own tool writes version 1. Nothing in them tells when or where they were made.
+    /// The manifest's bytes, as SOCI's own tool writes them: version 1 has a subject, version 2 has none. Nothing in them
+    /// tells when or where they were made.
     pub fn to_bytes(&self) -> Bytes {
         let subject = self.subject.as_ref();
+        let version = if subject.is_some() { SOCI_TYPE } else { SOCI_V2_TYPE };
         let wire = Wire {
             schema_version: 2,
             media_type: MANIFEST_TYPE,
-            config: WireDescriptor::of(SOCI_TYPE, &Digest::sha256(CONFIG), CONFIG.len() as u64),
+            config: WireDescriptor::of(version, &Digest::sha256(CONFIG), CONFIG.len() as u64),
             layers: self.layers.iter().map(SociLayer::wire).collect(),
             subject: subject.map(|image| WireDescriptor::of(&image.media_type, &image.digest, image.size)),
             annotations: BTreeMap::from([(TOOL, "ocifs")]),
@@ -274,10 +277,22 @@ mod tests {
         let prefetch = "application/vnd.amazon.soci.prefetch.v1+json";
         let passed = read(&|index| index["layers"][0]["mediaType"] = prefetch.into()).expect("others are passed over");
         assert_eq!(passed.layers.len(), 1);
-        let second = read(&|index| {
-            index["config"]["mediaType"] = SOCI_V2_TYPE.into();
-            index.as_object_mut().map(|index| index.shift_remove("subject"));
-        });
-        assert_eq!(second.expect("the image names it").subject, None);
+    }
+
+    #[test]
+    fn the_second_version_has_no_subject_and_another_type() {
+        let second = SociIndex { subject: None, ..index() };
+        let bytes = second.to_bytes();
+        let read = SociIndex::parse(&bytes, &image().digest).expect("the image names it");
+        assert_eq!((&read.subject, read.to_bytes()), (&None, bytes.clone()));
+        let mut wire: Value = serde_json::from_slice(&bytes).expect("JSON");
+        assert_eq!(wire["config"]["mediaType"], "application/vnd.amazon.soci.index.v2+json");
+        assert_eq!(wire.get("subject"), None);
+        let mut first: Value = serde_json::from_slice(&index().to_bytes()).expect("JSON");
+        for index in [&mut wire, &mut first] {
+            index["config"]["mediaType"] = Value::Null;
+            index["subject"] = Value::Null;
+        }
+        assert_eq!(wire, first, "nothing else is different");
     }
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::blob::{self, Blob};
 use super::layout::{BlobFile, Part, parse_blob};
-use super::{Error, Shared, Store, Usage, lock};
+use super::{Dropped, Error, Shared, Store, Usage, lock};
 use crate::oci::Digest;
 
 /// How many values may have been forgotten before the dead ones are swept out of the table.
@@ -116,15 +116,6 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// What became of blobs that were to be removed.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Dropped {
-    /// What was removed.
-    pub freed: Usage,
-    /// Blobs that are in use.
-    pub in_use: usize,
-}
-
 impl Store {
     /// The blob `digest` of `size` bytes, with whatever of it is on disk. Touches the disk but never the network.
     ///
@@ -142,18 +133,12 @@ impl Store {
         }
     }
 
-    /// Removes the blobs not in `keep`; returns what was freed. A blob whose value is alive anywhere stays.
+    /// Removes the blobs not in `keep`. A blob whose value is alive anywhere stays.
     pub fn drop_blobs(&self, keep: &HashSet<Digest>) -> Result<Dropped, Error> {
         let mut dropped = Dropped::default();
         for (digest, on_disk) in self.shared.blobs_on_disk()? {
-            if keep.contains(&digest) {
-                continue;
-            }
-            if self.shared.remove_blob(&digest, &on_disk.sizes)? {
-                dropped.freed.add(on_disk.usage);
-            } else {
-                dropped.in_use += 1;
-            }
+            let is_gone = !keep.contains(&digest) && self.shared.remove_blob(&digest, &on_disk.sizes)?;
+            dropped.add(digest, on_disk.usage, is_gone);
         }
         Ok(dropped)
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Part, parse_object};
-use super::{Context as _, Error, Store, Usage, object};
+use super::{Context as _, Dropped, Error, Store, object};
 use crate::limits::{STORED_DOCUMENT_BYTES, STORED_REFERENCE_BYTES};
 use crate::oci::Digest;
 
@@ -76,19 +76,19 @@ impl Store {
     }
 
     /// Removes documents and references, except the documents in `keep`.
-    pub fn drop_documents(&self, keep: &HashSet<Digest>) -> Result<Usage, Error> {
-        let mut freed = Usage::default();
+    pub fn drop_documents(&self, keep: &HashSet<Digest>) -> Result<Dropped, Error> {
+        let mut dropped = Dropped::default();
         for part in [Part::References, Part::Documents] {
             self.shared.layout.walk(part, &mut |found| {
                 let Some(digest) = parse_object(&found.name) else { return Ok(()) };
-                let kept = part == Part::Documents && keep.contains(&digest);
-                if !kept && object::remove(&found.path)? {
-                    freed.add(found.usage());
+                let is_kept = part == Part::Documents && keep.contains(&digest);
+                if is_kept || object::remove(&found.path)? {
+                    dropped.add(digest, found.usage(), !is_kept);
                 }
                 Ok(())
             })?;
         }
-        Ok(freed)
+        Ok(dropped)
     }
 
     /// References are text from outside, of any length and with any characters; their hash makes a name.

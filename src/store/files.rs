@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::layout::{Part, parse_file};
-use super::{Context as _, Error, Shared, Store, Usage, lock, object};
+use super::{Context as _, Dropped, Error, Shared, Store, lock, object};
 use crate::limits::{OPEN_FILES, VERIFIED_FILES};
 use crate::oci::{Algorithm, Digest};
 
@@ -184,17 +184,18 @@ impl Store {
     }
 
     /// Removes the decoded files that are not open in this process.
-    pub fn drop_files(&self) -> Result<Usage, Error> {
+    pub fn drop_files(&self) -> Result<Dropped, Error> {
         let shared = &self.shared;
-        let mut freed = Usage::default();
+        let mut dropped = Dropped::default();
         shared.layout.walk(Part::Files, &mut |found| {
             let Some(content) = parse_file(&found.name) else { return Ok(()) };
-            if !shared.files.in_use(&content) && shared.remove_file(&content)? {
-                freed.add(found.usage());
+            let is_open = shared.files.in_use(&content);
+            if is_open || shared.remove_file(&content)? {
+                dropped.add(Digest::Sha256(content), found.usage(), !is_open);
             }
             Ok(())
         })?;
-        Ok(freed)
+        Ok(dropped)
     }
 }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::layout::{Part, parse_claim, parse_object};
 use super::object::Mapped;
-use super::{Context as _, Error, Store, Usage, object};
+use super::{Context as _, Dropped, Error, Store, object};
 use crate::oci::Digest;
 
 /// The claim about a layer that a user of this cache brought here, believed because of that. No bytes have this digest,
@@ -83,20 +83,21 @@ impl Store {
     }
 
     /// Removes the indexes of layers not in `layers`, with all claims about them, and the trees not in `trees`.
-    pub fn drop_indexes(&self, layers: &HashSet<Digest>, trees: &HashSet<Digest>) -> Result<Usage, Error> {
-        let mut freed = Usage::default();
+    pub fn drop_indexes(&self, layers: &HashSet<Digest>, trees: &HashSet<Digest>) -> Result<Dropped, Error> {
+        let mut dropped = Dropped::default();
         for (part, keep) in [(Part::Indexes, layers), (Part::Claims, layers), (Part::Trees, trees)] {
             self.shared.layout.walk(part, &mut |found| {
                 let claimed = || parse_claim(&found.name).map(|(layer, _)| layer);
                 let name = if part == Part::Claims { claimed() } else { parse_object(&found.name) };
                 let Some(digest) = name else { return Ok(()) };
-                if !keep.contains(&digest) && object::remove(&found.path)? {
-                    freed.add(found.usage());
+                let is_kept = keep.contains(&digest);
+                if is_kept || object::remove(&found.path)? {
+                    dropped.add(digest, found.usage(), !is_kept);
                 }
                 Ok(())
             })?;
         }
-        Ok(freed)
+        Ok(dropped)
     }
 
     fn put_mapped(&self, path: &Path, encoded: &[u8]) -> Result<Mapped, Error> {

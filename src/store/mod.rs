@@ -20,8 +20,8 @@
 //! What is damaged is removed, or [discarded](Blob::discard), and counts as absent: it is fetched or made again.
 //!
 //! [`Store`] is the open directory; its methods are spread over one file per kind of object. [`Blob`] and [`NewFile`]
-//! are what can be written piece by piece. [`Limits`] bound the whole. All of it is synchronous and may be called from any
-//! thread. Lock order: a blob's `transition`, its state; the others (registry of blobs, pool of descriptors, table of
+//! are what can be written piece by piece. [`Limits`] bound the whole. All of it is synchronous, but for
+//! [`Blob::arrived`], and may be called from any thread. Lock order: a blob's `transition`, its state; the others (registry of blobs, pool of descriptors, table of
 //! decoded files, limits) are leaves. None but `transition` is held across I/O.
 
 mod blob;
@@ -42,13 +42,13 @@ mod tests;
 mod usage;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use blob::{Blob, Mark, Replacement};
-pub use blobs::Dropped;
 pub use evict::Limits;
 pub use files::NewFile;
 pub use mapped::{IMPORTED, claim_name};
@@ -93,6 +93,22 @@ pub struct Usage {
     pub count: u64,
     /// Bytes on disk (allocated, so that sparse partial blobs count what they hold).
     pub bytes: u64,
+}
+
+/// What became of objects that were to be removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// What was removed.
+    pub freed: Usage,
+    /// What was not, because it was named as kept or is in use: by its digest, or that of the layer which it is about.
+    pub kept: BTreeMap<Digest, Usage>,
+}
+
+impl Dropped {
+    fn add(&mut self, digest: Digest, usage: Usage, is_gone: bool) {
+        let sum = if is_gone { &mut self.freed } else { self.kept.entry(digest).or_default() };
+        sum.add(usage);
+    }
 }
 
 /// What the parts of the cache hold.

@@ -1,6 +1,6 @@
 //! Whole objects, usage, dropping and checking; the pieces have tests of their own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -236,23 +236,33 @@ fn dropping_takes_all_that_is_neither_kept_nor_open() -> Result {
 
     let keep = HashSet::from([digests[1], Digest::sha256(b"elsewhere")]);
     let before = store.usage()?;
-    let freed = store.drop_blobs(&keep)?.freed;
+    let dropped = store.drop_blobs(&keep)?;
+    let freed = dropped.freed;
     assert_eq!(freed.count, 2);
+    assert_eq!(
+        dropped.kept.keys().collect::<BTreeSet<_>>(),
+        BTreeSet::from([&digests[0], &digests[1]]),
+        "open, or named"
+    );
+    assert_eq!(before.blobs.bytes - freed.bytes, dropped.kept.values().map(|usage| usage.bytes).sum::<u64>());
     assert_eq!(before.blobs.bytes - freed.bytes, store.usage()?.blobs.bytes);
     assert_eq!(open.read(0..5000)?.as_deref(), Some(&[0; 5000][..]));
     assert!(store.blob(&digests[1], 5000)?.is_complete());
     assert_eq!(store.blob(&digests[2], 5000)?.present_bytes(), 0);
     assert_eq!(store.blob(&digests[3], 5000)?.present_bytes(), 0);
 
-    assert_eq!(store.drop_files()?.count, 3);
+    let dropped = store.drop_files()?;
+    assert_eq!((dropped.freed.count, dropped.kept.keys().collect::<Vec<_>>()), (3, vec![&Digest::Sha256(files[2])]));
     assert!(file.is_some() && store.file(&files[2])?.is_some());
     assert!(store.file(&files[1])?.is_none());
 
-    let freed = store.drop_indexes(&keep, &HashSet::from([digests[2]]))?;
+    let dropped = store.drop_indexes(&keep, &HashSet::from([digests[2]]))?;
+    let freed = dropped.freed;
+    assert_eq!(dropped.kept.keys().collect::<BTreeSet<_>>(), BTreeSet::from([&digests[1], &digests[2]]));
     assert_eq!((freed.count, freed.bytes), (6, before.indexes.bytes / 4 * 3 + before.trees.bytes / 4 * 3));
     assert!(store.index(&digests[1])?.is_some() && store.tree(&digests[2])?.is_some());
 
-    assert_eq!(store.drop_documents(&keep)?.count, 4);
+    assert_eq!(store.drop_documents(&keep)?.freed.count, 4);
     assert!(store.document(&digests[1])?.is_some());
     assert_eq!(store.reference("a")?, None);
     Ok(())

@@ -16,10 +16,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ocifs::demo::registry::Content;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::support::{Compression, Image, Layer, Ocifs};
+use crate::support::{Built, Compression, Image, Layer, Ocifs};
 
 /// Numbers that look random and are the same in every run (splitmix64).
 pub(crate) struct Dice(u64);
@@ -88,6 +89,14 @@ pub(crate) fn image() -> (Image, Files) {
     files.insert(b"members/linked".to_vec(), files[&b"members/file-9"[..]].clone());
     files.insert(b"gzip/replaced".to_vec(), b"once more".to_vec());
     (image, files)
+}
+
+/// That image as what a registry serves under `team/app:1.0`.
+pub(crate) fn published() -> (Content, Built, Files) {
+    let (image, files) = image();
+    let content = Content::new();
+    let built = image.to_content(&content, "team/app", "1.0");
+    (content, built, files)
 }
 
 /// What lies between the gaps.

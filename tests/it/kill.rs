@@ -13,12 +13,12 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use ocifs::demo::registry::{Content, Fault};
+use ocifs::demo::registry::Fault;
 use ocifs::oci::{Digest, Hasher};
 use ocifs::store::Store;
 use rustix::process::{Signal, kill_process};
 
-use crate::damage::{Dice, Files, copy_below, files_below, image, prose, read_all, wait_for_end};
+use crate::damage::{Dice, Files, copy_below, files_below, prose, published, read_all, wait_for_end};
 use crate::support::{Built, Embedded, Mount, Ocifs, Tree, assert_same, require_fuse, require_root, temp_dir, walk};
 
 /// What was answered this long before the kill must have been recorded.
@@ -45,9 +45,7 @@ impl Bench {
         if !require_fuse() || !require_root() {
             return None;
         }
-        let (image, files) = image();
-        let content = Content::new();
-        let built = image.to_content(&content, "team/app", "1.0");
+        let (content, built, files) = published();
         let registry = Embedded::start(content);
         let (ocifs, cache) = (Ocifs::new(), temp_dir());
         let point = ocifs.mount_point("m");

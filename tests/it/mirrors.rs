@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ocifs::demo::registry::{Answer, Content, Endpoint, Fault};
 
 use crate::damage::{Files, image, read_all};
-use crate::support::{Embedded, Mount, Ocifs, Ran, require_fuse, require_root};
+use crate::support::{Embedded, Mount, Ocifs, Ran, require_fuse, require_root, run};
 
 /// How long the client waits for the head of an answer: the time to connect, and the longest silence after it.
 const SILENT: Duration = Duration::from_secs(40);
@@ -139,6 +139,13 @@ fn b_144_a_mistake_in_a_host_file_fails_the_mount_with_file_and_line() {
     assert!(asked(&bench.registry) == (0, 0), "nobody is asked");
     let missing = bench.ocifs.run(["inspect", "--hosts-dir=/no/such", &bench.registry.name("team/app:1.0")]);
     assert_eq!(missing.code(), 2, "{}", missing.stderr);
+    for (file, code) in [("/no/such", 2), ("hosts/none.conf", 0)] {
+        bench.write("hosts/none.conf", "");
+        let mut inspect = bench.ocifs.command(["inspect", &bench.registry.name("team/app:1.0")]);
+        inspect.env("CONTAINERS_REGISTRIES_CONF", file).current_dir(bench.ocifs.home());
+        let ran = run(&mut inspect);
+        assert_eq!(ran.code(), code, "{file}: {}", ran.stderr);
+    }
 }
 
 #[test]

@@ -4,18 +4,22 @@
 //! The registry really goes: its port refuses connections, until another one listens there.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use ocifs::demo::registry::{Content, Registry};
+use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::damage::{Files, image, read_all};
+use crate::damage::{Files, published, read_all};
 use crate::support::{Built, Mount, Ocifs, Ran, require_fuse, require_root};
 
 /// A registry that comes and goes at one address, and mounts of its image whose indexes are in the cache.
@@ -39,9 +43,7 @@ impl Bench {
         if !require_fuse() || !require_root() {
             return None;
         }
-        let (image, files) = image();
-        let content = Content::new();
-        let built = image.to_content(&content, "team/app", "1.0");
+        let (content, built, files) = published();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a thread can be started");
         let registry = runtime.block_on(Registry::start(content.clone())).expect("a port is free");
@@ -183,6 +185,55 @@ fn who_waits_in_an_outage_can_be_killed_and_the_mount_ended() {
     assert!(bench.ocifs.end_daemon(), "it ends when it is told to");
     ends_within(&mut reader, SOON);
     assert!(!reader.wait().expect("it has ended").success());
+}
+
+#[test]
+fn who_reads_directly_in_an_outage_can_be_killed() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.mount(&["--fill=off", "--on-outage=wait"]).ok();
+    bench.goes();
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={}", bench.path(&bench.point).0.display())).args(["of=/dev/null", "bs=4096", "count=1"]);
+    let mut reader = dd.arg("iflag=direct").stderr(Stdio::null()).spawn().expect("dd can be run");
+    bench.await_outage(true);
+    reader.kill().expect("it is ours");
+    ends_within(&mut reader, Duration::from_secs(10));
+    assert_eq!(reader.wait().expect("it has ended").signal(), Some(9), "it was not the read that failed");
+    bench.ocifs.umount(&bench.point);
+}
+
+#[test]
+fn what_is_here_is_read_however_many_wait_for_what_is_not() {
+    const READERS: u64 = 300;
+    let Some(mut bench) = Bench::new() else { return };
+    let local = "tar/file-17";
+    let other = bench.ocifs.mount_point("other");
+    bench.mount_at(&["--fill=off", "--io=passthrough"], &other).ok();
+    let bytes = fs::read(other.path().join(local)).expect("the registry is there");
+    bench.mount(&["--fill=off", "--on-outage=wait"]).ok();
+    bench.goes();
+    // Each for a page of its own, since those who want the same wait for one request.
+    let path = bench.path(&bench.point).0;
+    let readers: Vec<_> = (0..READERS)
+        .map(|number| {
+            let file = File::open(&path).expect("it is there");
+            fadvise(&file, 0, None, Advice::Random).expect("it is a file");
+            std::thread::spawn(move || file.read_exact_at(&mut [0; 4096], number * 4096))
+        })
+        .collect();
+    bench.await_outage(true);
+    std::thread::sleep(Duration::from_secs(1));
+    let path = bench.point.path().join(local);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(fs::read(path)));
+    let read = receiver.recv_timeout(Duration::from_secs(10));
+    let waiting = readers.iter().filter(|reader| !reader.is_finished()).count();
+    bench.comes_back();
+    assert!(readers.into_iter().all(|reader| reader.join().expect("it does not panic").is_ok()));
+    assert!(read.expect("it waits for nobody").expect("it is here") == bytes);
+    assert!(waiting > 200, "{waiting}");
+    bench.ocifs.umount(&bench.point);
+    bench.ocifs.umount(&other);
 }
 
 #[test]

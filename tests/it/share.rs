@@ -3,6 +3,7 @@
 //! A machine is an installation of its own; the registry is the embedded one, with and without a referrers API, or
 //! Debian's docker-registry, which has none.
 
+mod converted;
 mod lies;
 mod made;
 mod pinned;

@@ -40,6 +40,39 @@ pub struct CacheReport {
     pub profiles: Usage,
 }
 
+/// What `cache drop` did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropReport {
+    /// What was removed.
+    pub removed: Usage,
+    /// What was asked for and stays, because something uses it.
+    pub kept: Vec<Kept>,
+}
+
+/// What stays in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// `layers`, `files`, `indexes` (and merged trees) or `manifests`.
+    pub part: String,
+    /// How much.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// Who uses it.
+    pub used_by: UsedBy,
+}
+
+/// Who uses a part of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UsedBy {
+    /// A mount.
+    Mount,
+    /// A process, or another mount namespace, that still has a mount which was ended here.
+    EndedMount,
+    /// Who reads it, or has it open to be read.
+    Reader,
+}
+
 /// What `cache import` brought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportReport {

@@ -22,8 +22,11 @@ pub struct IndexWork {
     pub replace: bool,
     /// Write the artifact into this image layout; absolute.
     pub output: Option<PathBuf>,
-    /// Whom it is for: `ocifs` or `soci`.
+    /// Whom it is for: `ocifs`, `soci` or `soci-v2`.
     pub format: String,
+    /// For `soci-v2`: the tag of the image that names the index.
+    #[serde(default)]
+    pub tag: Option<String>,
 }
 
 /// The profile that goes with an index.
@@ -66,6 +69,20 @@ pub struct IndexedImage {
     pub pushed: Option<PushReport>,
     /// The layout that it was written to.
     pub output: Option<PathBuf>,
+    /// The image that names the artifact, where only such a one is believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub converted: Option<ConvertedImage>,
+}
+
+/// An image that has the layers of another one, and names its index.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConvertedImage {
+    /// What it is called.
+    pub reference: String,
+    /// Digest of its manifest.
+    pub manifest: String,
+    /// Digest of the image index that the reference names.
+    pub digest: String,
 }
 
 /// A layer that was indexed.
@@ -93,7 +110,7 @@ pub struct IndexedLayer {
 pub struct PushReport {
     /// Where it is.
     pub repository: String,
-    /// How it can be found: `api` or `tag`.
+    /// How it can be found: `api`, `tag` or `image`.
     pub listed: String,
     /// Blobs that were there already.
     pub existed: usize,
@@ -113,7 +130,7 @@ pub struct PushReport {
 pub struct SharedIndex {
     /// Digest of the artifact's manifest.
     pub digest: String,
-    /// For which program it was made: `ocifs` or `soci`.
+    /// For which program it was made: `ocifs`, `soci` or `soci-v2`.
     #[serde(default = "ours")]
     pub format: String,
     /// Digest of the image's manifest.

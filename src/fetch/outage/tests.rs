@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::FutureExt;
 
 use super::*;
+use crate::fetch::Priority;
 use crate::fetch::tests::{Memory, Scene, scene};
 use crate::source::{BlobReader, BoxFuture, ByteStream, ErrorKind};
 
@@ -12,6 +13,8 @@ struct Flaky {
     memory: Arc<Memory>,
     away: AtomicBool,
     asked: AtomicUsize,
+    /// While it is away it says nothing at all.
+    silent: AtomicBool,
     /// Of these bytes it knows nothing good, however well it is.
     broken: Option<Range<u64>>,
 }
@@ -28,6 +31,9 @@ impl BlobReader for Flaky {
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let is_broken = self.broken.as_ref().is_some_and(|broken| broken.start < range.end && range.start < broken.end);
+        if self.silent.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         if is_broken || self.away.load(Ordering::SeqCst) {
             return Box::pin(async {
                 sleep(Duration::from_millis(5)).await;
@@ -49,6 +55,7 @@ fn away(broken: Option<fn(&Scene) -> Range<u64>>) -> (Scene, Arc<Layer>, Arc<Fla
         memory: Arc::clone(&scene.source),
         away: AtomicBool::new(true),
         asked: AtomicUsize::new(0),
+        silent: AtomicBool::new(false),
         broken: broken.map(|broken| broken(&scene)),
     });
     let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
@@ -142,6 +149,35 @@ async fn what_is_here_is_read_at_once_while_the_source_is_away() {
     assert!(local.is_ok_and(|bytes| bytes.is_ok()) && flaky.asked.load(Ordering::SeqCst) == asked);
 }
 
+/// Reads a span whose source is away, and brings its bytes another way after `pause`; how long it then took.
+async fn brought_after(pause: Duration, silent: bool) -> Duration {
+    let (scene, layer, flaky) = away(None);
+    assert!(read(&scene, &layer, &Patience::new(OnOutage::Fail), 5).await.is_err());
+    flaky.silent.store(silent, Ordering::SeqCst);
+    let patience = patient(None);
+    let brought = async {
+        sleep(pause).await;
+        let range = layer.index.compressed(scene.span(3));
+        let bytes = scene.source.blob().slice(range.start as usize..range.end as usize);
+        layer.blob.write(range.start, &bytes).expect("there is room");
+        Instant::now()
+    };
+    let (bytes, brought) = tokio::join!(read(&scene, &layer, &patience, 3), brought);
+    let range = layer.index.decoded(scene.span(3));
+    assert!(bytes.expect("it is here") == scene.stream()[range.start as usize..range.end as usize]);
+    assert!(scene.fetcher().outage(&layer).is_some(), "it is still away");
+    brought.elapsed()
+}
+
+#[tokio::test]
+async fn who_waits_for_a_source_that_is_away_sees_bytes_that_come_another_way_at_once() {
+    // It tries at 0.25, 0.75, 1.75 and 3.75 seconds.
+    let took = brought_after(Duration::from_millis(1900), false).await;
+    assert!(took < Duration::from_millis(900), "in line: {took:?}");
+    let took = brought_after(Duration::from_millis(600), true).await;
+    assert!(took < Duration::from_millis(900), "asking: {took:?}");
+}
+
 #[tokio::test]
 async fn one_blob_that_cannot_be_had_is_no_outage_while_others_can() {
     let (scene, layer, flaky) = away(Some(|scene| scene.layer.index.compressed(scene.span(5))));
@@ -177,6 +213,24 @@ async fn background_work_rests_and_goes_on_afterwards() {
     read(&scene, &layer, &Patience::new(OnOutage::Fail), 0).await.expect("it is back");
     tokio::time::timeout(Duration::from_secs(5), ahead).await.expect("it goes on").expect("all can be had");
     assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+}
+
+#[tokio::test]
+async fn a_span_that_cannot_be_had_holds_up_no_other_and_is_given_up_in_the_end() {
+    let (scene, layer, flaky) = away(Some(|scene| {
+        // Its first and last bytes belong to its neighbours as well.
+        let range = scene.layer.index.compressed(scene.span(1));
+        range.start + 1..range.end - 1
+    }));
+    flaky.away.store(false, Ordering::SeqCst);
+    let wanted: Vec<_> = (0..6).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+    let began = Instant::now();
+    let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(10));
+    tokio::time::timeout(Duration::from_secs(20), ahead).await.expect("it ends").expect("nothing else is wrong");
+    // 10, 20, 40, 80 ms, and 160 from then on.
+    assert!(began.elapsed() >= Duration::from_millis(470), "the pauses grow: {:?}", began.elapsed());
+    let here: Vec<_> = (0..6).filter(|number| layer.has(scene.span(*number))).collect();
+    assert_eq!(here, [0, 2, 3, 4, 5]);
 }
 
 #[test]

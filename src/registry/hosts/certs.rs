@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::host::split_port;
+use super::super::host::{all_names, split_port};
 use super::super::link::Pair;
 use super::{files_of, is_absent, is_host};
 use crate::source::{Error, ErrorKind};
@@ -23,7 +23,7 @@ pub(super) fn find(dirs: &[PathBuf], trees: &[PathBuf], host: &str) -> Result<Fo
     if !is_host(host) {
         return Ok(Found::default());
     }
-    let plain = dirs.iter().map(|dir| dir.join(host));
+    let plain = dirs.iter().flat_map(|dir| all_names(host).into_iter().map(|name| dir.join(name)));
     let in_trees = trees.iter().flat_map(|tree| host_dirs(tree, host));
     // A directory with a hosts.toml is spoken for by that.
     let in_trees = in_trees.filter(|dir| !dir.join("hosts.toml").exists());
@@ -36,13 +36,14 @@ pub(super) fn find(dirs: &[PathBuf], trees: &[PathBuf], host: &str) -> Result<Fo
     Ok(Found::default())
 }
 
-/// The directories of a tree that may be for `host`: with the port set apart, which can be written everywhere, and plain.
+/// The directories of a tree that may be for `host`, by each of its names: with the port set apart, which can be written
+/// everywhere, and plain.
 pub(super) fn host_dirs(tree: &Path, host: &str) -> Vec<PathBuf> {
     let apart = match split_port(host) {
         (name, Some(port)) => Some(format!("{name}_{port}_")),
         (_, None) => None,
     };
-    apart.into_iter().chain([host.to_owned()]).map(|name| tree.join(name)).collect()
+    apart.into_iter().chain(all_names(host)).map(|name| tree.join(name)).collect()
 }
 
 /// Makes certificates of files by their names.

@@ -60,12 +60,11 @@ pub(super) fn read(trees: &[PathBuf], host: &str) -> Result<Option<Tree>, Error>
     if !is_host(host) {
         return Ok(None);
     }
-    let own = trees.iter().flat_map(|tree| host_dirs(tree, host)).find(|dir| dir.is_dir());
-    let is_default = own.is_none();
-    let dirs = match own {
-        Some(own) => vec![own],
-        None => trees.iter().map(|tree| tree.join(DEFAULT)).collect(),
-    };
+    let mut dirs: Vec<_> = trees.iter().flat_map(|tree| host_dirs(tree, host)).filter(|dir| dir.is_dir()).collect();
+    let is_default = dirs.is_empty();
+    if is_default {
+        dirs = trees.iter().map(|tree| tree.join(DEFAULT)).collect();
+    }
     for dir in dirs {
         let file = dir.join("hosts.toml");
         if let Some(text) = read_file(&file)?

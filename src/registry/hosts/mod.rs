@@ -3,14 +3,18 @@
 //! Three families of files are in use, and machines have any mix of them: containerd's tree of `hosts.toml` files, the
 //! `registries.conf` of podman and skopeo, and directories of certificates. Each has its own parser from text to a value
 //! (`hosts_toml`, `registries_conf`, `certs`); this file asks them in order and makes one `Plan` of the answers,
-//! which says where it came from. Reading is apart from parsing, and happens at each mount, so that a change needs no
-//! restart.
+//! which says where it came from. Reading is apart from parsing, and happens at each mount and now and then while it lives
+//! (`course`), so that a change needs no restart.
 //!
-//! Where several speak: a registry that `registries.conf` blocks is blocked. A `hosts.toml` for the registry decides
-//! alone; then the rule of `registries.conf` with the longest prefix; then the tree's `_default`. A host without
-//! certificates of its own in these gets those of its directory in `certs.d`. What is wrong in a file that is asked is an
-//! error that names file and line, never a reason to go on without it: a mirror that silently is not used is found by
-//! nobody.
+//! Where several speak: a `hosts.toml` for the registry decides alone; then the rule of `registries.conf` with the longest
+//! prefix; then the tree's `_default`. A host without certificates of its own in these gets those of its directory in
+//! `certs.d`. What is wrong in a file that is asked is an error that names file and line, never a reason to go on without
+//! it: a mirror that silently is not used is found by nobody.
+//!
+//! What `registries.conf` blocks is not contacted, under whichever name it was asked for. Like podman, and unlike its manual,
+//! this looks at where a name leads and not at the name: a registry that is blocked is still had from the mirrors in its
+//! table, which is how clusters keep their machines off the internet, and a mirror that is blocked by a table of its own is
+//! passed over. What a `hosts.toml` says does not count as such a mirror: it was not written for who blocks.
 
 mod certs;
 mod hosts_toml;
@@ -27,6 +31,7 @@ use super::link::Wishes;
 use crate::limits::{ENDPOINTS, HOSTS_FILE_BYTES, HOSTS_FILES};
 use crate::source::{Error, ErrorKind};
 
+use registries_conf::{Conf, Rule};
 pub use short_names::ShortNames;
 
 /// The files that say how registries are reached. Those that do not exist say nothing.
@@ -43,7 +48,7 @@ pub struct HostFiles {
 /// How a repository is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// In the order of trying; the last is the registry itself.
+    /// In the order of trying.
     pub(super) places: Vec<Place>,
     /// Where it is written to, if it may be.
     pub(super) push: Option<Place>,
@@ -58,6 +63,8 @@ pub(super) struct Place {
     pub(super) repository: String,
     pub(super) ns: Option<String>,
     pub(super) may: Capabilities,
+    /// True for the registry itself, which is the last.
+    pub(super) is_own: bool,
 }
 
 /// Which repository is asked for, and for what of it.
@@ -74,9 +81,14 @@ pub(super) struct Wanted<'a> {
 impl Wanted<'_> {
     /// `docker.io/library/debian:13`, as the prefixes of `registries.conf` are compared with.
     fn text(&self) -> String {
+        self.text_at(self.host, self.repository)
+    }
+
+    /// The same as it is called at another host.
+    fn text_at(&self, host: &str, repository: &str) -> String {
         match self.selector {
-            Selector::Tag(tag) => format!("{}/{}:{tag}", self.host, self.repository),
-            Selector::Digest(digest) => format!("{}/{}@{digest}", self.host, self.repository),
+            Selector::Tag(tag) => format!("{host}/{repository}:{tag}"),
+            Selector::Digest(digest) => format!("{host}/{repository}@{digest}"),
         }
     }
 
@@ -87,6 +99,7 @@ impl Wanted<'_> {
             repository: self.repository.to_owned(),
             ns: None,
             may: Capabilities::ALL,
+            is_own: false,
         }
     }
 }
@@ -95,11 +108,8 @@ impl Wanted<'_> {
 pub(super) fn plan(files: &HostFiles, wanted: &Wanted<'_>) -> Result<Plan, Error> {
     let rules = registries_conf::read(&files.registries)?;
     let rule = rules.rule_of(&wanted.text());
-    if let Some(rule) = rule.filter(|rule| rule.blocked) {
-        let message = format!("{} is blocked by {}", wanted.text(), rule.origin());
-        return Err(Error::new(ErrorKind::Denied, message));
-    }
     let plan = match (hosts_toml::read(&files.trees, wanted.host)?, rule) {
+        (Some(tree), Some(rule)) if !tree.is_default && rule.blocked => return Err(blocked(wanted, rule)),
         (Some(tree), rule) if !tree.is_default || rule.is_none() => tree.plan(wanted),
         (_, Some(rule)) => rule.plan(wanted),
         (_, None) => {
@@ -107,7 +117,34 @@ pub(super) fn plan(files: &HostFiles, wanted: &Wanted<'_>) -> Result<Plan, Error
             Plan { places: vec![itself.clone()], push: Some(itself), rule: None }
         }
     };
-    certified(files, plan)
+    certified(files, unblocked(&rules, wanted, plan)?)
+}
+
+/// Leaves out what is blocked under the name that it has there.
+fn unblocked(rules: &Conf, wanted: &Wanted<'_>, mut plan: Plan) -> Result<Plan, Error> {
+    if let Some(own) = plan.places.last_mut() {
+        own.is_own = true;
+    }
+    let blocker = |place: &Place| {
+        let rule = rules.rule_of(&wanted.text_at(&place.site.name, &place.repository));
+        rule.filter(|rule| rule.blocked)
+    };
+    let (kept, left_out): (Vec<_>, Vec<_>) = plan.places.into_iter().partition(|place| blocker(place).is_none());
+    if kept.is_empty()
+        && let Some(rule) = left_out.last().and_then(blocker)
+    {
+        return Err(blocked(wanted, rule));
+    }
+    for place in &left_out {
+        tracing::debug!(host = place.site.name, "{} is blocked there", wanted.text());
+    }
+    plan.places = kept;
+    plan.push = plan.push.filter(|place| blocker(place).is_none());
+    Ok(plan)
+}
+
+fn blocked(wanted: &Wanted<'_>, rule: &Rule) -> Error {
+    Error::new(ErrorKind::Denied, format!("{} is blocked by {}", wanted.text(), rule.origin()))
 }
 
 /// Adds the certificates of the hosts that have none yet.

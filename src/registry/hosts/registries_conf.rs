@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::super::host::is_docker_hub;
+use super::super::host::{is_docker_hub, usual_name};
 use super::{
     Capabilities, Named, Place, Plan, Scheme, Selector, Site, Wanted, Wrong, files_of, is_host, read as read_file,
     shown,
@@ -31,7 +31,10 @@ pub(super) struct Conf {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rule {
     file: PathBuf,
+    /// As references are written, whichever name of its host the file uses.
     prefix: String,
+    /// As the file has it.
+    written: String,
     /// What stands in for the prefix; none if nothing does.
     location: Option<String>,
     insecure: bool,
@@ -55,10 +58,10 @@ enum Used {
 }
 
 /// Reads files and directories of drop-ins, the later ones over the earlier ones.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Conf, Error> {
+pub(super) fn read(paths: &[impl AsRef<Path>]) -> Result<Conf, Error> {
     let mut all = Conf::default();
-    for path in paths {
-        let files = if path.is_dir() { files_of(path, &["conf"])? } else { vec![path.clone()] };
+    for path in paths.iter().map(AsRef::as_ref) {
+        let files = if path.is_dir() { files_of(path, &["conf"])? } else { vec![path.to_owned()] };
         for file in files {
             if let Some(text) = read_file(&file)? {
                 all.lay_over(parse(&text, &file).map_err(|wrong| wrong.of(&file, &text))?);
@@ -80,7 +83,8 @@ impl Conf {
     /// The rule for a reference `HOST/REPOSITORY:TAG` or `@DIGEST`.
     pub(super) fn rule_of(&self, reference: &str) -> Option<&Rule> {
         let fitting = self.rules.iter().filter(|rule| matched(reference, &rule.prefix).is_some());
-        fitting.max_by_key(|rule| rule.prefix.len())
+        // Of several tables for names of one host, the one for its usual name.
+        fitting.max_by_key(|rule| (rule.prefix.len(), rule.written == rule.prefix))
     }
 }
 
@@ -98,7 +102,7 @@ fn matched(reference: &str, prefix: &str) -> Option<usize> {
 impl Rule {
     /// Which file and table this is.
     pub(super) fn origin(&self) -> String {
-        format!("{} (registry {})", self.file.display(), self.prefix)
+        format!("{} (registry {})", self.file.display(), self.written)
     }
 
     /// How a repository is reached by this rule.
@@ -136,7 +140,7 @@ impl Rule {
         let Named { host, path } = Named::of(name);
         let is_short = is_docker_hub(host) && !path.contains('/');
         let repository = if is_short { format!("library/{path}") } else { path.to_owned() };
-        Place { site: site(host, insecure, false), repository, ns: None, may: Capabilities::ALL }
+        Place { site: site(host, insecure, false), repository, ns: None, may: Capabilities::ALL, is_own: false }
     }
 }
 
@@ -203,8 +207,8 @@ fn parse(text: &str, file: &Path) -> Result<Conf, Wrong> {
     for registry in wire.registry {
         let at = registry.span().start;
         let rule = rule(registry.into_inner(), file).map_err(|problem| Wrong::new(at, problem))?;
-        if rules.iter().any(|other| other.prefix == rule.prefix) {
-            return Err(Wrong::new(at, format!("two tables for {:?}", rule.prefix)));
+        if rules.iter().any(|other| other.written == rule.written) {
+            return Err(Wrong::new(at, format!("two tables for {:?}", rule.written)));
         }
         rules.push(rule);
     }
@@ -220,9 +224,13 @@ fn parse(text: &str, file: &Path) -> Result<Conf, Wrong> {
 
 fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
     let location = location(&wire.location)?;
-    let prefix = match wire.prefix.as_str() {
+    let written = match wire.prefix.as_str() {
         "" => location.to_owned(),
         prefix => prefix.trim_end_matches('/').to_owned(),
+    };
+    let prefix = match written.split_once('/') {
+        Some((host, path)) => format!("{}/{path}", usual_name(host)),
+        None => usual_name(&written),
     };
     if prefix.is_empty() {
         return Err("a registry needs a prefix or a location".to_owned());
@@ -230,7 +238,7 @@ fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
     let is_wildcard = prefix.starts_with("*.");
     let host = Named::of(prefix.trim_start_matches("*.")).host;
     if !is_host(host) || (is_wildcard && prefix.contains(['/', '@', ':'])) {
-        return Err(format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&prefix)));
+        return Err(format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&written)));
     }
     if !wire.pull_from_mirror.is_empty() {
         return Err("pull-from-mirror belongs into a [[registry.mirror]] table".to_owned());
@@ -254,11 +262,12 @@ fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
             location => mirrors.push(Mirror { location: location.to_owned(), insecure: mirror.insecure, used }),
         }
     }
-    let moved = !location.is_empty() && location != prefix;
+    let moved = !location.is_empty() && location != written;
     Ok(Rule {
         file: file.to_owned(),
         location: moved.then(|| location.to_owned()),
         prefix,
+        written,
         insecure: wire.insecure,
         blocked: wire.blocked,
         mirrors,

@@ -1,8 +1,11 @@
-//! What short names mean: aliases and search registries of `registries.conf`.
+//! What short names mean: aliases and search registries of `registries.conf`, and the aliases that podman has recorded.
 //!
 //! A name without a host is one of Docker Hub's to Docker, and whatever the machine's owner configured to podman. Both are
 //! followed: an alias, then the one registry in `unqualified-search-registries`, then Docker Hub. Several such registries
-//! are no answer, because whoever can register the name at the first of them would decide what is mounted.
+//! are no answer, because whoever can register the name at the first of them would decide what is mounted. Where podman
+//! asked the user which of them he means, it wrote the answer to a file of its own, which counts before the configuration.
+
+use std::path::Path;
 
 use super::HostFiles;
 use super::registries_conf::{self, Conf};
@@ -15,9 +18,10 @@ pub struct ShortNames {
 }
 
 impl ShortNames {
-    /// Reads the files. Blocks.
-    pub fn read(files: &HostFiles) -> Result<Self, Error> {
-        Ok(Self { conf: registries_conf::read(&files.registries)? })
+    /// Reads the files, and the one in which podman has `recorded` aliases. Blocks.
+    pub fn read(files: &HostFiles, recorded: Option<&Path>) -> Result<Self, Error> {
+        let all: Vec<_> = files.registries.iter().map(|path| path.as_path()).chain(recorded).collect();
+        Ok(Self { conf: registries_conf::read(&all)? })
     }
 
     /// The full name for `reference`, the text of a name in a registry; none if it means what Docker means by it.
@@ -65,7 +69,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("registries.conf");
         std::fs::write(&file, text).expect("a file");
-        ShortNames::read(&HostFiles { registries: vec![file], ..HostFiles::default() }).expect("sound")
+        ShortNames::read(&HostFiles { registries: vec![file], ..HostFiles::default() }, None).expect("sound")
     }
 
     fn expand(text: &str, reference: &str) -> Option<String> {

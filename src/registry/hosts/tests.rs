@@ -45,8 +45,10 @@ fn without_files_the_registry_itself_is_asked() {
         repository: "team/app".to_owned(),
         ns: None,
         may: Capabilities::ALL,
+        is_own: false,
     };
-    assert_eq!(plan, Plan { places: vec![itself.clone()], push: Some(itself), rule: None });
+    let own = Place { is_own: true, ..itself.clone() };
+    assert_eq!(plan, Plan { places: vec![own], push: Some(itself), rule: None });
 }
 
 #[test]
@@ -56,6 +58,52 @@ fn a_hosts_toml_for_the_registry_decides_then_registries_conf_then_the_default()
     let rest = [all[0], all[2]];
     assert_eq!(Machine::new(&rest).hosts("r.example"), ["conf.example", "r.example"]);
     assert_eq!(Machine::new(&rest).hosts("other.example"), ["tree.example", "other.example"]);
+}
+
+#[test]
+fn b_149_docker_hub_has_one_table_and_one_directory_by_whichever_of_its_names() {
+    for name in ["docker.io", "index.docker.io", "Registry-1.docker.io"] {
+        let conf = format!("[[registry]]\nlocation = '{name}'\n[[registry.mirror]]\nlocation = 'conf.example'");
+        assert_eq!(Machine::new(&[("registries.conf", &conf)]).hosts("docker.io"), ["conf.example", "docker.io"]);
+        let conf = format!("[[registry]]\nprefix = '{name}/team'\nlocation = 'r.example/x'");
+        let machine = Machine::new(&[("registries.conf", &conf)]);
+        let plan = machine.plan("docker.io").expect("sound");
+        assert_eq!((plan.places[0].site.name.as_str(), plan.places[0].repository.as_str()), ("r.example", "x/app"));
+        assert!(plan.rule.is_some_and(|rule| rule.ends_with(&format!("(registry {name}/team)"))), "as it is written");
+        if name.starts_with('R') {
+            continue;
+        }
+        let machine = Machine::new(&[(&format!("tree/{name}/hosts.toml"), TREE)]);
+        assert_eq!(machine.hosts("docker.io"), ["tree.example", "docker.io"], "{name}");
+        let machine = Machine::new(&[(&format!("certs.d/{name}/ca.crt"), "")]);
+        let site = &machine.plan("docker.io").expect("sound").places[0].site;
+        assert_eq!(site.wishes.authorities, [machine.dir.path().join(format!("certs.d/{name}/ca.crt"))]);
+    }
+    let table = |name: &str| format!("[[registry]]\nlocation = '{name}'\nmirror = [{{location = 'm-{name}'}}]\n");
+    let all = ["registry-1.docker.io", "docker.io", "index.docker.io"].map(table).concat();
+    let hosts = Machine::new(&[("registries.conf", &all)]).hosts("docker.io");
+    assert_eq!(hosts, ["m-docker.io", "docker.io"], "the usual name counts");
+}
+
+/// What skopeo 1.9 and podman 4.3 do with the same tables: `docker_client.go` looks the name up at which it is about to ask.
+#[test]
+fn b_149_what_is_blocked_is_not_contacted_and_its_own_mirrors_are() {
+    let blocked = "[[registry]]\nlocation = 'r.example'\nblocked = true\n";
+    let mirrored = format!("{blocked}[[registry.mirror]]\nlocation = 'm.example'");
+    let plan = Machine::new(&[("registries.conf", &mirrored)]).plan("r.example").expect("the mirror is not blocked");
+    let places: Vec<_> = plan.places.iter().map(|place| (place.site.name.as_str(), place.is_own)).collect();
+    assert_eq!((places, plan.push), (vec![("m.example", false)], None));
+    let moved = "[[registry]]\nprefix = 'r.example'\nlocation = 'internal.example'\nblocked = true";
+    assert_eq!(Machine::new(&[("registries.conf", moved)]).hosts("r.example"), ["internal.example"]);
+    let mirror = "[[registry]]\nlocation = 'n.example'\n[[registry.mirror]]\nlocation = 'r.example/m'";
+    assert_eq!(Machine::new(&[("registries.conf", &[blocked, mirror].concat())]).hosts("n.example"), ["n.example"]);
+    let only = "[[registry]]\nprefix = 'n.example'\nlocation = 'r.example/n'";
+    let error = Machine::new(&[("registries.conf", &[blocked, only].concat())]).plan("n.example").expect_err("blocked");
+    let shown = error.to_string();
+    assert!(shown.starts_with("n.example/team/app:v1 is blocked by") && shown.ends_with("(registry r.example)"));
+    let tree = "[host.'https://r.example']\n[host.'https://tree.example']";
+    let files = [("registries.conf", blocked), ("tree/n.example/hosts.toml", tree)];
+    assert_eq!(Machine::new(&files).hosts("n.example"), ["tree.example", "n.example"]);
 }
 
 #[test]

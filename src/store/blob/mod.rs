@@ -34,6 +34,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::layout::BlobFile;
 use super::presence::{self, Owner, Record};
@@ -56,6 +57,8 @@ pub struct Blob {
     state: Mutex<State>,
     /// Signalled when [`State::writing`] becomes empty.
     settled: Condvar,
+    /// Told when bytes have come into place.
+    arrival: Notify,
     /// Serialises creation, renaming and removal of the blob's files; held across those calls.
     transition: Mutex<()>,
     /// Keys of the data file and of the map in the pool of open descriptors.
@@ -167,6 +170,18 @@ impl Blob {
             return Vec::new();
         }
         lock(&self.state).held.missing(&range)
+    }
+
+    /// Returns once all of `range` is here, whoever brings it. Costs writers nothing while nobody waits.
+    pub async fn arrived(&self, range: Range<u64>) {
+        loop {
+            let mut arrival = std::pin::pin!(self.arrival.notified());
+            arrival.as_mut().enable();
+            if self.missing(range.clone()).is_empty() {
+                return;
+            }
+            arrival.await;
+        }
     }
 
     /// Reads `range`, or `None` if not all of it is here.
@@ -295,6 +310,8 @@ impl Blob {
         {
             tracing::debug!(digest = %self.digest, "blob is in too many pieces, some are not remembered");
         }
+        drop(state);
+        self.arrival.notify_waiters();
         Ok(())
     }
 

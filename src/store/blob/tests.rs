@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use proptest::prelude::*;
 
 use super::super::Store;
@@ -199,10 +200,30 @@ fn a_lie_about_the_size_of_a_blob_that_is_not_complete_is_at_nobodys_cost() -> R
     drop(lie);
     assert!(matches!(scratch.store.blob(&digest, 8), Err(Error::Size { known: 7, asked: 8, .. })));
     let dropped = scratch.store.drop_blobs(&HashSet::new())?;
-    assert_eq!((dropped.freed.count, dropped.in_use), (0, 1));
+    assert_eq!((dropped.freed.count, dropped.kept.len()), (0, 1));
     drop(honest);
     assert_eq!(scratch.store.drop_blobs(&HashSet::new())?.freed.count, 1);
     assert_eq!(fs::read_dir(scratch.path("blobs"))?.count(), 0, "whatever size it was said to have");
+    Ok(())
+}
+
+#[test]
+fn who_waits_for_bytes_is_told_when_the_last_of_them_is_here() -> Result {
+    let scratch = Scratch::new();
+    let content = content(1000);
+    let digest = Digest::sha256(&content);
+    let blob = scratch.store.blob(&digest, 1000)?;
+    let mut middle = std::pin::pin!(blob.arrived(200..400));
+    let mut whole = std::pin::pin!(blob.arrived(0..1000));
+    assert_eq!((middle.as_mut().now_or_never(), whole.as_mut().now_or_never()), (None, None));
+    blob.write(100, &content[100..350])?;
+    assert_eq!(middle.as_mut().now_or_never(), None, "a part of them is not all");
+    blob.write(350, &content[350..400])?;
+    assert_eq!(middle.now_or_never(), Some(()));
+    let mut replacement = blob.replacement()?;
+    replacement.write(&content)?;
+    replacement.finish()?;
+    assert_eq!(whole.now_or_never(), Some(()), "however they came");
     Ok(())
 }
 

@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
+use tokio::sync::Notify;
+
 use super::super::layout::BlobFile;
 use super::super::presence::{self, Record, Replay};
 use super::super::ranges::RangeSet;
@@ -42,6 +44,7 @@ impl Blob {
                 overlaps: 0,
             }),
             settled: Condvar::new(),
+            arrival: Notify::new(),
             transition: Mutex::new(()),
             keys: [shared.pool.key(), shared.pool.key()],
             touched: AtomicU64::new(0),
@@ -365,6 +368,8 @@ impl Blob {
         state.held = held;
         state.generation += 1;
         change(&mut state);
+        drop(state);
+        self.arrival.notify_waiters();
     }
 }
 

@@ -2,16 +2,14 @@
 
 use std::fs;
 
-use ocifs::demo::registry::{Content, Fault};
+use ocifs::demo::registry::Fault;
 
-use super::{Files, end_daemon, files_below, flip, image, read_all};
+use super::{Files, end_daemon, files_below, flip, published, read_all};
 use crate::support::{Built, Embedded, Ocifs, require_fuse, require_root};
 
 /// The server of the tests that go through the program, and its image.
 fn program() -> (Ocifs, Embedded, Files, Built) {
-    let (image, files) = image();
-    let content = Content::new();
-    let built = image.to_content(&content, "team/app", "1.0");
+    let (content, built, files) = published();
     (Ocifs::new(), Embedded::start(content), files, built)
 }
 

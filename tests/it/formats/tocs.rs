@@ -307,6 +307,26 @@ fn d_018_d_019_d_020_a_toc_that_lies_about_itself_is_refused_and_its_layer_plain
 }
 
 #[test]
+fn d_020_a_parent_that_is_a_file_is_settled_as_in_tar() {
+    let Some(bench) = Bench::new() else { return };
+    let stream = Layer::new().file("a", "a file").dir("a/b").file("other", noise(5000, 9)).stream();
+    for form in [Form::Estargz, Form::ZstdStargz, Form::ZstdStorage] {
+        let pinned = blob(form, &write(&stream, How { has_landmark: false, ..How::new(form) }));
+        let plain = Blob { annotations: Default::default(), ..pinned.clone() };
+        let [lazy, mut truth] = [(pinned, indexed(form)), (plain, "first-contact")].map(|(blob, origin)| {
+            let layout = bench.ocifs.home().join(format!("{form:?}-{}", blob.annotations.len()));
+            write_image(&layout, &[blob]);
+            let (layers, tree) = mounted(&bench, &oci(&layout));
+            assert_eq!(layers[0]["indexed"], origin);
+            tree
+        });
+        truth.remove(&b"stargz.index.json"[..]);
+        assert_same(&lazy, &truth, |_, _| false);
+        assert!(lazy.contains_key(&b"a/b"[..]), "{form:?}");
+    }
+}
+
+#[test]
 fn a_222_what_the_manifest_pins_is_believed_until_the_layer_is_here() {
     let Some(bench) = Bench::new() else { return };
     for form in [Form::Estargz, Form::ZstdStargz, Form::ZstdStorage] {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ocifs::demo::registry::Content;
@@ -125,6 +125,36 @@ fn what_a_dropped_cache_held_is_not_kept_for_mounts_to_come() {
     setting.ocifs.mount(&setting.registry.name("it:latest"), &point);
     walk(point.path()).expect("a tree");
     assert!(setting.asked(&point) > 10, "the kernel remembers nothing of it");
+}
+
+#[test]
+fn what_is_in_use_is_not_dropped_and_that_is_told_with_the_reason() {
+    let Some(setting) = Setting::new(&rich(10)) else { return };
+    let point = setting.mount("m");
+    walk(point.path()).expect("a tree");
+    let used_by = || {
+        let dropped = setting.ocifs.json(["cache", "drop", "--blobs", "--json"]);
+        let kept = dropped["kept"].as_array().expect("a list").iter().find(|kept| kept["part"] == "layers").cloned();
+        kept.map(|kept| {
+            assert!(kept["count"].as_u64() > Some(0) && kept["bytes"].as_u64() > Some(0), "{kept}");
+            kept["used_by"].as_str().expect("a word").to_owned()
+        })
+    };
+    assert_eq!(used_by().as_deref(), Some("mount"));
+    // What the runtime of a container does: from here on the namespace has a mount of its own.
+    let mut other = Command::new("unshare");
+    other.args(["--mount", "--propagation=private", "sh", "-c", "echo ready; exec sleep 100"]);
+    let mut other = other.stdout(Stdio::piped()).spawn().expect("unshare can be run");
+    let mut ready = [0; 6];
+    other.stdout.take().expect("a pipe").read_exact(&mut ready).expect("it is ready");
+    setting.ocifs.umount(&point);
+    let told = used_by();
+    let text = setting.ocifs.run(["cache", "drop"]).ok().stdout;
+    other.kill().and_then(|()| other.wait()).expect("it is ours");
+    assert_eq!(told.as_deref(), Some("ended-mount"));
+    assert!(text.contains(": unmounted, but a process or another mount namespace still has it\n"), "{text}");
+    eventually("nothing has it any more", || used_by().is_none());
+    assert_eq!(setting.ocifs.json(["cache", "du", "--json"])["blobs"]["count"], 0);
 }
 
 /// Reads a byte of a file where it was left.

@@ -103,6 +103,59 @@ async fn hidden_helpers() {
     assert!(hung.contains("docker-credential-hangs did not answer within 700ms"), "{hung}");
 }
 
+#[test]
+fn b_137_whoever_a_helper_answers_for_now_is_told_from_whoever_it_answered_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("docker-credential-who");
+    // With a login of somebody, without one, or failing, as the file says.
+    std::fs::write(&path, "#!/bin/sh\ndir=${0%/*}\necho >> $dir/runs\n. $dir/login\n").expect("a writable directory");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    let path = format!("{}:/usr/bin:/bin", directory.path().display());
+    run("hidden_changing_helper", &[("PATH", Path::new(&path)), ("TEST_DIRECTORY", directory.path())]);
+}
+
+#[tokio::test]
+#[ignore = "runs in the process that b_137_whoever_… starts"]
+async fn hidden_changing_helper() {
+    let Some(directory) = std::env::var_os("TEST_DIRECTORY") else {
+        return;
+    };
+    let directory = Path::new(&directory);
+    let log_in = |user: &str| {
+        let answer = format!(r#"printf '{{"Username":"{user}","Secret":"p"}}'"#);
+        std::fs::write(directory.join("login"), answer).expect("a writable directory");
+    };
+    let runs = || std::fs::read_to_string(directory.join("runs")).unwrap_or_default().lines().count();
+    // Alice may read until Bob comes.
+    let server = Server::start(|request, _| match request.header("authorization") {
+        Some("Basic YWxpY2U6cA==") if request.path().contains("/kept/") => Reply::new(200, "{}"),
+        Some("Basic Ym9iOnA=") => Reply::new(200, "{}"),
+        _ => Reply::new(401, "").with("WWW-Authenticate", "Basic"),
+    })
+    .await;
+    let file = directory.join("config.json");
+    std::fs::write(&file, r#"{"credsStore":"who"}"#).expect("a writable directory");
+    let client = client(Options { auth_files: vec![file], ..quick() });
+    let repository = |name: &str| client.repository(&server.host(), name, Selector::Tag("v1".to_owned()));
+    let (kept, other) = (repository("kept/app"), repository("other"));
+    log_in("alice");
+    assert!(kept.serves_still().await, "nobody has asked yet");
+    assert_eq!(runs(), 0, "and nobody asks for nothing");
+    kept.resolve().await.expect("Alice may");
+    assert!(kept.serves_still().await && other.serves_still().await);
+    let stranger = client.repository("127.0.0.1:9", "app", Selector::Tag("v1".to_owned()));
+    let before = runs();
+    assert!(stranger.serves_still().await && runs() == before, "it has not asked about that registry");
+    log_in("bob");
+    assert!(!kept.serves_still().await, "whoever comes now is not Alice");
+    kept.resolve().await.expect("who has a client keeps the login with it");
+    // What the registry refuses, it is asked about again: the client is now both of theirs, and nobody else's.
+    other.resolve().await.expect("Bob may");
+    assert!(!kept.serves_still().await);
+    log_in("alice");
+    assert!(!kept.serves_still().await);
+}
+
 /// A SOCKS 5 proxy (RFC 1928) without logins, on which every name leads to this machine; the thread ends with the process.
 fn socks() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");

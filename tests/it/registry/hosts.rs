@@ -4,11 +4,16 @@
 //! and with which secrets.
 
 mod certificates;
+mod rules;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ocifs::oci::Digest;
 use ocifs::registry::{HostFiles, Options, Repository, Selector};
 use ocifs::source::{ErrorKind, Source, read_checked};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scripted::{Fate, Reply, Request, Server};
 use super::{client, descriptor, noise, quick, read, shown};
@@ -123,12 +128,86 @@ async fn b_144_b_146_a_mirror_is_told_whose_images_are_wanted_below_its_own_path
 }
 
 #[tokio::test]
+async fn two_mirrors_at_one_address_keep_their_redirects_and_tokens_apart() {
+    let blob = noise(4000);
+    let mut wrong = blob.clone();
+    wrong[2500] ^= 1;
+    let right = blob.clone();
+    let mirrors = Server::start(move |request, _| {
+        let place = |path: &str| format!("http://{}{path}", request.header("host").unwrap_or_default());
+        let token = request.header("authorization").unwrap_or_default();
+        match request.path() {
+            "/a/token" => Reply::new(200, r#"{"token":"a"}"#),
+            "/b/token" => Reply::new(200, r#"{"token":"b"}"#),
+            "/store/a" => Reply::blob(request, &wrong),
+            path if path.starts_with("/a/") && token == "Bearer a" => Reply::redirect(place("/store/a")),
+            path if path.starts_with("/a/") => Reply::bearer(&place("/a/token"), ""),
+            _ if token == "Bearer b" => Reply::blob(request, &right),
+            _ => Reply::bearer(&place("/b/token"), ""),
+        }
+    })
+    .await;
+    let registry = always(Reply::new(404, "")).await;
+    let files = Files::new();
+    let table = |path: &str| format!("[host.'{}']\noverride_path = true\n", mirrors.url(path));
+    files.write(&format!("tree/{}/hosts.toml", registry.host()), &[table("/a"), table("/b")].concat());
+    let repository = files.repository(&registry, files.options()).await;
+    let reader = repository.blob(&descriptor(&blob));
+    let bytes = read_checked(reader.as_ref(), 4000, &descriptor(&blob).digest).await.expect("an answer");
+    assert_eq!(bytes, Some(blob.into()), "the second mirror has the right bytes");
+    let tokens = mirrors.paths().into_iter().filter(|path| path.ends_with("/token")).collect::<Vec<_>>();
+    assert_eq!(tokens, ["/a/token", "/b/token"]);
+}
+
+#[tokio::test]
 async fn b_146_the_registry_itself_is_not_told_its_own_name() {
     let registry = serving(b"").await;
     let files = Files::new();
     files.write(&format!("tree/{}/hosts.toml", registry.host()), &format!("server = '{}'", registry.url("")));
     files.repository(&registry, files.options()).await.resolve().await.expect("it answers");
     assert_eq!(registry.log()[0].target, "/v2/team/app/manifests/v1");
+}
+
+/// A server that speaks plain HTTP and sometimes loses a connection that wants TLS; and how often it was offered TLS.
+async fn losing_tls(reply: &'static [u8]) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let (addr, offered) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&offered);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut heard = [0; 2048];
+            let length = stream.read(&mut heard).await.unwrap_or(0);
+            match heard[..length].first() {
+                // A handshake begins with this.
+                Some(0x16) => drop(counted.fetch_add(1, Ordering::SeqCst)),
+                // A client that is gone needs no answer.
+                _ => drop(stream.write_all(reply).await),
+            }
+        }
+    });
+    (addr, offered)
+}
+
+#[tokio::test]
+async fn b_142_a_lost_connection_does_not_make_a_host_one_of_plain_http() {
+    const FOUND: &[u8] =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 31\r\nConnection: close\r\n\r\n{\"schemaVersion\":2,\"layers\":[]}";
+    const DENIED: &[u8] =
+        b"HTTP/1.1 401 X\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    for (reply, is_found) in [(FOUND, true), (DENIED, false)] {
+        let (addr, offered) = losing_tls(reply).await;
+        let files = Files::new();
+        let table = format!("server = 'http://{addr}'\nskip_verify = true");
+        files.write(&format!("tree/{addr}/hosts.toml"), &table);
+        let options = Options { attempts: 1, ..files.options() };
+        let found = client(options).find(&addr.to_string(), "team/app", Selector::Tag("v1".to_owned())).await;
+        let repository = found.expect("sound files");
+        for count in 1..4 {
+            let answer = repository.resolve().await.map_err(|error| shown(&error));
+            assert_eq!(answer.is_ok(), is_found, "{answer:?}");
+            assert_eq!(offered.load(Ordering::SeqCst), count, "TLS is tried each time");
+        }
+    }
 }
 
 #[tokio::test]
@@ -163,6 +242,45 @@ async fn b_147_whatever_is_wrong_with_a_mirror_the_next_host_is_asked_at_once() 
         let bytes = bytes.unwrap_or_else(|error| panic!("{bad:?}: {}", shown(&error)));
         assert_eq!(bytes.expect("right bytes"), blob);
         assert!(begun.elapsed().as_secs() < 2, "{bad:?}: nobody waits for a mirror");
+    }
+}
+
+#[tokio::test]
+async fn b_147_b_162_each_host_is_asked_once_a_round_for_what_refers_to_an_image() {
+    let subject = Digest::sha256(b"an image");
+    let entry = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{subject}","size":3,"artifactType":"a/b"}}"#
+    );
+    let index = |entries: &str| {
+        let index_type = "application/vnd.oci.image.index.v1+json";
+        let index = format!(r#"{{"schemaVersion":2,"mediaType":"{index_type}","manifests":[{entries}]}}"#);
+        Reply::new(200, index).with("Content-Type", index_type)
+    };
+    // What the mirror and the registry answer first and from then on, whether anything is found, and who was asked how often.
+    let (busy, none, some) = (Reply::new(503, ""), index(""), index(&entry));
+    for (mirror, registry, found, asked) in [
+        ([busy.clone(), busy.clone()], [some.clone(), some.clone()], true, (1, 1)),
+        ([none.clone(), none.clone()], [some.clone(), some.clone()], true, (1, 1)),
+        ([none.clone(), none.clone()], [busy.clone(), some.clone()], true, (2, 2)),
+        ([Reply::new(404, ""), some.clone()], [busy.clone(), busy.clone()], true, (2, 1)),
+        ([some.clone(), some.clone()], [none.clone(), none.clone()], true, (1, 0)),
+        ([none.clone(), none.clone()], [none.clone(), none.clone()], false, (1, 1)),
+    ] {
+        let start = |[first, later]: [Reply; 2]| {
+            Server::start(move |_, before| if before == 0 { first.clone() } else { later.clone() })
+        };
+        for tagged in [false, true] {
+            let (mirror, registry) = (start(mirror.clone()).await, start(registry.clone()).await);
+            let files = Files::new();
+            files.hosts_toml(&registry, &[(&mirror, "")]);
+            let repository = files.repository(&registry, files.options()).await;
+            let listed = match tagged {
+                true => repository.tagged_referrers(&subject, "a/b").await,
+                false => repository.referrers(&subject, "a/b").await.map(Option::unwrap_or_default),
+            };
+            assert_eq!(!listed.unwrap_or_else(|error| panic!("{}", shown(&error))).is_empty(), found);
+            assert_eq!((mirror.log().len(), registry.log().len()), asked, "{:?}", mirror.paths());
+        }
     }
 }
 
@@ -271,6 +389,22 @@ async fn b_147_a_mirror_that_failed_rests_while_others_have_what_is_wanted() {
 }
 
 #[tokio::test]
+async fn b_147_a_mirror_whose_store_fails_rests_as_well() {
+    let blob = noise(5000);
+    for failure in [Reply::new(503, ""), Reply::new(429, "").with("Retry-After", "60")] {
+        let (store, registry) = (always(failure).await, serving(&blob).await);
+        let mirror = always(Reply::redirect(store.url("/x"))).await;
+        let files = Files::new();
+        files.hosts_toml(&registry, &[(&mirror, "")]);
+        let repository = files.repository(&registry, files.options()).await;
+        for _ in 0..3 {
+            read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the registry has it");
+        }
+        assert_eq!((mirror.log().len(), store.log().len(), registry.log().len()), (1, 1, 3));
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_breaks_at_a_mirror_goes_on_at_the_next_host_from_its_last_byte() {
     let blob = noise(100_000);
     let breaking = {
@@ -303,46 +437,6 @@ async fn wrong_bytes_of_a_mirror_are_asked_of_the_next_host_and_never_again_of_i
     let alone = client(quick()).repository(&mirror.host(), "team/app", Selector::Tag("v1".to_owned()));
     let reader = alone.blob(&descriptor(&blob));
     assert_eq!(read_checked(reader.as_ref(), 4000, &digest).await.expect("an answer"), None, "there is nobody else");
-}
-
-#[tokio::test]
-async fn b_149_a_location_stands_in_for_a_registry_and_mirrors_have_names_of_their_own() {
-    let blob = noise(200);
-    let (mirror, registry) = (serving(&blob).await, serving(&blob).await);
-    let files = Files::new();
-    let conf = format!(
-        "[[registry]]\nprefix = 'r.example/team'\nlocation = '{}/moved/x'\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = '{}/m'",
-        registry.host(),
-        mirror.host()
-    );
-    files.write("registries.conf", &conf);
-    let selector = Selector::Tag("v1".to_owned());
-    let repository = client(files.options()).find("r.example", "team/app", selector).await.expect("a rule");
-    repository.resolve().await.expect("the location resolves");
-    read(&repository.blob(&descriptor(&blob)), 0..10).await.expect("the mirror has it");
-    assert_eq!(registry.paths(), ["/v2/moved/x/app/manifests/v1"]);
-    assert_eq!(mirror.log()[0].target, format!("/v2/m/app/blobs/{}", descriptor(&blob).digest));
-    assert_eq!(repository.name(), "r.example/team/app");
-    assert!(repository.rule().is_some_and(|rule| rule.ends_with("registries.conf (registry r.example/team)")));
-    let hosts: Vec<_> = repository.hosts().into_iter().map(|host| (host.name, host.received, host.trouble)).collect();
-    assert_eq!(hosts, [(mirror.host(), 10, None), (registry.host(), 0, None)]);
-}
-
-#[tokio::test]
-async fn b_149_what_is_blocked_and_what_nobody_may_do_are_errors_that_name_the_file() {
-    let files = Files::new();
-    files.write("registries.conf", "[[registry]]\nlocation = 'bad.example'\nblocked = true");
-    files.write("tree/mute.example/hosts.toml", "server = 'https://mute.example'\ncapabilities = ['pull']");
-    let find = async |host: &str| client(files.options()).find(host, "a", Selector::Tag("v1".to_owned())).await;
-    let error = find("bad.example").await.expect_err("blocked");
-    assert!(error.kind() == ErrorKind::Denied && shown(&error).contains("registries.conf"), "{}", shown(&error));
-    let error = find("mute.example").await.expect("sound files").resolve().await.expect_err("nobody resolves");
-    assert_eq!(error.kind(), ErrorKind::Misconfigured);
-    let text = shown(&error);
-    assert!(
-        text.contains("no host is to be asked for the tags of mute.example/a") && text.contains("hosts.toml"),
-        "{text}"
-    );
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use ocifs::registry::{Options, Pushed, Repository, Selector};
 use ocifs::source::{Error, ErrorKind};
 
 use super::redirects::login;
-use super::scripted::{Reply, Server};
+use super::scripted::{Fate, Reply, Server};
 use super::{client, descriptor, noise, quick, read, shown};
 use crate::support::DockerRegistry;
 
@@ -193,6 +193,35 @@ async fn b_168_what_a_registry_refuses_is_told_with_all_that_is_known_and_given_
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert_eq!(uploads(&registry), ["POST", "PATCH 0-8388607", "DELETE"]);
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_in_the_way_of_a_push_is_told_of_a_push() {
+    let realm =
+        |request: &super::scripted::Request| format!("http://{}/token", request.header("host").unwrap_or_default());
+    type Script = Box<dyn Fn(&super::scripted::Request) -> Reply + Send + Sync>;
+    let cases: [(&str, Script); 4] = [
+        ("cannot push manifest", Box::new(|_| Reply::new(200, "").fated(Fate::Silence))),
+        ("cannot push manifest", Box::new(|_| Reply::new(401, ""))),
+        ("cannot push manifest", Box::new(|request| Reply::redirect(request.target.clone()))),
+        (
+            "cannot get a token to push manifest",
+            Box::new(move |request| match request.path() {
+                "/token" => Reply::new(200, "no token"),
+                _ => Reply::bearer(&realm(request), ""),
+            }),
+        ),
+    ];
+    for (number, (expected, script)) in cases.into_iter().enumerate() {
+        let server = Server::start(move |request, _| script(request)).await;
+        let short = std::time::Duration::from_millis(300);
+        let options = Options { attempts: 1, stall_timeout: short, connect_timeout: short, ..quick() };
+        let tag = Selector::Tag("v1".to_owned());
+        let repository = client(options).repository(&server.host(), "team/app", tag.clone()).for_pushing();
+        let pushed = repository.push_manifest(&tag, "application/json", Bytes::from_static(b"{}")).await;
+        let text = shown(&pushed.expect_err("it is not taken"));
+        assert!(text.starts_with(expected) && !text.contains("leave to"), "{number}: {text}");
     }
 }
 

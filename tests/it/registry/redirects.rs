@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ocifs::registry::{Options, Selector};
-use ocifs::source::{ErrorKind, Source};
+use ocifs::source::{ErrorKind, Source, read_checked};
 
 use super::scripted::{Fate, Reply, Server};
 use super::{client, descriptor, noise, quick, read, repository, shown};
@@ -52,6 +52,26 @@ async fn b_080_b_081_a_redirect_is_followed_without_credentials_and_remembered()
         read(&again, 5..10).await.expect("served");
         assert_eq!(registry.log().len(), 2, "another reader of the blob knows the place as well");
     }
+}
+
+#[tokio::test]
+async fn b_083_a_place_that_sent_wrong_bytes_is_not_remembered() {
+    let bytes = noise(3000);
+    let right = bytes.clone();
+    let mut wrong = bytes.clone();
+    wrong[1500] ^= 1;
+    let store = Server::start(move |request, _| match request.path() {
+        "/broken" => Reply::blob(request, &wrong),
+        _ => Reply::blob(request, &right),
+    })
+    .await;
+    let targets = [store.url("/broken"), store.url("/sound")];
+    let registry = Server::start(move |_, before| Reply::redirect(targets[before.min(1)].clone())).await;
+    let blob = repository(&registry).blob(&descriptor(&bytes));
+    let digest = descriptor(&bytes).digest;
+    assert_eq!(read_checked(blob.as_ref(), 3000, &digest).await.expect("an answer"), None, "there is nobody else");
+    let again = read_checked(blob.as_ref(), 3000, &digest).await.expect("an answer");
+    assert_eq!(again, Some(bytes.into()), "the registry is asked where else it is");
 }
 
 #[tokio::test]

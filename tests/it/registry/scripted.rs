@@ -41,6 +41,8 @@ impl Request {
 pub(super) enum Fate {
     /// It arrives.
     Whole,
+    /// Not even the head of the answer is sent.
+    Silence,
     /// The connection is closed after so many bytes.
     Cut(usize),
     /// The connection is reset after so many bytes.
@@ -212,6 +214,10 @@ async fn receive(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Re
 
 /// Sends an answer; true if the connection is good for another.
 async fn send(stream: &mut TcpStream, reply: Reply) -> std::io::Result<bool> {
+    if reply.fate == Fate::Silence {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        return Ok(false);
+    }
     let unmeasured = matches!(reply.fate, Fate::Unmeasured(_));
     let mut head = format!("HTTP/1.{} {} X\r\n", u8::from(!unmeasured), reply.status);
     for (name, value) in &reply.headers {
@@ -238,6 +244,7 @@ async fn send(stream: &mut TcpStream, reply: Reply) -> std::io::Result<bool> {
             stream.write_all(&reply.body).await?;
             return Ok(true);
         }
+        Fate::Silence => {}
         Fate::Cut(length) | Fate::Unmeasured(length) => stream.write_all(part(length)).await?,
         Fate::Reset(length) => {
             stream.write_all(part(length)).await?;

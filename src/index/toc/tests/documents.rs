@@ -147,7 +147,7 @@ fn go_leaves_out_what_is_zero_and_old_writers_add_what_nobody_reads() {
 }
 
 #[test]
-fn the_last_entry_of_a_name_counts_in_estargz_and_zstd_chunked_has_one() {
+fn d_020_the_last_entry_of_a_name_counts_in_estargz_and_zstd_chunked_has_one() {
     let twice = [listed_file("a", 10, 100), json!({ "name": "./a/", "type": "dir" })];
     assert_eq!(listed(Format::Estargz, &twice).expect("as in tar").entries.len(), 2);
     let refused = listed(Format::ZstdChunked, &twice);

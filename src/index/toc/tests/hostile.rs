@@ -104,7 +104,11 @@ fn d_019_hard_links_in_a_circle_are_refused() {
     }
     let replaced = [link("a", "b"), listed_file("a", 1, 512), link("b", "a")];
     listed(Format::Estargz, &replaced).expect("the link is gone when the other comes");
-    // A chunk has no name that a link could lead to.
+    // A chunk has no name of its own that a link could lead to.
+    let first = with(listed_file("f", 2, 512), "chunkSize", 1);
+    let second = json!({ "type": "chunk", "name": "f", "offset": 600, "chunkOffset": 1, "chunkDigest": DIGEST });
+    let claim = listed(Format::Estargz, &[first, second, link("a", "f")]).expect("the link leads to the file");
+    assert_eq!(claim.entries.len(), 2);
     let chunk = json!({ "type": "chunk", "name": "c", "offset": 600, "chunkOffset": 1, "chunkDigest": DIGEST });
     assert_eq!(fault(&[listed_file("f", 2, 512), chunk, link("a", "c")]), Fault::Stray);
 }
@@ -130,7 +134,7 @@ fn d_020_names_are_those_of_tar_members() {
     assert_eq!(fault(&[json!({ "name": "l", "type": "symlink" })]), member(tar::Fault::NoTarget));
     assert_eq!(fault(&[json!({ "name": "d", "type": "socket" })]), Fault::Type);
     assert_eq!(fault(&[json!({ "name": "d" })]), Fault::Type);
-    // A parent that is a file is for the merge to settle, as in tar.
+    // A parent that is a file is for the merge to settle, as in tar: tests/it/formats/tocs.rs.
     listed(Format::ZstdChunked, &[listed_file("a", 1, 512), json!({ "name": "a/b", "type": "dir" })])
         .expect("as in tar");
 }

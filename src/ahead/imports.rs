@@ -1,0 +1,546 @@
+//! The modules that a Python script imports, found and fetched.
+//!
+//! An interpreter imports one module after the other, each named by the one before: a round trip for every few of them. Here
+//! they are all on their way as soon as they are named: the files of the module are looked for as CPython's path finder does
+//! (`sys.path` in order; in each directory a package, an extension, source), and what they import in turn is read from them
+//! ([`crate::python`]). A module whose compiled form does not fit its source is going to be compiled, so its source is
+//! fetched too; an extension is a library, and brings those it is linked to.
+//!
+//! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::command::{self, Target};
+use super::names::{self, Place};
+use super::programs::Walk;
+use super::turns::{self, Order};
+use super::{Need, Reason, contents};
+use crate::fetch::{Error, Foretold};
+use crate::limits::{AHEAD_MODULE_BYTES, AHEAD_MODULES};
+use crate::oci::ImageConfig;
+use crate::python::{Compiled, Import, Stamp, imports_of_source};
+use crate::tree::{NodeId, NodeKind, Tree};
+
+/// Modules looked into side by side. Many lie in one span, so this is not the number of requests.
+const PARALLEL: usize = 128;
+
+/// Longest dotted name looked for, in bytes and in parts.
+const LONGEST_NAME: usize = 512;
+const MOST_PARTS: usize = 32;
+
+/// What every start imports before the script.
+const FIRST: [&str; 6] =
+    ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize", "usercustomize"];
+
+/// What every start of Python reads besides: the locale that it chooses where there is none (PEP 538).
+const BESIDE: [&[u8]; 3] =
+    [b"/usr/lib/locale/C.utf8/LC_CTYPE", b"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", b"/etc/localtime"];
+
+/// Since 3.11 these are in the interpreter itself.
+const FROZEN: [&str; 15] = [
+    "_collections_abc",
+    "_sitebuiltins",
+    "abc",
+    "codecs",
+    "genericpath",
+    "importlib.machinery",
+    "importlib.util",
+    "io",
+    "ntpath",
+    "os",
+    "posixpath",
+    "runpy",
+    "site",
+    "stat",
+    "zipimport",
+];
+
+/// A directory in which modules are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Directory {
+    node: NodeId,
+    path: Vec<u8>,
+}
+
+/// A Python: where its modules are.
+#[derive(Debug)]
+struct Interpreter {
+    /// `Y` of version 3.Y.
+    minor: u32,
+    /// `sys.path`, without the script's directory.
+    path: Vec<Directory>,
+    /// Those of it whose `.pth` files are read.
+    sites: Vec<Directory>,
+    /// What the names of extensions end with, the most particular first.
+    suffixes: Vec<String>,
+    /// Of the virtual environment, if it is in one.
+    settings: Option<NodeId>,
+}
+
+/// What a module is.
+#[derive(Debug, Clone)]
+enum Found {
+    /// A directory, and the file in it that is run.
+    Package(Arc<Directory>, Option<Body>),
+    Module(Body),
+}
+
+/// What is run when a module is imported.
+#[derive(Debug, Clone)]
+enum Body {
+    Extension(Place),
+    Python { source: Option<NodeId>, compiled: Option<NodeId> },
+}
+
+/// One module that was found.
+#[derive(Debug)]
+struct Module {
+    name: String,
+    is_package: bool,
+    body: Body,
+    order: Order,
+}
+
+/// One start.
+struct Finder<'a> {
+    walk: &'a Walk<'a>,
+    tree: &'a Tree,
+    python: Interpreter,
+    /// Every name that was looked for; the directory of those that are packages.
+    known: HashMap<String, Option<Arc<Directory>>>,
+    waiting: BTreeMap<Order, Module>,
+    /// The order of the module whose imports are looked at, and how many modules it has led to.
+    order: Order,
+    next: u32,
+}
+
+/// Fetches what the first Python of the command line imports, if there is one.
+pub(super) async fn fetch(walk: &Walk<'_>, targets: &[Target]) -> Result<(), Error> {
+    for target in targets {
+        let Some(invoked) = &target.invoked else { continue };
+        if let Some(python) = Interpreter::of(walk, invoked, &target.place) {
+            let script = Script::of_arguments(walk, &target.arguments);
+            return Finder::new(walk, python, script.directory(walk)).run(script).await;
+        }
+        if !is_script_like(walk, &target.place) {
+            continue;
+        }
+        for word in walk.interpreters(target.place.node).await? {
+            let program = command::program(&walk.session.files.tree, walk.config, &word);
+            let python = program.and_then(|(invoked, place)| Interpreter::of(walk, &invoked, &place));
+            if let Some(python) = python {
+                let script = Script::File(target.place.clone(), target.arguments.clone());
+                return Finder::new(walk, python, script.directory(walk)).run(script).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// True for programs that are short enough to be scripts that only import.
+fn is_script_like(walk: &Walk<'_>, place: &Place) -> bool {
+    walk.session.files.tree.node(place.node).size() <= AHEAD_MODULE_BYTES
+}
+
+/// What an interpreter is told to run.
+#[derive(Debug)]
+enum Script {
+    /// With its arguments.
+    File(Place, Vec<String>),
+    /// With `-m`.
+    Module(String, Vec<String>),
+    Other,
+}
+
+impl Script {
+    /// What the command line of an interpreter names (`python3 --help`).
+    fn of_arguments(walk: &Walk<'_>, arguments: &[String]) -> Self {
+        let mut rest = arguments.iter();
+        while let Some(word) = rest.next() {
+            let Some(options) = word.strip_prefix('-') else {
+                let path = names::join(command::working_directory(walk.config), word.as_bytes());
+                let place = names::file(&walk.session.files.tree, &path);
+                return place.map_or(Self::Other, |place| Self::File(place, rest.cloned().collect()));
+            };
+            // Options may be joined; these end with what they are about, or take the next word.
+            let Some(at) = options.find(['m', 'c', 'W', 'X']).filter(|_| !options.starts_with('-')) else { continue };
+            let (name, about) = (&options[at..=at], &options[at + 1..]);
+            let about = if about.is_empty() { rest.next().map(String::as_str) } else { Some(about) };
+            match (name, about) {
+                ("m", Some(module)) => return Self::Module(module.to_owned(), rest.cloned().collect()),
+                ("m" | "c", _) => return Self::Other,
+                _ => {}
+            }
+        }
+        Self::Other
+    }
+
+    /// The first directory of `sys.path`.
+    fn directory(&self, walk: &Walk<'_>) -> Vec<u8> {
+        match self {
+            Self::File(place, _) => place.directory().to_vec(),
+            Self::Module(..) | Self::Other => command::working_directory(walk.config).to_vec(),
+        }
+    }
+}
+
+impl Interpreter {
+    /// The Python that runs as `invoked`, which leads to `place`; none if that is something else.
+    ///
+    /// Its version is in its name or in that of its library, which is where `bin/..` is and has an `os.py`. A file
+    /// `pyvenv.cfg` beside or above what is invoked makes it a virtual environment.
+    fn of(walk: &Walk<'_>, invoked: &[u8], place: &Place) -> Option<Self> {
+        let tree = &walk.session.files.tree;
+        let rest = place.path.rsplit(|byte| *byte == b'/').next()?.strip_prefix(b"python")?;
+        let named = std::str::from_utf8(rest).ok()?.strip_prefix("3.").and_then(|minor| minor.parse::<u32>().ok());
+        if named.is_none() && !matches!(rest, b"" | b"3") {
+            return None;
+        }
+        let prefix = parent(place.directory());
+        let libraries = ["lib", "lib64"].map(|name| names::join(&prefix, name.as_bytes()));
+        let library = |minor: u32| {
+            let mut found = libraries.iter().filter_map(|base| directory(tree, base, &format!("python3.{minor}")));
+            found.find(|found| child(tree, found, "os.py").is_some()).map(|found| (minor, found))
+        };
+        let (minor, library) = match named {
+            Some(minor) => library(minor)?,
+            None => (0..40).rev().find_map(library)?,
+        };
+        let own = parent(invoked);
+        let settings = [names::join(&own, b"pyvenv.cfg"), names::join(&parent(&own), b"pyvenv.cfg")];
+        let settings = settings.iter().find_map(|path| names::file(tree, path));
+        let version = format!("python3.{minor}");
+        let below = |base: &[u8], rest: &str| directory(tree, base, rest);
+        let sites: Vec<_> = match &settings {
+            Some(settings) => {
+                let base = settings.directory();
+                ["lib", "lib64"]
+                    .iter()
+                    .filter_map(|lib| below(base, &format!("{lib}/{version}/site-packages")))
+                    .collect()
+            }
+            // Debian keeps its own packages apart.
+            None => [
+                below(&prefix, &format!("local/lib/{version}/dist-packages")),
+                below(b"/usr/local", &format!("lib/{version}/dist-packages")),
+                below(&library.path, "site-packages"),
+                below(&prefix, "lib/python3/dist-packages"),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        };
+        let variable = command::variable(walk.config, "PYTHONPATH").unwrap_or_default();
+        let path = variable.split(':').filter(|dir| !dir.is_empty()).filter_map(|dir| below(b"/", dir));
+        let dynamic = below(&library.path, "lib-dynload");
+        let mut path: Vec<_> = path.chain([library]).chain(dynamic).chain(sites.iter().cloned()).collect();
+        let mut seen = HashSet::new();
+        path.retain(|directory| seen.insert(directory.node));
+        let settings = settings.map(|place| place.node);
+        Some(Self { minor, path, sites, suffixes: suffixes(walk.config, minor), settings })
+    }
+}
+
+/// What the names of extension modules end with (`importlib.machinery.EXTENSION_SUFFIXES`).
+fn suffixes(config: &ImageConfig, minor: u32) -> Vec<String> {
+    let machine = match config.platform.architecture() {
+        "amd64" => "x86_64",
+        "arm64" => "aarch64",
+        other => other,
+    };
+    let particular = ["gnu", "musl"].map(|libc| format!(".cpython-3{minor}-{machine}-linux-{libc}.so"));
+    particular.into_iter().chain([".abi3.so".to_owned(), ".so".to_owned()]).collect()
+}
+
+impl<'a> Finder<'a> {
+    fn new(walk: &'a Walk<'a>, mut python: Interpreter, first: Vec<u8>) -> Self {
+        let tree = &walk.session.files.tree;
+        if let Some(first) = directory(tree, &first, "") {
+            python.path.insert(0, first);
+        }
+        Self { walk, tree, python, known: HashMap::new(), waiting: BTreeMap::new(), order: Vec::new(), next: 0 }
+    }
+
+    /// Fetches what the interpreter itself, `script`, and what they import need.
+    async fn run(mut self, script: Script) -> Result<(), Error> {
+        // What follows is known, and need not be guessed.
+        self.walk.session.files.layers.iter().for_each(|layer| layer.foretell(Foretold::Files));
+        let beside = BESIDE.iter().filter_map(|path| names::file(self.tree, path)).map(|place| place.node);
+        for file in self.python.settings.into_iter().chain(beside) {
+            self.walk.begin_file(&need(&Order::new(), 0), file);
+        }
+        for name in FIRST {
+            self.find(name);
+        }
+        let (hooks, read) = tokio::join!(self.hooks(), self.script(&script));
+        let (directories, imports) = hooks?;
+        self.python.path.extend(directories);
+        imports.iter().for_each(|import| self.import("", false, import));
+        read?.iter().for_each(|import| self.import("__main__", false, import));
+        if let Script::Module(name, _) = &script {
+            self.find(name);
+            self.find(&format!("{name}.__main__"));
+        }
+        self.arguments(&script);
+        self.follow().await;
+        Ok(())
+    }
+
+    /// Reads all that is waiting, and what that leads to.
+    async fn follow(&mut self) {
+        let mut reading = FuturesUnordered::new();
+        loop {
+            while reading.len() < PARALLEL
+                && let Some((_, module)) = self.waiting.pop_first()
+            {
+                let walk = self.walk;
+                reading.push(async move { (read(walk, &module).await, module) });
+            }
+            let Some((imports, module)) = reading.next().await else { return };
+            match imports {
+                Ok(imports) => {
+                    (self.order, self.next) = (module.order.clone(), 0);
+                    imports.iter().for_each(|import| self.import(&module.name, module.is_package, import));
+                }
+                Err(error) => tracing::debug!(module = module.name, %error, "not fetched ahead"),
+            }
+        }
+    }
+
+    /// What the `.pth` files of the site directories add: directories, and imports.
+    async fn hooks(&self) -> Result<(Vec<Directory>, Vec<Import>), Error> {
+        let (mut directories, mut imports) = (Vec::new(), Vec::new());
+        for site in &self.python.sites {
+            let names = self.tree.children(site.node, 0).filter(|child| child.name.ends_with(b".pth"));
+            for file in names.take(PARALLEL).map(|child| child.node) {
+                let text = text(self.walk, &need(&Order::new(), 0), file).await?;
+                for line in text.split(|byte| *byte == b'\n') {
+                    if line.starts_with(b"import ") || line.starts_with(b"import\t") {
+                        imports.extend(imports_of_source(line));
+                        imports.extend(called(line));
+                    } else if let Ok(name) = std::str::from_utf8(line.trim_ascii())
+                        && !name.is_empty()
+                    {
+                        directories.extend(directory(self.tree, &site.path, name));
+                    }
+                }
+            }
+        }
+        Ok((directories, imports))
+    }
+
+    /// What the script itself imports.
+    async fn script(&self, script: &Script) -> Result<Vec<Import>, Error> {
+        let Script::File(place, _) = script else { return Ok(Vec::new()) };
+        Ok(imports_of_source(&text(self.walk, &need(&Order::new(), 0), place.node).await?))
+    }
+
+    /// Looks for modules that the arguments of a script name, as servers have it: `gunicorn package.module:application`.
+    fn arguments(&mut self, script: &Script) {
+        let (Script::File(_, arguments) | Script::Module(_, arguments)) = script else { return };
+        let Some(here) = directory(self.tree, command::working_directory(self.walk.config), "") else { return };
+        let is_named = |word: &&String| !word.starts_with('-') && !word.contains('/');
+        for word in arguments.iter().filter(is_named) {
+            let name = word.split(':').next().unwrap_or(word);
+            let first = name.split('.').next().unwrap_or(name);
+            if !self.python.path.contains(&here) && find(self.tree, &self.python, &here, first).is_some() {
+                self.python.path.push(here.clone());
+            }
+            self.find(name);
+        }
+    }
+
+    /// Looks for what an import in `module` means.
+    fn import(&mut self, module: &str, is_package: bool, import: &Import) {
+        let base = match import.level {
+            0 => Some(String::new()),
+            level => ancestor(module, level - u32::from(is_package)),
+        };
+        let Some(base) = base else { return };
+        let name = if base.is_empty() || import.module.is_empty() {
+            base + &import.module
+        } else {
+            format!("{base}.{}", import.module)
+        };
+        if !name.is_empty() && self.find(&name).is_some() {
+            for part in import.names.iter().filter(|part| *part != "*") {
+                self.find(&format!("{name}.{part}"));
+            }
+        }
+    }
+
+    /// Looks for a module and the packages that it is in; its directory if it is a package.
+    fn find(&mut self, name: &str) -> Option<Arc<Directory>> {
+        if name.len() > LONGEST_NAME || name.split('.').count() > MOST_PARTS {
+            return None;
+        }
+        let mut above: Option<Arc<Directory>> = None;
+        let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
+        for (depth, end) in ends.enumerate() {
+            let (name, leaf) = (&name[..end], name[..end].rsplit('.').next().unwrap_or_default());
+            if let Some(known) = self.known.get(name) {
+                above = known.clone();
+            } else {
+                let found = self.look(name, leaf, above.as_deref().filter(|_| depth > 0), depth == 0)?;
+                above = self.enter(name, found);
+            }
+            above.as_ref()?;
+        }
+        above
+    }
+
+    /// Looks for a module that nobody has looked for; none if there were too many.
+    fn look(&self, name: &str, leaf: &str, above: Option<&Directory>, is_top: bool) -> Option<Option<Found>> {
+        if self.known.len() >= AHEAD_MODULES {
+            return None;
+        }
+        if self.python.minor >= 11 && FROZEN.contains(&name) {
+            return Some(None);
+        }
+        Some(match above {
+            Some(above) => find(self.tree, &self.python, above, leaf),
+            None if is_top => self.python.path.iter().find_map(|dir| find(self.tree, &self.python, dir, leaf)),
+            None => None,
+        })
+    }
+
+    fn enter(&mut self, name: &str, found: Option<Found>) -> Option<Arc<Directory>> {
+        let (directory, body) = match found {
+            Some(Found::Package(directory, body)) => (Some(directory), body),
+            Some(Found::Module(body)) => (None, Some(body)),
+            None => (None, None),
+        };
+        self.known.insert(name.to_owned(), directory.clone());
+        let is_package = directory.is_some();
+        if let Some(body) = body {
+            let order = turns::part(&self.order, self.next);
+            self.next += 1;
+            self.waiting.insert(order.clone(), Module { name: name.to_owned(), is_package, body, order });
+        }
+        directory
+    }
+}
+
+/// The name of the package `level` above `module`; none if there is none.
+fn ancestor(module: &str, level: u32) -> Option<String> {
+    let mut name = module;
+    for _ in 0..level {
+        name = name.rsplit_once('.')?.0;
+    }
+    Some(name.to_owned())
+}
+
+/// Modules that a line of a `.pth` file imports by calling.
+fn called(line: &[u8]) -> impl Iterator<Item = Import> {
+    let line = String::from_utf8_lossy(line).into_owned();
+    let names = line.split("__import__(").skip(1).filter_map(|rest| {
+        let rest = rest.strip_prefix(['\'', '"'])?;
+        rest.split(['\'', '"']).next().map(str::to_owned)
+    });
+    let imports = names.map(|module| Import { level: 0, module, names: Vec::new() });
+    imports.collect::<Vec<_>>().into_iter()
+}
+
+/// Fetches one module; what it imports.
+async fn read(walk: &Walk<'_>, module: &Module) -> Result<Vec<Import>, Error> {
+    let (source, compiled) = match &module.body {
+        Body::Extension(place) => return walk.extension(place.clone(), &module.order).await.map(|()| Vec::new()),
+        Body::Python { source, compiled } => (*source, *compiled),
+    };
+    let compiled = match compiled {
+        Some(node) => Compiled::parse(&text(walk, &need(&module.order, 0), node).await?),
+        None => None,
+    };
+    let is_fresh = compiled.as_ref().is_some_and(|compiled| match (compiled.stamp, source) {
+        (Stamp::Source { mtime, size }, Some(source)) => {
+            let node = walk.session.files.tree.node(source);
+            (mtime, size) == (node.mtime().seconds as u32, node.size() as u32)
+        }
+        (Stamp::Hash, Some(_)) => false,
+        (_, None) | (Stamp::Unchecked, _) => true,
+    });
+    if let Some(imports) = compiled.and_then(|compiled| compiled.imports) {
+        if let Some(source) = source.filter(|_| !is_fresh) {
+            let spans = walk.session.take(source, 0..AHEAD_MODULE_BYTES);
+            walk.session.begin(&need(&module.order, 1), spans);
+        }
+        return Ok(imports);
+    }
+    match source {
+        Some(source) => Ok(imports_of_source(&text(walk, &need(&module.order, 1), source).await?)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Part `number` of what is needed at `order`.
+fn need(order: &Order, number: u32) -> Need {
+    Need { reason: Reason::Import, order: turns::part(order, number) }
+}
+
+/// A file's bytes; none if it is too long, or may not be fetched.
+async fn text(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<bytes::Bytes, Error> {
+    let size = walk.session.files.tree.node(node).size();
+    if size > AHEAD_MODULE_BYTES {
+        return Ok(bytes::Bytes::new());
+    }
+    Ok(contents::read(walk.session, need, node, 0..size).await?.unwrap_or_default())
+}
+
+/// What `leaf` is in `above`, as CPython's `FileFinder` has it.
+fn find(tree: &Tree, python: &Interpreter, above: &Directory, leaf: &str) -> Option<Found> {
+    let below = child(tree, above, leaf).filter(|node| tree.node(*node).kind() == NodeKind::Directory);
+    let below = below.map(|node| Directory { node, path: names::join(&above.path, leaf.as_bytes()) });
+    if let Some(below) = &below
+        && let Some(body) = body(tree, python, below, "__init__")
+    {
+        return Some(Found::Package(Arc::new(below.clone()), Some(body)));
+    }
+    match body(tree, python, above, leaf) {
+        Some(body) => Some(Found::Module(body)),
+        None => below.map(|below| Found::Package(Arc::new(below), None)),
+    }
+}
+
+fn body(tree: &Tree, python: &Interpreter, above: &Directory, stem: &str) -> Option<Body> {
+    let file = |directory: &Directory, name: &str| {
+        child(tree, directory, name).filter(|node| tree.node(*node).kind() == NodeKind::Regular)
+    };
+    for suffix in &python.suffixes {
+        let name = format!("{stem}{suffix}");
+        if let Some(node) = file(above, &name) {
+            return Some(Body::Extension(Place { node, path: names::join(&above.path, name.as_bytes()) }));
+        }
+    }
+    let source = file(above, &format!("{stem}.py"));
+    let compiled = match source {
+        Some(_) => directory(tree, &above.path, "__pycache__")
+            .and_then(|cache| file(&cache, &format!("{stem}.cpython-3{}.pyc", python.minor))),
+        None => file(above, &format!("{stem}.pyc")),
+    };
+    (source.is_some() || compiled.is_some()).then_some(Body::Python { source, compiled })
+}
+
+/// What is called `name` in a directory, through links.
+fn child(tree: &Tree, above: &Directory, name: &str) -> Option<NodeId> {
+    let node = tree.lookup(above.node, name.as_bytes())?;
+    match tree.node(node).kind() {
+        NodeKind::Symlink => tree.resolve(&names::join(&above.path, name.as_bytes()), true),
+        _ => Some(node),
+    }
+}
+
+/// The directory `name` as seen from `base`.
+fn directory(tree: &Tree, base: &[u8], name: &str) -> Option<Directory> {
+    let path = if name.is_empty() { base.to_vec() } else { names::join(base, name.as_bytes()) };
+    let node = tree.resolve(&path, true)?;
+    (tree.node(node).kind() == NodeKind::Directory).then_some(Directory { node, path })
+}
+
+/// The directory above a path.
+fn parent(path: &[u8]) -> Vec<u8> {
+    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    path[..slash].to_vec()
+}
