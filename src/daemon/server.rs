@@ -32,6 +32,9 @@ const SETTLED: Duration = Duration::from_millis(100);
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
 
+/// How long a client that has its answer may take to go.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
@@ -258,7 +261,7 @@ impl Server {
                 let removed = indexing::remove(&self.images, &unwanted, &events);
                 answers.while_running(removed).await.and_then(|count| value(&count))
             }
-            Request::Retire => value(&self.retire()),
+            Request::Retire => value(&self.retire().await),
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
             Request::CacheDrop(what) => {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
@@ -300,8 +303,11 @@ impl Server {
     }
 
     /// Ends as soon as the asking client is gone, if that is all there is; false if not.
-    fn retire(&self) -> bool {
-        let is_idle = *self.mounts.count().borrow() == 0 && *self.clients.borrow() == 1;
+    async fn retire(&self) -> bool {
+        let mut clients = self.clients.subscribe();
+        // One that has its answer counts until it has closed its side.
+        let alone = tokio::time::timeout(FAREWELL, clients.wait_for(|count| *count <= 1)).await;
+        let is_idle = alone.is_ok_and(|alone| alone.is_ok()) && *self.mounts.count().borrow() == 0;
         if is_idle {
             self.retiring.notify_one();
         }
