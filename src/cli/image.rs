@@ -1,20 +1,24 @@
 //! The arguments of all commands that read an image, and the request they make.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueHint;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::context::Context;
+use super::settings::nameable;
 use super::stop::{usage, warn};
 use super::{credentials, hosts};
 use crate::daemon::{Code, Failure, control};
-use crate::oci::{Platform, Printable, Reference};
+use crate::oci::{Platform, Printable, Reference, without_password};
 
 /// Which image, and how its source may be asked.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct ImageArgs {
     /// The image, such as debian:12 or oci:DIR (see `ocifs help references`)
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = OsStringValueParser::new().try_map(text))]
     reference: String,
 
     /// Choose the image for this platform instead of this machine's
@@ -25,7 +29,7 @@ pub(super) struct ImageArgs {
     #[arg(long)]
     offline: bool,
 
-    /// Speak plain HTTP with the registry (always done for localhost)
+    /// Speak plain HTTP with the registry (done anyway on this machine, but for port 443)
     #[arg(long)]
     plain_http: bool,
 
@@ -42,6 +46,36 @@ pub(super) struct ImageArgs {
     registries_conf: Option<PathBuf>,
 }
 
+/// Which image of those that the cache has.
+#[derive(Debug, clap::Args)]
+pub(super) struct CachedImageArgs {
+    /// The image, such as debian:12 or oci:DIR (see `ocifs help references`)
+    #[arg(value_name = "REF", value_parser = OsStringValueParser::new().try_map(text))]
+    reference: String,
+
+    /// Choose the image for this platform instead of this machine's
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+
+    /// Read short names from this registries.conf only [default: podman's]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    registries_conf: Option<PathBuf>,
+}
+
+impl CachedImageArgs {
+    /// The image to ask the daemon for.
+    pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
+        let Self { reference, platform, registries_conf } = self;
+        let image = ImageArgs {
+            reference: reference.clone(),
+            platform: platform.clone(),
+            registries_conf: registries_conf.clone(),
+            ..ImageArgs::default()
+        };
+        image.request(context)
+    }
+}
+
 impl ImageArgs {
     /// The reference as it was typed.
     pub(super) fn reference(&self) -> &str {
@@ -56,12 +90,24 @@ impl ImageArgs {
         }
         if let Some(file) = &self.authfile {
             must_open("credentials", file)?;
+            if file.is_dir() {
+                let what = format!("cannot read the credentials in {}", Printable::path(file));
+                return Err(usage(what, "it is a directory"));
+            }
         }
         if self.authfile.is_none()
             && let Some(dir) = credentials::missing_runtime_dir(&context.environment)
         {
             let dir = Printable::path(&dir).to_string();
             warn(&context.environment, &format!("there is no XDG_RUNTIME_DIR {dir}, so no credentials are there"));
+        }
+        if let Some(layout) = layout_named(&reference, &self.reference) {
+            let dir = Printable::of(&self.reference).to_string();
+            let layout = Printable::of(layout);
+            warn(
+                &context.environment,
+                &format!("{dir} is looked for in a registry; oci:{layout} is the directory here"),
+            );
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
         let (hosts, aliases) = self.hosts(context)?;
@@ -104,18 +150,27 @@ impl ImageArgs {
     }
 }
 
+/// The image layout in the working directory that has the name of an image in a registry.
+fn layout_named<'a>(reference: &Reference, text: &'a str) -> Option<&'a str> {
+    let untagged = text.rsplit_once(':').map_or(text, |(name, _)| name);
+    let is_layout = |name: &&str| Path::new(name).join("oci-layout").is_file();
+    matches!(reference, Reference::Registry(_)).then_some([text, untagged])?.into_iter().find(is_layout)
+}
+
 fn parsed(text: &str) -> Result<Reference, Failure> {
     text.parse().map_err(|error| {
-        usage(format!("\"{:.200}\" does not name an image", Printable::of(text)), error)
+        let shown = without_password(text);
+        usage(format!("\"{:.200}\" does not name an image", Printable::of(&*shown)), error)
             .hint("`ocifs help references` shows how images are named")
     })
 }
 
 /// Fails if a file that the user named cannot be opened.
 fn must_open(what: &str, file: &Path) -> Result<(), Failure> {
-    let opened = std::fs::File::open(file).map(drop);
-    opened.map_err(|error| {
-        Failure::io(&format!("cannot read the {what} in {}", Printable::path(file)), &error).coded(Code::Usage)
+    std::fs::File::open(file).map(drop).map_err(|error| {
+        let failure = Failure::io(&format!("cannot read the {what} in {}", Printable::path(file)), &error);
+        // Whoever names a file that is not there has mistyped it; one that may not be read is another matter.
+        if failure.code == Code::Denied { failure } else { failure.coded(Code::Usage) }
     })
 }
 
@@ -132,7 +187,13 @@ fn with_absolute_path(text: &str, reference: Reference) -> Result<String, Failur
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| Failure::io(&format!("cannot find {}", Printable::path(path)), &error))
+    let found = std::path::absolute(path);
+    nameable(found.map_err(|error| Failure::io(&format!("cannot find {}", Printable::path(path)), &error))?)
+}
+
+/// A reference as it was typed, which goes through text.
+fn text(typed: OsString) -> Result<String, String> {
+    typed.into_string().map_err(|typed| format!("{} is not UTF-8 text", Printable::of(typed.as_bytes())))
 }
 
 #[cfg(test)]

@@ -1,11 +1,17 @@
 //! `ocifs list`: what is mounted.
 
+use std::time::Duration;
+
 use super::context::Context;
 use super::output::Output;
-use super::stop::Stop;
+use super::stop::{Stop, warn};
 use super::table::{Column, Rows, percent, short_digest, size};
 use crate::daemon::control::{MountReport, Request};
+use crate::fuse;
 use crate::oci::Printable;
+
+/// How long other daemons may take to show that they are alive.
+const ANSWER: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +32,7 @@ pub(super) struct Args {
 /// Lists.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     let mounts: Vec<MountReport> = context.ask_if_running(&Request::List)?.unwrap_or_default();
+    warn_of_abandoned(&mounts, context);
     let mut output = Output::new();
     if args.json {
         output.json(&mounts)?;
@@ -33,6 +40,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
         write!(output, "{}", table(&mounts))?;
     }
     output.finish()
+}
+
+/// Tells of mounts that no daemon serves any more. Whose cache directory they were of is not known.
+pub(super) fn warn_of_abandoned(mounts: &[MountReport], context: &Context) {
+    let served: Vec<_> = mounts.iter().map(|mount| mount.dir.clone()).collect();
+    let (send, found) = std::sync::mpsc::channel();
+    // A daemon that is alive but stopped does not answer, and nothing else here depends on it.
+    let asking = std::thread::Builder::new().spawn(move || send.send(fuse::abandoned(&served)).ok());
+    let found = asking.ok().and_then(|_| found.recv_timeout(ANSWER).ok());
+    for dir in found.and_then(Result::ok).unwrap_or_default() {
+        let dir = Printable::path(&dir);
+        let text =
+            format!("the daemon of the mount {dir} is gone, and reading it fails; `ocifs umount {dir}` removes it");
+        warn(&context.environment, &text);
+    }
 }
 
 fn table(mounts: &[MountReport]) -> Rows {

@@ -16,6 +16,8 @@ pub(super) fn start(environment: &Environment, coloured: bool) {
         .with_env_filter(EnvFilter::builder().parse_lossy(filter))
         .with_writer(io::stderr)
         .with_ansi(coloured)
+        // It would be told on standard error, which is what cannot be written to; that ends the process.
+        .log_internal_errors(false)
         .try_init();
     if let Err(error) = started {
         tracing::debug!(%error, "this process logs already");

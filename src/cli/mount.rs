@@ -202,8 +202,9 @@ fn in_daemon(mount: control::Mount, args: &Args, context: &Context) -> Result<()
 fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     logging::start(&context.environment, context.environment.wants_colour(io::stderr().is_terminal()));
     let options = daemon::Options { idle: None, ..super::daemon::options(context) };
-    super::daemon::make_runtime_dir(&options.runtime_dir)?;
-    match daemon::run(&options, None, Some(mount))? {
+    daemon::make_runtime_dir(&options.runtime_dir)?;
+    let client = context.client()?;
+    match client.in_place_of_idle_daemon(|| daemon::run(&options, None, Some(mount.clone())))? {
         End::Finished => Ok(()),
         End::Interrupted => Err(Stop::Interrupted),
     }

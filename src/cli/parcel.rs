@@ -1,15 +1,15 @@
 //! `ocifs cache export` and `ocifs cache import`: what an image has touched of the cache, as one file for CI caches.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::ValueHint;
 
 use super::context::{Context, Sink, unexpected};
-use super::image::ImageArgs;
+use super::image::CachedImageArgs;
 use super::interrupt::or_interrupted;
 use super::output::Output;
 use super::progress::Meter;
@@ -32,8 +32,9 @@ Examples:
   ocifs cache export --profile ghcr.io/owner/name:1.2 start.parcel   # only what its start reads
   ocifs cache export debian:12 - | ssh host ocifs cache import -")]
 pub(super) struct Export {
+    // Nobody is asked, so there is nothing to say about how.
     #[command(flatten)]
-    image: ImageArgs,
+    image: CachedImageArgs,
 
     /// Leave out what the image's profile does not name
     #[arg(long)]
@@ -77,19 +78,20 @@ pub(super) fn export(args: &Export, context: &Context) -> Result<(), Stop> {
     }
     let meter = Meter::new(format!("exporting {}", Printable::of(&image.reference)));
     let request = Request::CacheExport { image, only_profile: args.profile };
-    let begun = Arc::new(AtomicBool::new(false));
-    let (work, shown, known) = (context.clone(), meter.clone(), Arc::clone(&begun));
+    let draft = Arc::new(OnceLock::new());
+    let (work, shown, known) = (context.clone(), meter.clone(), Arc::clone(&draft));
     let name = file.map(Path::to_owned);
     let outcome = or_interrupted(move || {
-        let mut target = Target { name, out: None, begun: known };
+        let mut target = Target { name, out: None, draft: known };
         work.ask_beside(&request, &shown, &mut target)?;
         target.finish()
     });
     meter.clear();
-    if let (Err(_), Some(file)) = (&outcome, file)
-        && begun.load(Ordering::Relaxed)
+    // Half a parcel is good for nothing.
+    if let (Err(_), Some(draft)) = (&outcome, draft.get())
+        && let Err(error) = fs::remove_file(draft)
     {
-        remove_unfinished(file);
+        tracing::debug!(%error, "an unfinished parcel is left behind");
     }
     outcome
 }
@@ -97,15 +99,6 @@ pub(super) fn export(args: &Export, context: &Context) -> Result<(), Stop> {
 /// The path of a file, none for the standard stream.
 fn named(file: &Path) -> Option<&Path> {
     (file != Path::new("-")).then_some(file)
-}
-
-/// Half a parcel is good for nothing. What is no regular file, such as a pipe, is the user's own affair.
-fn remove_unfinished(file: &Path) {
-    if fs::symlink_metadata(file).is_ok_and(|metadata| metadata.is_file())
-        && let Err(error) = fs::remove_file(file)
-    {
-        tracing::debug!(%error, "an unfinished parcel is left behind");
-    }
 }
 
 /// Standard output as a destination like any other.
@@ -121,27 +114,58 @@ impl Write for Standard {
     }
 }
 
-/// Where a parcel goes. A file is touched only once there is something to write.
+/// Where a parcel goes. A file is touched only once there is something to write, and what was in it before is there until
+/// the parcel is complete.
 struct Target {
     /// None for standard output.
     name: Option<PathBuf>,
     out: Option<Box<dyn Write>>,
-    /// Set once the file is ours.
-    begun: Arc<AtomicBool>,
+    /// The file beside it that is written to, once there is one.
+    draft: Arc<OnceLock<PathBuf>>,
 }
 
 impl Target {
     fn open(&self) -> io::Result<Box<dyn Write>> {
         let Some(file) = &self.name else { return Ok(Box::new(Standard(Output::new()))) };
-        let file = File::create(file)?;
-        self.begun.store(true, Ordering::Relaxed);
-        Ok(Box::new(file))
+        let known = match fs::metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            known => Some(known?),
+        };
+        // What is no regular file, such as a pipe, cannot be replaced.
+        if known.as_ref().is_some_and(|known| !known.is_file()) {
+            return Ok(Box::new(File::options().write(true).open(file)?));
+        }
+        let draft = draft_of(file);
+        let out = File::create_new(&draft)?;
+        let draft = self.draft.get_or_init(|| draft);
+        if let Some(known) = known {
+            fs::set_permissions(draft, known.permissions())?;
+        }
+        Ok(Box::new(out))
     }
 
     fn finish(self) -> Result<(), Stop> {
-        let Self { name, out, .. } = self;
-        out.map_or(Ok(()), |mut out| out.flush()).map_err(|error| refused(name.as_deref(), &error))
+        let Self { name, out, draft } = self;
+        let finished = out.map_or(Ok(()), |mut out| out.flush()).and_then(|()| match (&name, draft.get()) {
+            (Some(file), Some(draft)) => fs::rename(draft, settled(file)),
+            _ => Ok(()),
+        });
+        finished.map_err(|error| refused(name.as_deref(), &error))
     }
+}
+
+/// The file that a link leads to: the link is to stay.
+fn settled(file: &Path) -> PathBuf {
+    file.canonicalize().unwrap_or_else(|_| file.to_owned())
+}
+
+/// Where `file` is written before it is complete: in the same directory, because renaming works only within a file system.
+fn draft_of(file: &Path) -> PathBuf {
+    let file = settled(file);
+    let mut name = OsString::from(".");
+    name.push(file.file_name().unwrap_or_default());
+    name.push(format!(".{}.part", std::process::id()));
+    file.with_file_name(name)
 }
 
 /// What a failed write means.
@@ -177,7 +201,14 @@ pub(super) fn import(args: &Import, context: &Context) -> Result<(), Stop> {
     let name = file.map_or_else(|| "standard input".to_owned(), |file| Printable::path(file).to_string());
     let cannot_read = {
         let name = name.clone();
-        move |error: &io::Error| Failure::io(&format!("cannot read {name}"), error).coded(Code::Usage)
+        move |error: &io::Error| {
+            let failure = Failure::io(&format!("cannot read {name}"), error);
+            match error.kind() {
+                io::ErrorKind::NotFound => failure.coded(Code::NotFound),
+                io::ErrorKind::PermissionDenied => failure,
+                _ => failure.coded(Code::Usage),
+            }
+        }
     };
     // Before a daemon is started for it.
     let (input, length): (Box<dyn Read + Send>, _) = match file {

@@ -11,7 +11,8 @@ use crate::oci::Printable;
 /// How often the line moves while nothing arrives, so that waiting does not look like being stuck.
 const TICK: Duration = Duration::from_millis(200);
 
-const WAITING: &str = "{spinner} {msg}";
+/// Cut at the width of the terminal: a line that wraps cannot be taken away.
+const WAITING: &str = "{spinner} {wide_msg}";
 const STREAMING: &str =
     "{spinner} {msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}, {eta} left";
 

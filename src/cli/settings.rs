@@ -1,7 +1,6 @@
 //! What the options mean: the first of flag, environment, the user's file, the system's file and the default decides.
 
 use std::ffi::OsString;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use super::config_file::ConfigFile;
 use super::environment::Environment;
 use super::paths;
 use super::stop::usage;
+use crate::daemon::Failure;
 use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
-use crate::daemon::{Code, Failure};
 use crate::oci::{Printable, Reference};
 
 /// The system's configuration file.
@@ -77,14 +76,15 @@ impl Settings {
         };
         let runtime_dir =
             global.runtime_dir.clone().or_else(|| environment.path("OCIFS_RUNTIME_DIR")).or(file.runtime_dir);
-        let runtime_dir = match runtime_dir {
-            Some(dir) => dir,
-            None => default_runtime_dir(environment)?,
+        let runtime_dir = match runtime_dir.or_else(|| default_runtime_dir(environment)) {
+            Some(dir) => settled(&dir)?,
+            // Anyone can make names in /tmp, so a link there is not followed.
+            None => format!("/tmp/ocifs-{}", environment.user).into(),
         };
         Ok(Self {
             cache_dir: settled(&cache_dir)?,
             cache_size,
-            runtime_dir: settled(&runtime_dir)?,
+            runtime_dir,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
             on_outage: file.on_outage.unwrap_or_default(),
@@ -108,7 +108,17 @@ impl Settings {
 
 /// The absolute path of a directory that the user named.
 pub(super) fn settled(dir: &Path) -> Result<PathBuf, Failure> {
-    paths::settled(dir).map_err(|error| Failure::io(&format!("cannot find {}", Printable::path(dir)), &error))
+    let found = paths::settled(dir);
+    nameable(found.map_err(|error| Failure::io(&format!("cannot find {}", Printable::path(dir)), &error))?)
+}
+
+/// Fails for a path that the daemon cannot be told of, which understands JSON.
+pub(super) fn nameable(path: PathBuf) -> Result<PathBuf, Failure> {
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(usage(format!("cannot use {}", Printable::path(&path)), "the path is not UTF-8 text")
+            .hint("use a path all of whose names are UTF-8 text")),
+    }
 }
 
 fn default_cache_dir(environment: &Environment) -> Option<PathBuf> {
@@ -118,35 +128,18 @@ fn default_cache_dir(environment: &Environment) -> Option<PathBuf> {
     }
 }
 
-fn default_runtime_dir(environment: &Environment) -> Result<PathBuf, Failure> {
-    if environment.is_root() {
-        return Ok("/run/ocifs".into());
+/// Where the session has a place for it; none if it has none.
+fn default_runtime_dir(environment: &Environment) -> Option<PathBuf> {
+    match environment.is_root() {
+        true => Some("/run/ocifs".into()),
+        false => Some(environment.xdg("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir())?.join("ocifs")),
     }
-    match environment.xdg("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir()) {
-        Some(dir) => Ok(dir.join("ocifs")),
-        None => private_dir(format!("/tmp/ocifs-{}", environment.user).into(), environment.user),
-    }
-}
-
-/// Makes sure that `dir` belongs to `user` and that nobody else can enter it: anyone can make names in /tmp, and whoever
-/// owns the directory of the control socket can pretend to be the daemon.
-fn private_dir(dir: PathBuf, user: u32) -> Result<PathBuf, Failure> {
-    let failed = |error| Failure::io(&format!("cannot use the runtime directory {}", dir.display()), &error);
-    let made = std::fs::DirBuilder::new().mode(0o700).create(&dir);
-    let known = std::fs::symlink_metadata(&dir).map_err(|error| failed(made.err().unwrap_or(error)))?;
-    if known.is_dir() && known.uid() == user && known.mode() & 0o077 == 0 {
-        return Ok(dir);
-    }
-    Err(Failure::new(Code::Denied, format!("cannot use the runtime directory {}", dir.display()))
-        .because("it must be a directory that only this user may enter")
-        .hint("set XDG_RUNTIME_DIR, or choose another with --runtime-dir"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::daemon::Code;
 
     fn user() -> Environment {
         Environment { home: Some("/home/u".into()), user: 4711, ..Environment::default() }
@@ -222,18 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_directory_in_tmp_must_be_private() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let me = rustix::process::geteuid().as_raw();
-        let path = dir.path().join("ocifs");
-        assert_eq!(private_dir(path.clone(), me), Ok(path.clone()), "it is made");
-        assert_eq!(private_dir(path.clone(), me), Ok(path.clone()), "and found again");
-        assert_eq!(private_dir(path.clone(), me + 1).map_err(|failure| failure.code), Err(Code::Denied));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
-        assert_eq!(private_dir(path.clone(), me).map_err(|failure| failure.code), Err(Code::Denied));
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).expect("a link");
-        assert_eq!(private_dir(link, me).map_err(|failure| failure.code), Err(Code::Denied));
+    fn a_directory_whose_path_is_no_text_is_refused_by_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"/m\xff"));
+        let failure = settled(path).expect_err("it is not UTF-8");
+        assert_eq!((failure.code, failure.error.as_str()), (Code::Usage, "cannot use /m\\xff"));
+        assert!(failure.hint.is_some());
     }
 
     #[test]

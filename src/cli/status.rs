@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::duration;
+use super::list::warn_of_abandoned;
 use super::output::Output;
 use super::settings::settled;
 use super::stop::Stop;
@@ -42,6 +43,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     let dir = args.dir.as_deref().map(settled).transpose()?;
     let report: Option<StatusReport> = context.ask_if_running(&Request::Status { dir: dir.clone() })?;
+    if dir.is_none() {
+        warn_of_abandoned(report.as_ref().map_or(&[], |report| &report.mounts), context);
+    }
     let mut output = Output::new();
     match (report, dir) {
         (Some(report), _) if args.json => output.json(&report)?,
@@ -67,7 +71,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
 fn unserved(dir: &Path) -> Failure {
     let shown = Printable::path(dir);
     match fuse::mounted_at(dir) {
-        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
+        Ok(Some(point)) if point.is_ocifs() => {
             Failure::new(Code::NotFound, format!("no daemon of this cache directory serves {shown}"))
                 .because("it was killed, or the mount belongs to another --cache-dir")
                 .hint(format!("`ocifs umount {shown}` removes the mount"))
@@ -129,7 +133,7 @@ fn hosts(mount: &MountReport) -> String {
     }
     let hosts = mount.hosts.iter().map(|host| {
         let trouble = host.trouble.as_ref().map_or_else(String::new, |text| format!(", {}", Printable::of(text)));
-        format!("{} ({}{trouble})", Printable::of(&host.name), size(host.received))
+        format!("{} ({} to all mounts{trouble})", Printable::of(&host.name), size(host.received))
     });
     let rule = mount.hosts_rule.as_ref().map_or_else(String::new, |rule| format!(" by {}", Printable::of(rule)));
     hosts.collect::<Vec<_>>().join(", ") + &rule
@@ -312,7 +316,7 @@ mod tests {
         let mut mount = report().mounts.remove(0);
         mount.hosts_rule = None;
         mount.hosts.remove(0);
-        assert_eq!(hosts(&mount), "r.example:5000 (1.0 MiB)");
+        assert_eq!(hosts(&mount), "r.example:5000 (1.0 MiB to all mounts)");
         mount.hosts.clear();
         assert_eq!(hosts(&mount), "none");
     }
@@ -330,7 +334,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   local      1.0 MiB (33 %)
   fetched    1.0 MiB in 2 requests
   open files known to the kernel alone
-  hosts      m.example (0 B, it\\nfailed), r.example:5000 (1.0 MiB) by /etc/h/hosts.toml
+  hosts      m.example (0 B to all mounts, it\\nfailed), r.example:5000 (1.0 MiB to all mounts) by /etc/h/hosts.toml
   io         cached (files are small: 28 KiB on average)
   kernel     7 requests
   outage     none (wait:5m)

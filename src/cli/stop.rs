@@ -2,7 +2,7 @@
 //!
 //! Failures look the same whoever found them, this program or the daemon: `error:`, one `cause:` a line, `hint:`.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use clap::builder::styling::{AnsiColor, Style};
 
 use super::environment::Environment;
 use crate::daemon::{Code, Failure};
-use crate::oci::Printable;
+use crate::oci::Message;
 
 /// The exit code of a command that the user interrupted, as shells number it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -62,7 +62,7 @@ pub(super) fn usage(error: impl Into<String>, cause: impl fmt::Display) -> Failu
 /// Tells the user something that does not end the command.
 pub(super) fn warn(environment: &Environment, text: &str) {
     let style = style(environment.wants_colour(io::stderr().is_terminal()), AnsiColor::Yellow);
-    tell(&format_args!("{style}warning:{style:#} {}\n", Safe(text)));
+    tell(&format_args!("{style}warning:{style:#} {}\n", Message(text)));
 }
 
 /// Writes to standard error in one piece. If that is closed there is nobody left to tell.
@@ -74,7 +74,7 @@ fn style(coloured: bool, colour: AnsiColor) -> Style {
     if coloured { Style::new().bold().fg_color(Some(colour.into())) } else { Style::new() }
 }
 
-/// A failure as it is printed.
+/// A failure as it is printed (D-070).
 struct Shown<'a> {
     failure: &'a Failure,
     coloured: bool,
@@ -84,28 +84,13 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |label: &str, colour, text: &str| {
             let style = style(self.coloured, colour);
-            writeln!(f, "{style}{label}:{style:#} {}", Safe(text))
+            writeln!(f, "{style}{label}:{style:#} {}", Message(text))
         };
         line("error", AnsiColor::Red, &self.failure.error)?;
         for cause in &self.failure.causes {
             line("cause", AnsiColor::Yellow, cause)?;
         }
         self.failure.hint.iter().try_for_each(|hint| line("hint", AnsiColor::Cyan, hint))
-    }
-}
-
-/// A message on one line without control characters (D-070).
-///
-/// Whoever made the message has escaped the outside text in it, so backslashes stay as they are; this is the last gate
-/// for what was forgotten.
-struct Safe<'a>(&'a str);
-
-impl fmt::Display for Safe<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|character| match character {
-            '\\' => f.write_char('\\'),
-            _ => write!(f, "{}", Printable::of(character.encode_utf8(&mut [0; 4]))),
-        })
     }
 }
 

@@ -34,6 +34,10 @@ pub(super) struct Args {
 /// Unmounts.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
     let dir = settled(&args.dir)?;
+    // Whoever stands in the mount uses it; this program need not.
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::debug!(%error, "this process stays where it was started");
+    }
     let request = Request::Unmount { dir: dir.clone(), lazy: args.lazy };
     match context.ask_if_running::<serde_json::Value>(&request) {
         Ok(Some(_)) => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::control::{Event, Request};
-use super::{Code, Failure, socket_path};
+use super::socket::{check_runtime_dir, make_runtime_dir, socket_path, unusable};
+use super::{Code, Failure};
+use crate::oci::Printable;
 
 /// How long a starting daemon may take to say that it is ready.
 const START: Duration = Duration::from_secs(20);
+
+/// How long a daemon may take to answer what needs nobody else.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How a daemon is started.
 #[derive(Debug, Clone)]
@@ -40,6 +45,8 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<UnixStream>,
+    /// Where the daemon writes what it does.
+    log: PathBuf,
 }
 
 impl Client {
@@ -61,31 +68,51 @@ impl Client {
         }
     }
 
+    /// Runs what needs the cache directory for itself. A daemon that has nothing to do gives it up.
+    pub fn in_place_of_idle_daemon<T>(&self, run: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+        let asked = self.request_if_running(&Request::Retire);
+        let gives_way = asked.ok().flatten().is_some_and(|connection| match connection.finish(|_| {}) {
+            Ok(is_idle) => is_idle,
+            // One that is older than this program says that it does not understand; one that is ending says nothing.
+            Err(failure) => failure.code != Code::Usage,
+        });
+        let deadline = Instant::now() + if gives_way { START } else { Duration::ZERO };
+        loop {
+            match run() {
+                Err(failure) if is_busy(&failure) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Makes a request if a daemon is running.
     pub fn request_if_running(&self, request: &Request) -> Result<Option<Connection>, Failure> {
+        check_runtime_dir(&self.runtime_dir)?;
         let socket = socket_path(&self.cache_dir, &self.runtime_dir);
         let mut stream = match UnixStream::connect(&socket) {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 return Ok(None);
             }
-            Err(error) => return Err(Failure::io(&format!("cannot reach the daemon at {}", socket.display()), &error)),
+            Err(error) => return Err(unusable("reach the daemon at", &socket, &error)),
         };
+        if request.is_quick() {
+            stream.set_read_timeout(Some(ANSWER)).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
+        }
         let mut line = serde_json::to_vec(request).map_err(|error| Failure::of(Code::Other, &error))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
-        Ok(Some(Connection { stream: BufReader::new(stream) }))
+        Ok(Some(Connection { stream: BufReader::new(stream), log: socket.with_extension("log") }))
     }
 
     /// Starts a daemon and waits until it is ready or says why it cannot be.
     fn start(&self) -> Result<(), Failure> {
         let dir = &self.runtime_dir;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
-            Failure::io(&format!("cannot create the runtime directory {}", dir.display()), &error)
-                .hint("choose one that you may write to with --runtime-dir")
-        })?;
+        make_runtime_dir(dir)?;
         let log_path = socket_path(&self.cache_dir, dir).with_extension("log");
-        let log = std::fs::File::options().create(true).append(true).open(&log_path);
+        let log = std::fs::File::options().create(true).append(true).mode(0o600).open(&log_path);
         let log = log.map_err(|error| Failure::io(&format!("cannot write {}", log_path.display()), &error))?;
         let mut command = Command::new(&self.program.path);
         command.args(&self.program.arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
@@ -115,12 +142,21 @@ impl Connection {
     /// Reads the next event.
     pub fn event(&mut self) -> Result<Event, Failure> {
         let mut line = Vec::new();
-        let read = self.stream.read_until(b'\n', &mut line);
-        let count = read.map_err(|error| Failure::io("lost the daemon", &error))?;
+        let count = self.stream.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Failure::new(Code::Other, format!("the daemon has not answered for {} seconds", ANSWER.as_secs()))
+                    .hint(format!("it may have been stopped; its log is {}", Printable::path(&self.log)))
+            }
+            _ => Failure::io("lost the daemon", &error).hint(self.see_log()),
+        })?;
         if count == 0 {
-            return Err(Failure::new(Code::Other, "the daemon ended before it answered"));
+            return Err(Failure::new(Code::Other, "the daemon ended before it answered").hint(self.see_log()));
         }
         serde_json::from_slice(&line).map_err(|error| Failure::of(Code::Other, &error))
+    }
+
+    fn see_log(&self) -> String {
+        format!("its log is {}", Printable::path(&self.log))
     }
 
     /// Sends raw bytes that belong to the request.

@@ -196,6 +196,8 @@ pub enum Request {
     ListIndexes(Image),
     /// Remove indexes that lie beside an image in its registry.
     RemoveIndexes(UnwantedIndexes),
+    /// End, if nothing is mounted and nobody else asks for anything; the answer is whether that is so.
+    Retire,
     /// What the cache holds.
     CacheUsage,
     /// Remove parts of the cache that no mount uses.
@@ -211,6 +213,13 @@ pub enum Request {
     },
     /// Take a parcel into the cache. Its bytes follow the request; then the client closes its sending side.
     CacheImport,
+}
+
+impl Request {
+    /// True if the daemon answers at once, whatever it is doing.
+    pub(super) fn is_quick(&self) -> bool {
+        matches!(self, Self::List | Self::Status { .. } | Self::Retire)
+    }
 }
 
 /// An event of the daemon.

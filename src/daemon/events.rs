@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::control::{self, Event};
-use crate::image::{self, Image, Images, Progress, Request};
+use crate::image::{self, Image, Images, Progress, Request, Streamed};
+use crate::oci::Message;
 
 /// How often progress is told.
 pub(super) const TELL: Duration = Duration::from_millis(100);
@@ -33,15 +34,36 @@ pub(super) async fn open_image(
 
 /// Tells how far opening an image is.
 pub(super) async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
-    let now = progress.now();
-    let (layers, finished, total) = (now.layers, now.finished, now.total);
-    let (taken, received) = (now.taken, now.received);
-    send(events, Event::Progress(control::Progress { layers, finished, total, taken, received })).await;
+    send(events, Event::Progress(shown(progress.now()))).await;
+}
+
+/// As people see it: bytes that have come out of order, while the first ones are still on their way, count.
+fn shown(now: Streamed) -> control::Progress {
+    let Streamed { layers, finished, total, taken, received } = now;
+    control::Progress { layers, finished, total, taken: taken.max(received.min(total)), received }
+}
+
+/// Tells what the user should know of an image, such as that its registry did not answer.
+pub(super) async fn warn_of(warnings: &[String], events: &mpsc::Sender<Event>) {
+    for text in warnings {
+        send(events, Event::Warning { text: Message(text).to_string() }).await;
+    }
 }
 
 /// Tells the client. One that went away cancels the whole request elsewhere.
 pub(super) async fn send(events: &mpsc::Sender<Event>, event: Event) {
     if events.send(event).await.is_err() {
         tracing::debug!("the client is gone");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_moves_with_every_byte_and_never_beyond_the_end() {
+        let taken = |taken, received| shown(Streamed { layers: 1, finished: 0, total: 10, taken, received }).taken;
+        assert_eq!((taken(0, 3), taken(4, 3), taken(4, 12)), (3, 4, 10));
     }
 }

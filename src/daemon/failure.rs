@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::{MountError, UnmountError};
-use crate::oci::{ManifestError, Printable};
+use crate::oci::{ManifestError, Message};
 use crate::source::ErrorKind;
 use crate::{fetch, image, parcel, share, source, store};
 
@@ -115,7 +115,7 @@ impl Failure {
 
 /// Text without control characters, whoever wrote it (D-070).
 fn plain(text: &str) -> String {
-    Printable::of(text).to_string()
+    Message(text).to_string()
 }
 
 impl std::fmt::Display for Failure {
@@ -174,11 +174,23 @@ impl From<&source::Error> for Failure {
             ErrorKind::Denied => Code::Denied,
             ErrorKind::Unreachable => Code::Unreachable,
             ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Unsupported => Code::BadImage,
+            ErrorKind::Io if is_forbidden(error) => Code::Denied,
             ErrorKind::Io => Code::Other,
             ErrorKind::Misconfigured => Code::Usage,
         };
         Self { hint: error.advice().map(plain), ..Self::of(code, error) }
     }
+}
+
+/// True if a file may not be read by this user.
+fn is_forbidden(error: &source::Error) -> bool {
+    error.source().is_some_and(|cause| {
+        let kind = match cause.downcast_ref::<rustix::io::Errno>() {
+            Some(errno) => Some(errno.kind()),
+            None => cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind),
+        };
+        kind == Some(std::io::ErrorKind::PermissionDenied)
+    })
 }
 
 impl From<&fetch::Error> for Failure {
@@ -210,7 +222,12 @@ impl From<&store::Error> for Failure {
                 failure.hint("another daemon serves this cache; use its mounts or another --cache-dir")
             }
             store::Error::Version { .. } => failure.hint("use the newer ocifs, or another --cache-dir"),
-            store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            store::Error::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
                 failure.hint("choose a directory that you may write to with --cache-dir")
             }
             store::Error::Io { .. } if error.is_out_of_space() => failure
@@ -262,6 +279,9 @@ impl From<&MountError> for Failure {
             MountError::Refused { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 failure.hint("users other than root mount through fusermount3: install the package fuse3")
             }
+            MountError::Refused { .. } if !rustix::process::geteuid().is_root() => failure.hint(
+                "users other than root mount through fusermount3, which must be set-user-ID root, on directories of their own",
+            ),
             MountError::Refused { .. } | MountError::Handshake { .. } => failure,
         }
     }
@@ -281,7 +301,39 @@ impl From<&UnmountError> for Failure {
             UnmountError::Busy { .. } => {
                 Self::of(Code::Busy, error).hint("end these processes, or detach the mount with `ocifs umount --lazy`")
             }
+            UnmountError::Refused { .. } if !rustix::process::geteuid().is_root() => {
+                Self::of(Code::Denied, error).hint("only root may end the mounts of other users")
+            }
             UnmountError::Refused { .. } => Self::of(Code::Other, error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_may_not_be_read_is_denied_and_one_that_cannot_be_is_not() {
+        let code = |error: source::Error| Failure::from(&error).code;
+        let failed = || source::Error::new(ErrorKind::Io, "cannot open it");
+        assert_eq!(code(failed().because(rustix::io::Errno::ACCESS)), Code::Denied);
+        assert_eq!(code(failed().because(std::io::Error::from(std::io::ErrorKind::PermissionDenied))), Code::Denied);
+        assert_eq!(code(failed().because(rustix::io::Errno::IO)), Code::Other);
+        assert_eq!(code(failed()), Code::Other);
+    }
+
+    #[test]
+    fn a_cache_that_is_read_only_is_told_with_advice() {
+        let source = std::io::ErrorKind::ReadOnlyFilesystem.into();
+        let failure = Failure::from(&store::Error::Io { action: "create", path: "/c".into(), source });
+        assert_eq!(failure.hint.as_deref(), Some("choose a directory that you may write to with --cache-dir"));
+    }
+
+    #[test]
+    fn d_070_what_was_escaped_is_not_escaped_again() {
+        let name = crate::oci::Printable(b"a\xff\n").to_string();
+        let error = source::Error::new(ErrorKind::Io, format!("cannot open {name}"));
+        assert_eq!(Failure::from(&error).error, "cannot open a\\xff\\n");
     }
 }

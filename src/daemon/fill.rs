@@ -5,22 +5,27 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use bytesize::ByteSize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::control::{self, Event, FillReport};
 use super::events::{TELL, send};
-use super::{Failure, lacking};
+use super::{Code, Failure, lacking};
 use crate::fetch::{self, Fetcher, Layer, Urgency};
 use crate::fs::Chain;
-use crate::image::ImageLayer;
+use crate::image::{ImageLayer, Images};
+use crate::oci::Printable;
 use crate::source::ErrorKind;
+use crate::store::Store;
 
 /// The fill of one mount; ends when dropped.
 #[derive(Debug)]
 pub(super) struct Filling {
     fetcher: Fetcher,
+    store: Arc<Store>,
     /// Each layer once, from the bottom.
     layers: Vec<Arc<Layer>>,
     state: Arc<watch::Sender<State>>,
@@ -37,6 +42,9 @@ struct State {
     /// Why a layer is not complete: the last failure, unless it has passed.
     failure: Option<Failure>,
 }
+
+/// How often it is looked whether the cache has room again.
+const LOOK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
@@ -61,11 +69,12 @@ impl Drop for Filling {
 
 impl Filling {
     /// Not begun yet.
-    pub(super) fn new(fetcher: &Fetcher, layers: &[ImageLayer], grown: Arc<Notify>) -> Self {
+    pub(super) fn new(images: &Images, layers: &[ImageLayer], grown: Arc<Notify>) -> Self {
         let mut seen = HashSet::new();
         let distinct = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
         let layers = distinct.map(|layer| Arc::clone(&layer.layer)).collect();
-        Self { fetcher: fetcher.clone(), layers, state: Arc::default(), grown, task: Mutex::default() }
+        let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
+        Self { fetcher, store, layers, state: Arc::default(), grown, task: Mutex::default() }
     }
 
     /// Begins, if that has not happened already.
@@ -73,8 +82,9 @@ impl Filling {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.is_none() {
             self.state.send_modify(|state| state.phase = Phase::Running);
-            let (fetcher, state, grown) = (self.fetcher.clone(), Arc::clone(&self.state), Arc::clone(&self.grown));
-            let worker = Worker { fetcher, state, grown, urgency };
+            let (fetcher, store) = (self.fetcher.clone(), Arc::clone(&self.store));
+            let (state, grown) = (Arc::clone(&self.state), Arc::clone(&self.grown));
+            let worker = Worker { fetcher, store, state, grown, urgency };
             *task = Some(tokio::spawn(worker.run(self.layers.clone())).abort_handle());
         }
     }
@@ -90,6 +100,8 @@ impl Filling {
             send(events, Event::Progress(self.progress())).await;
             let State { phase, failure } = states.borrow_and_update().clone();
             match failure {
+                // Readers may have completed what it had given up.
+                Some(_) if phase == Phase::Failed && self.is_settled() => return Ok(()),
                 Some(failure) => return Err(failure),
                 None if phase == Phase::Complete => return Ok(()),
                 None => {}
@@ -105,8 +117,10 @@ impl Filling {
     /// What `status` tells.
     pub(super) fn report(&self) -> FillReport {
         let State { phase, failure } = self.state.borrow().clone();
+        if matches!(phase, Phase::Off | Phase::Failed) && self.is_settled() {
+            return FillReport { state: "complete".to_owned(), error: None };
+        }
         let state = match phase {
-            Phase::Off if self.layers.iter().all(|layer| is_settled(layer)) => "complete",
             Phase::Off => "off",
             Phase::Running => "running",
             Phase::Waiting => "waiting",
@@ -125,6 +139,11 @@ impl Filling {
         drop(states.wait_for(is_condemned).await);
     }
 
+    /// True if nothing is left to be done, by whomever it was done.
+    fn is_settled(&self) -> bool {
+        self.layers.iter().all(|layer| is_settled(layer))
+    }
+
     fn progress(&self) -> control::Progress {
         let layers = self.layers.iter();
         control::Progress {
@@ -140,6 +159,7 @@ impl Filling {
 /// The task of one fill.
 struct Worker {
     fetcher: Fetcher,
+    store: Arc<Store>,
     state: Arc<watch::Sender<State>>,
     grown: Arc<Notify>,
     urgency: Urgency,
@@ -178,12 +198,32 @@ impl Worker {
                     self.become_state(Phase::Running, given_up.cloned());
                 }
                 Err(error) => {
-                    tracing::warn!(layer = %layer.index.layer(), error = %Chain(&error), "fill gives up");
-                    return Err(Failure::from(&error));
+                    let Some(failure) = self.lack_of_room(layer).await else {
+                        tracing::warn!(layer = %layer.index.layer(), error = %Chain(&error), "fill gives up");
+                        return Err(Failure::from(&error));
+                    };
+                    tracing::warn!(layer = %layer.index.layer(), error = %failure, "fill waits");
+                    self.become_state(Phase::Waiting, Some(failure));
+                    while self.lack_of_room(layer).await.is_some() {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    self.become_state(Phase::Running, given_up.cloned());
                 }
             }
         }
         Ok(())
+    }
+
+    /// The failure for a layer that is not complete because its file system is full; none if it has room for the rest.
+    async fn lack_of_room(&self, layer: &Arc<Layer>) -> Option<Failure> {
+        let (store, missing) = (Arc::clone(&self.store), lacking::of(layer).missing);
+        let free = tokio::task::spawn_blocking(move || store.free_bytes().map(|free| (free, store))).await;
+        let (free, store) = free.ok()?.ok().filter(|(free, _)| *free < missing)?;
+        let shown = |bytes| ByteSize::b(bytes).display().iec();
+        let dir = Printable::path(store.dir()).to_string();
+        let what = format!("the cache has no room for the rest of layer {}", layer.index.layer());
+        let why = format!("{} are missing and {} are free on the file system of {dir}", shown(missing), shown(free));
+        Some(Failure::new(Code::Cache, what).because(why).hint("free some space; it goes on by itself then"))
     }
 
     fn become_state(&self, phase: Phase, failure: Option<Failure>) {

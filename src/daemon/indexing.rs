@@ -13,7 +13,7 @@ use super::control::{
     self, ConvertedImage, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer,
     UnwantedIndexes,
 };
-use super::events::{TELL, send, tell};
+use super::events::{TELL, send, tell, warn_of};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
 use crate::image::{ImageLayer, Images, Progress, Request, Resolved, Verdict, soci_pin, verdict, verdict_of_pins};
@@ -133,6 +133,7 @@ async fn one(
     events: &mpsc::Sender<Event>,
 ) -> Result<(IndexedImage, Bound), Failure> {
     let (resolved, layers) = prove(images, request, events).await?;
+    warn_of(&resolved.warnings, events).await;
     let profile = profile(images, &work.profile, resolved.digest).await?;
     let subject = Descriptor::new(
         resolved.media_type.clone().unwrap_or_else(|| MANIFEST_TYPE.to_owned()),
@@ -145,7 +146,12 @@ async fn one(
         Format::Soci | Format::SociV2 => ztocs::write(&layers, events).await?,
     };
     let indexes: Vec<_> = layers.iter().map(encoded).collect();
-    let described = layers.iter().map(describe).collect();
+    let sizes: HashMap<_, _> = ztocs.iter().map(|(layer, ztoc)| (layer.digest, ztoc.len() as u64)).collect();
+    let described = layers.iter().map(|layer| match format {
+        Format::Ocifs => describe(layer),
+        Format::Soci | Format::SociV2 => describe_ztoc(layer, sizes.get(&layer.descriptor.digest).copied()),
+    });
+    let described = described.collect();
     // Hashing some hundred megabytes of indexes takes a second.
     let bundled = tokio::task::spawn_blocking(move || match format {
         Format::Ocifs => Bundle::new(&subject, &indexes, profile.as_ref()),
@@ -294,6 +300,12 @@ fn describe(layer: &ImageLayer) -> IndexedLayer {
     }
 }
 
+/// The same for a layer whose zTOC, which is read as a whole, has this length; none if SOCI has no form for the layer.
+fn describe_ztoc(layer: &ImageLayer, size: Option<u64>) -> IndexedLayer {
+    let size = size.unwrap_or(0);
+    IndexedLayer { index_size: size, metadata_size: size, ..describe(layer) }
+}
+
 fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushed: Option<PushReport>) -> IndexedImage {
     IndexedImage {
         digest: resolved.digest.to_string(),
@@ -309,11 +321,15 @@ fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushe
 
 /// The artifacts beside an image, the one that a mount would use first.
 pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
+    let listed = look(images, wanted).await;
+    listed.map_err(|failure| failure.about(format!("cannot list the indexes of {}", wanted.reference)))
+}
+
+async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
     let request = request_of(wanted)?;
-    let about = |failure: Failure| failure.about(format!("cannot list the indexes of {}", wanted.reference));
-    let repository = repository(images, &request).await.map_err(about)?;
-    let resolved = images.resolve(&request).await.map_err(|error| about(Failure::from(&error)))?;
-    let found = found(&repository, &resolved).await.map_err(about)?;
+    let repository = repository(images, &request).await?;
+    let resolved = images.resolve(&request).await.map_err(|error| Failure::from(&error))?;
+    let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
     let beside = verdict(request.trust, is_pinned);
     let sizes: HashMap<_, _> = resolved.manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
@@ -402,9 +418,9 @@ pub(super) async fn remove(
 ) -> Result<usize, Failure> {
     let UnwantedIndexes { image: wanted, format, artifact } = unwanted;
     let format = format_of(format)?.name();
-    let listed = list(images, wanted).await?;
-    let repository = repository(images, &request_of(wanted)?).await?.for_pushing();
     let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
+    let listed = look(images, wanted).await.map_err(about)?;
+    let repository = repository(images, &request_of(wanted)?).await.map_err(about)?.for_pushing();
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));
     let is_chosen = |shared: &&SharedIndex| match artifact {
         Some(artifact) => shared.digest == *artifact,
@@ -438,7 +454,7 @@ async fn repository(images: &Images, request: &Request) -> Result<Repository, Fa
     let repository = images.repository(request).await.map_err(|error| Failure::from(&error))?;
     repository.ok_or_else(|| {
         Failure::new(Code::Usage, format!("{} is not in a registry", request.reference))
-            .hint("write the index to a layout with --output oci:DIR, or name the image in its registry")
+            .hint("name the image in its registry; `ocifs index --output oci:DIR` writes an index to a layout")
     })
 }
 

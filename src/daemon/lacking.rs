@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 
+use super::control::OnOutage;
 use super::{Code, Failure};
 use crate::fetch::Layer;
 use crate::image::{Image, Lack};
@@ -43,7 +44,7 @@ pub(super) fn failure(lacking: &[Lack], count: usize) -> Option<Failure> {
 
 /// What to tell who mounts `image` when nothing may be fetched for it, or when its registry did not answer: which part of it
 /// cannot be read. None if all of it can.
-pub(super) fn warning(image: &Image, offline: bool) -> Option<String> {
+pub(super) fn warning(image: &Image, offline: bool, on_outage: OnOutage) -> Option<String> {
     let mut seen = HashSet::new();
     let distinct: Vec<&Arc<Layer>> =
         image.layers.iter().map(|layer| &layer.layer).filter(|layer| seen.insert(layer.blob.digest())).collect();
@@ -51,14 +52,30 @@ pub(super) fn warning(image: &Image, offline: bool) -> Option<String> {
     let is_cut_off = |layer: &&&Arc<Layer>| !offline || layer.reader.is_none();
     let lacking: Vec<_> =
         distinct.iter().filter(is_cut_off).map(|layer| of(layer)).filter(|lack| lack.missing > 0).collect();
-    let then = if offline { "reading them fails" } else { "reading them has to wait for the registry" };
+    let then = consequence(offline, on_outage);
     (!lacking.is_empty()).then(|| format!("{}: {then}", sentence(&lacking, distinct.len())))
+}
+
+/// What becomes of who reads what is not here.
+fn consequence(offline: bool, on_outage: OnOutage) -> &'static str {
+    match on_outage {
+        _ if offline => "reading them fails",
+        OnOutage::Wait(_) => "reading them has to wait for the registry",
+        OnOutage::Eio => "reading them fails until the registry is back",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::oci::Digest;
+
+    #[test]
+    fn who_wants_errors_in_an_outage_is_told_of_errors() {
+        assert_eq!(consequence(true, OnOutage::default()), "reading them fails");
+        assert!(consequence(false, OnOutage::default()).contains("wait"));
+        assert_eq!(consequence(false, OnOutage::Eio), "reading them fails until the registry is back");
+    }
 
     #[test]
     fn what_is_lacking_is_told_in_numbers_and_layer_by_layer() {

@@ -22,26 +22,29 @@ mod query;
 mod report;
 mod served;
 mod server;
+mod signals;
+mod socket;
 mod ztocs;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::fetch::{self, Fetcher};
 use crate::image::Images;
-use crate::oci::Digest;
 use crate::store::{Limits, Store};
+
+use signals::Signals;
+use socket::Listener;
 
 pub use client::{Client, Connection, Program};
 pub use failure::{Code, Failure};
 pub use server::unmount_without_daemon;
+pub use socket::{make_runtime_dir, socket_path};
 
 /// Worker threads of the runtime. They move bytes and decide; decoding and file I/O run on the blocking pool.
 const WORKERS: usize = 2;
@@ -69,16 +72,6 @@ pub enum End {
     Finished,
     /// It was told to stop before its first mount was made.
     Interrupted,
-}
-
-/// The control socket of the daemon that owns `cache_dir`.
-///
-/// The name is made from the cache directory, so that each has its own, and short, because socket paths are limited to
-/// 107 bytes (unix(7)).
-pub fn socket_path(cache_dir: &Path, runtime_dir: &Path) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    let name = Digest::sha256(cache_dir.as_os_str().as_bytes());
-    runtime_dir.join(format!("{}.sock", name.short()))
 }
 
 /// Runs a daemon in this process until it is idle, told to stop, or terminated.
@@ -116,19 +109,20 @@ fn leave_no_core() {
 }
 
 async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
+    let mut signals =
+        Signals::new(options.idle.is_none()).map_err(|error| Failure::io("cannot wait for signals", &error))?;
     let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
     let mut limits = Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?;
     limits.max_bytes = options.cache_size.or(limits.max_bytes);
     store.set_limits(limits);
     let images = Images::new(store, Fetcher::new(fetch::Options::default()));
-    let listener = listen(options)?;
-    let socket = socket_path(&options.cache_dir, &options.runtime_dir);
+    let listener = Listener::bind(&socket_path(&options.cache_dir, &options.runtime_dir))?;
     let server = Arc::new(server::Server::new(images, options.clone()));
     if let Some(mount) = first {
         let made = server.mount_in_foreground(mount);
         tokio::select! {
             made = made => made?,
-            () = stop_signal() => return Ok(End::Interrupted),
+            () = signals.end() => return Ok(End::Interrupted),
         }
     }
     if let Some(ready) = ready {
@@ -139,39 +133,11 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         () = server.accept(listener) => {}
         () = server.finished() => {}
         () = server.keep_small() => {}
-        () = stop_signal() => {}
+        () = signals.end() => {}
     }
-    // New clients must start a new daemon instead of waiting for this one to end.
-    if let Err(error) = std::fs::remove_file(&socket) {
-        tracing::debug!(%error, "control socket is gone already");
-    }
+    // The socket is gone with the listener: new clients start a new daemon instead of waiting for this one to end.
     server.unmount_all().await;
     Ok(End::Finished)
-}
-
-/// Binds the control socket. The cache's lock is held, so whatever is at its path is a leftover.
-fn listen(options: &Options) -> Result<UnixListener, Failure> {
-    let socket = socket_path(&options.cache_dir, &options.runtime_dir);
-    let failed =
-        |error: std::io::Error| Failure::io(&format!("cannot bind the control socket {}", socket.display()), &error);
-    match std::fs::remove_file(&socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    UnixListener::bind(&socket).map_err(failed)
-}
-
-async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::warn!("signals cannot be caught");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
 
 /// Tells the process that started this one. It may have given up waiting, which is its own affair.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::control::{self, Event, Fill};
-use super::events::{open_image, send};
+use super::events::{open_image, send, warn_of};
 use super::failure::no_device;
 use super::fill::Filling;
 use super::mounts::{Counts, Mounted, Mounts};
@@ -37,11 +37,9 @@ pub(super) async fn mount(
     let image = open_image(images, &request, events).await;
     let image =
         image.map_err(|error| Failure::from(&error).about(format!("cannot mount {}", wanted.image.reference)))?;
-    for text in &image.resolved.warnings {
-        send(events, Event::Warning { text: crate::oci::Printable::of(text).to_string() }).await;
-    }
+    warn_of(&image.resolved.warnings, events).await;
     if (wanted.image.offline || image.resolved.is_remembered)
-        && let Some(text) = lacking::warning(&image, wanted.image.offline)
+        && let Some(text) = lacking::warning(&image, wanted.image.offline, wanted.on_outage)
     {
         send(events, Event::Warning { text }).await;
     }
@@ -84,7 +82,7 @@ async fn attach(
         None => first(images, mounts, &wanted, &image, key).await?,
     };
     let Attached { mount, served, using, profiling, before } = attached;
-    let filling = Arc::new(Filling::new(images.fetcher(), &image.layers, mounts.grown()));
+    let filling = Arc::new(Filling::new(images, &image.layers, mounts.grown()));
     match wanted.fill {
         // What an offline mount could do is done when somebody waits for it.
         _ if wanted.image.offline => {}
@@ -197,9 +195,8 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
     fuse::is_available()
         .map_err(|error| no_device(Failure::io("cannot open /dev/fuse", &error).coded(Code::Mount), &error))?;
     if let Some(point) = fuse::mounted_at(dir).map_err(|error| Failure::io("cannot read the mount table", &error))? {
-        let is_dead = point.file_system == "fuse.ocifs" && fuse::is_dead(dir);
-        if !is_dead {
-            return Err(taken(dir));
+        if !point.is_ocifs() || !fuse::is_dead(dir) {
+            return Err(taken_by(&point));
         }
         tracing::info!(dir = %dir.display(), "removing the mount of a daemon that is gone");
         fuse::unmount_stale(dir, true).map_err(|error| Failure::from(&error))?;
@@ -215,6 +212,11 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
             _ => failure,
         }
     })?;
+    if !rustix::process::geteuid().is_root() && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_err() {
+        return Err(Failure::new(Code::Mount, what())
+            .because("this user may not write to the directory")
+            .hint("users other than root mount only on directories of their own"));
+    }
     if names.next().is_some() {
         return Err(Failure::new(Code::Mount, what())
             .because("the directory is not empty")
@@ -228,6 +230,27 @@ fn taken(dir: &Path) -> Failure {
     Failure::new(Code::Mount, format!("cannot mount on {dir}"))
         .because("something is mounted there already")
         .hint(format!("`ocifs umount {dir}` ends it, `ocifs status {dir}` describes it"))
+}
+
+/// The failure for a directory on which something is mounted that this daemon does not serve.
+fn taken_by(point: &fuse::MountPoint) -> Failure {
+    let dir = crate::oci::Printable::path(&point.path);
+    let me = rustix::process::geteuid().as_raw();
+    let failure = Failure::new(Code::Mount, format!("cannot mount on {dir}"));
+    match point.user {
+        Some(user) if point.is_ocifs() && user != me && me != 0 => {
+            failure.because(format!("user {user} has mounted an image there")).hint("use another directory")
+        }
+        _ if point.is_ocifs() => failure
+            .because("a daemon of another cache directory has mounted an image there")
+            .hint(format!("use another directory, or end it with `ocifs umount {dir}`")),
+        _ => failure
+            .because(format!(
+                "a file system of type {} is mounted there",
+                crate::oci::Printable::of(&point.file_system)
+            ))
+            .hint("use another directory"),
+    }
 }
 
 fn interrupted() -> Failure {

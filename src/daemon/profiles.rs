@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::control::{self, ProfileReport, ProfileText};
+use super::control::{self, Event, ProfileReport, ProfileText};
+use super::events::warn_of;
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
@@ -211,8 +212,12 @@ fn keep(recorder: &Recorder, tree: &Tree, store: &Store, image: Digest, dir: Pat
 }
 
 /// The profile of an image.
-pub(super) async fn get(images: &Images, wanted: &control::Image) -> Result<ProfileText, Failure> {
-    let resolved = resolve(images, wanted).await?;
+pub(super) async fn get(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<ProfileText, Failure> {
+    let resolved = resolve(images, wanted, events).await?;
     let (reference, opened) = (wanted.reference.clone(), images.clone());
     blocking(images, move |store| {
         // The sum of the image's file sizes, if it was mounted before.
@@ -227,10 +232,15 @@ pub(super) async fn get(images: &Images, wanted: &control::Image) -> Result<Prof
 }
 
 /// Replaces the profile of an image by one that somebody brings. It is checked as a whole before.
-pub(super) async fn put(images: &Images, wanted: &control::Image, text: String) -> Result<(), Failure> {
+pub(super) async fn put(
+    images: &Images,
+    wanted: &control::Image,
+    text: String,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Failure> {
     let profile = Profile::parse(text.as_bytes())
         .map_err(|error| Failure::of(Code::Usage, &error).about("this is not a profile".to_owned()))?;
-    let resolved = resolve(images, wanted).await?;
+    let resolved = resolve(images, wanted, events).await?;
     blocking(images, move |store| {
         store.put_profile(&resolved.digest, profile.to_text().as_bytes()).map_err(|error| Failure::from(&error))
     })
@@ -238,8 +248,12 @@ pub(super) async fn put(images: &Images, wanted: &control::Image, text: String) 
 }
 
 /// Removes the profile of an image.
-pub(super) async fn remove(images: &Images, wanted: &control::Image) -> Result<(), Failure> {
-    let resolved = resolve(images, wanted).await?;
+pub(super) async fn remove(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Failure> {
+    let resolved = resolve(images, wanted, events).await?;
     let reference = wanted.reference.clone();
     blocking(images, move |store| match store.remove_profile(&resolved.digest) {
         Ok(true) => Ok(()),
@@ -254,10 +268,13 @@ fn none(reference: &str) -> Failure {
         .hint("one is recorded when the image is mounted and its program starts, or `ocifs profile import` brings one")
 }
 
-async fn resolve(images: &Images, wanted: &control::Image) -> Result<Resolved, Failure> {
+async fn resolve(images: &Images, wanted: &control::Image, events: &mpsc::Sender<Event>) -> Result<Resolved, Failure> {
     let request = request_of(wanted)?;
     let resolved = images.resolve(&request).await;
-    resolved.map_err(|error| Failure::from(&error).about(format!("cannot find {}", wanted.reference)))
+    let resolved =
+        resolved.map_err(|error| Failure::from(&error).about(format!("cannot find {}", wanted.reference)))?;
+    warn_of(&resolved.warnings, events).await;
+    Ok(resolved)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::control::{self, Event, Listed};
-use super::events::open_image;
+use super::events::{open_image, warn_of};
 use super::mounts::Mounts;
 use super::report;
 use super::{Code, Failure};
@@ -49,12 +49,17 @@ pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
 }
 
 /// Describes an image without touching its layers.
-pub(super) async fn inspect(images: &Images, wanted: &control::Image) -> Result<control::ImageReport, Failure> {
+pub(super) async fn inspect(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<control::ImageReport, Failure> {
     let request = request_of(wanted)?;
     let resolved = images
         .resolve(&request)
         .await
         .map_err(|error| Failure::from(&error).about(format!("cannot inspect {}", wanted.reference)))?;
+    warn_of(&resolved.warnings, events).await;
     let store = Arc::clone(images.store());
     let reference = wanted.reference.clone();
     let described = tokio::task::spawn_blocking(move || report::image(&reference, &resolved, &store)).await;
@@ -69,15 +74,32 @@ pub(super) async fn open(
 ) -> Result<Image, Failure> {
     let request = request_of(wanted)?;
     let image = open_image(images, &request, events).await;
-    image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))
+    let image = image.map_err(|error| Failure::from(&error).about(format!("cannot read {}", wanted.reference)))?;
+    warn_of(&image.resolved.warnings, events).await;
+    Ok(image)
 }
 
-/// The node at `path`, or a failure that names it.
+/// The node at `path`, all symbolic links followed, or a failure that names it.
 pub(super) fn find(tree: &Tree, path: &[u8]) -> Result<NodeId, Failure> {
-    tree.resolve(path, true).ok_or_else(|| {
-        Failure::new(Code::NotFound, format!("the image has no {}", Printable(path)))
-            .hint("`ocifs ls REF DIRECTORY` lists what there is")
-    })
+    tree.resolve(path, true).ok_or_else(|| missing(tree, path))
+}
+
+/// The node at `path` as a listing shows it: a link to a directory is followed into it, any other is shown itself.
+pub(super) fn find_listed(tree: &Tree, path: &[u8]) -> Result<NodeId, Failure> {
+    let followed = tree.resolve(path, true).filter(|id| tree.node(*id).kind() == NodeKind::Directory);
+    followed.or_else(|| tree.resolve(path, false)).ok_or_else(|| missing(tree, path))
+}
+
+fn missing(tree: &Tree, path: &[u8]) -> Failure {
+    let shown = Printable(path);
+    let failure = match tree.resolve(path, false).map(|id| tree.node(id)) {
+        Some(link) if link.kind() == NodeKind::Symlink => {
+            Failure::new(Code::NotFound, format!("the link {shown} leads to nothing in the image"))
+                .because(format!("it is a symbolic link to {}", Printable(link.target())))
+        }
+        _ => Failure::new(Code::NotFound, format!("the image has no {shown}")),
+    };
+    failure.hint("`ocifs ls REF DIRECTORY` lists what there is")
 }
 
 /// Walks the listing of `start`: its children if it is a directory, else itself. Depth first without recursion.
@@ -155,7 +177,9 @@ impl FileReader {
         let id = find(&image.tree, path)?;
         let node = image.tree.node(id);
         if node.kind() != NodeKind::Regular {
-            return Err(Failure::new(Code::NotFound, format!("{} is not a regular file", Printable(path))));
+            let shown = if path.is_empty() { "/".to_owned() } else { Printable(path).to_string() };
+            return Err(Failure::new(Code::NotFound, format!("{shown} is not a regular file"))
+                .hint("`ocifs ls` lists directories, and shows what anything else is with -l"));
         }
         let remaining = 0..node.size();
         let layers = image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect();

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
+use super::socket::Listener;
 use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
 use crate::fuse;
 use crate::image::Images;
@@ -31,6 +32,9 @@ const SETTLED: Duration = Duration::from_millis(100);
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
 
+/// How long a client that has its answer may take to go.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
@@ -44,6 +48,8 @@ pub(super) struct Server {
     options: Options,
     /// Number of connected clients.
     clients: watch::Sender<usize>,
+    /// Told when it need not stay any longer without a mount.
+    retiring: Notify,
     /// Set while a daemon in the foreground serves one mount.
     foreground: bool,
 }
@@ -64,6 +70,7 @@ impl Server {
             known: Known::default(),
             options,
             clients: watch::Sender::new(0),
+            retiring: Notify::new(),
             foreground,
         }
     }
@@ -87,10 +94,10 @@ impl Server {
     }
 
     /// Serves clients for ever.
-    pub(super) async fn accept(self: &Arc<Self>, listener: UnixListener) {
+    pub(super) async fn accept(self: &Arc<Self>, listener: Listener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let server = Arc::clone(self);
                     server.clients.send_modify(|count| *count += 1);
                     tokio::spawn(async move {
@@ -121,6 +128,7 @@ impl Server {
             }
             tokio::select! {
                 () = tokio::time::sleep(quiet) => {}
+                () = self.retiring.notified() => {}
                 _ = mounts.changed() => continue,
                 _ = clients.changed() => continue,
             }
@@ -218,16 +226,30 @@ impl Server {
             Request::Unmount { dir, lazy } => self.unmount(&dir, lazy).await,
             Request::List => value(&self.reports(None, false)),
             Request::Status { dir } => self.status(dir.as_deref()),
-            Request::Inspect(image) => query::inspect(&self.images, &image).await.and_then(|report| value(&report)),
+            Request::Inspect(image) => {
+                let events = answers.events.clone();
+                let inspected = query::inspect(&self.images, &image, &events);
+                answers.while_running(inspected).await.and_then(|report| value(&report))
+            }
             Request::ListDirectory { image, path, recursive } => {
                 self.list_directory(&image, &path, recursive, &mut answers).await
             }
             Request::Read { image, path } => self.read(&image, &path, &mut answers).await,
-            Request::Profile(image) => profiles::get(&self.images, &image).await.and_then(|report| value(&report)),
-            Request::ImportProfile { image, text } => {
-                profiles::put(&self.images, &image, text).await.and_then(|()| value(&()))
+            Request::Profile(image) => {
+                let events = answers.events.clone();
+                let shown = profiles::get(&self.images, &image, &events);
+                answers.while_running(shown).await.and_then(|report| value(&report))
             }
-            Request::RemoveProfile(image) => profiles::remove(&self.images, &image).await.and_then(|()| value(&())),
+            Request::ImportProfile { image, text } => {
+                let events = answers.events.clone();
+                let taken = profiles::put(&self.images, &image, text, &events);
+                answers.while_running(taken).await.and_then(|()| value(&()))
+            }
+            Request::RemoveProfile(image) => {
+                let events = answers.events.clone();
+                let removed = profiles::remove(&self.images, &image, &events);
+                answers.while_running(removed).await.and_then(|()| value(&()))
+            }
             Request::Index(work) => {
                 let events = answers.events.clone();
                 let made = indexing::make(&self.images, &self.known, &work, &events);
@@ -239,6 +261,7 @@ impl Server {
                 let removed = indexing::remove(&self.images, &unwanted, &events);
                 answers.while_running(removed).await.and_then(|count| value(&count))
             }
+            Request::Retire => value(&self.retire().await),
             Request::CacheUsage => query::usage(&self.images).await.and_then(|report| value(&report)),
             Request::CacheDrop(what) => {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
@@ -255,7 +278,10 @@ impl Server {
         let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
         let outcome = tokio::select! {
             outcome = mounted.filling.wait(events) => outcome,
-            () = mounted.mount.ended() => return Err(not_mounted(dir)),
+            () = mounted.mount.ended() => {
+                let dir = crate::oci::Printable::path(dir);
+                return Err(Failure::new(Code::Other, format!("{dir} was unmounted before it was complete")));
+            }
         };
         outcome.map_err(|failure| {
             let dir = crate::oci::Printable::path(dir);
@@ -274,6 +300,18 @@ impl Server {
             self.mounts.remove(&mounted);
         }
         Ok(serde_json::Value::Null)
+    }
+
+    /// Ends as soon as the asking client is gone, if that is all there is; false if not.
+    async fn retire(&self) -> bool {
+        let mut clients = self.clients.subscribe();
+        // One that has its answer counts until it has closed its side.
+        let alone = tokio::time::timeout(FAREWELL, clients.wait_for(|count| *count <= 1)).await;
+        let is_idle = alone.is_ok_and(|alone| alone.is_ok()) && *self.mounts.count().borrow() == 0;
+        if is_idle {
+            self.retiring.notify_one();
+        }
+        is_idle
     }
 
     fn reports(&self, dir: Option<&Path>, detailed: bool) -> Vec<control::MountReport> {
@@ -313,7 +351,7 @@ impl Server {
     ) -> Result<serde_json::Value, Failure> {
         let events = answers.events.clone();
         let image = answers.while_running(query::open(&self.images, image, &events)).await?;
-        let start = query::find(&image.tree, path)?;
+        let start = query::find_listed(&image.tree, path)?;
         for item in query::Walk::new(&image.tree, path, start, recursive) {
             answers.write(&Event::Item(item)).await?;
         }
@@ -434,9 +472,7 @@ async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
 /// Ends a mount whose daemon is gone, without a daemon.
 pub fn unmount_without_daemon(dir: &Path, lazy: bool) -> Result<(), Failure> {
     match fuse::mounted_at(dir) {
-        Ok(Some(point)) if point.file_system == "fuse.ocifs" => {
-            fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error))
-        }
+        Ok(Some(point)) if point.is_ocifs() => fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error)),
         Ok(_) => Err(not_mounted(dir)),
         Err(error) => Err(Failure::io("cannot read the mount table", &error)),
     }

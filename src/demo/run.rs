@@ -8,10 +8,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use rustix::process::{Pid, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::image::{self, Image, LARGE_FILE};
 use super::registry::{Content, Record, Registry};
@@ -60,13 +62,27 @@ pub fn run(demo: &Demo, out: &mut dyn Write) -> Result<(), Failure> {
         .map_err(|error| Failure::io("cannot start threads", &error))?;
     let base = demo.temporary.join(format!("ocifs-demo-{}", std::process::id()));
     let outcome = runtime.block_on(async {
+        let told = told_to_end()?;
         tokio::select! {
             outcome = play(demo, &base, out) => outcome,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            () = told => Ok(()),
         }
     });
+    // A daemon that is being started just now must be there when it is told to end.
+    runtime.shutdown_timeout(END);
     let cleaned = clear(demo, &base);
     outcome.and(cleaned)
+}
+
+/// Is done when the user presses Ctrl-C, closes the terminal, or has the demo ended in another way that can be noticed.
+fn told_to_end() -> Result<impl Future<Output = ()>, Failure> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+    let signals = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>();
+    let mut signals = signals.map_err(|error| Failure::io("cannot wait for signals", &error))?;
+    Ok(std::future::poll_fn(move |context| {
+        let is_told = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if is_told { Poll::Ready(()) } else { Poll::Pending }
+    }))
 }
 
 async fn play(demo: &Demo, base: &Path, out: &mut dyn Write) -> Result<(), Failure> {

@@ -18,6 +18,7 @@ use super::adapter::{Adapter, Shared};
 use super::elsewhere::Elsewhere;
 use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel;
+use super::mount::on_one_line;
 use super::push::Pusher;
 use crate::fs::{FileSystem, Ino};
 
@@ -259,5 +260,9 @@ fn mount_through_fusermount(
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
     ];
-    Session::new(adapter, dir, &config).map_err(|source| MountError::Refused { path: dir.to_owned(), source })
+    Session::new(adapter, dir, &config).map_err(|error| {
+        // What the program said ends with a line break.
+        let source = io::Error::new(error.kind(), on_one_line(&error.to_string()));
+        MountError::Refused { path: dir.to_owned(), source }
+    })
 }

@@ -27,6 +27,15 @@ pub struct MountPoint {
     pub device: String,
     /// The type, `fuse.ocifs` for ours.
     pub file_system: String,
+    /// Whose it is, if it is a FUSE file system.
+    pub user: Option<u32>,
+}
+
+impl MountPoint {
+    /// True if a process of this program serves it, or did.
+    pub fn is_ocifs(&self) -> bool {
+        self.file_system == "fuse.ocifs"
+    }
 }
 
 /// True if this machine has a FUSE device that this user may open; the error otherwise.
@@ -104,12 +113,18 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = fields.nth(1)?;
     let path = fields.nth(1)?;
-    let file_system = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut fields = fields.skip_while(|field| *field != b"-");
+    let file_system = fields.nth(1)?;
+    let user = fields.nth(1).and_then(|options| {
+        let user = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="));
+        std::str::from_utf8(user?).ok()?.parse().ok()
+    });
     Some(MountPoint {
         id,
         path: PathBuf::from(OsString::from_vec(unescape(path))),
         device: String::from_utf8_lossy(device).into_owned(),
         file_system: String::from_utf8_lossy(file_system).into_owned(),
+        user,
     })
 }
 
@@ -181,11 +196,12 @@ mod tests {
 
     #[test]
     fn mountinfo_lines_parse_with_escapes_and_optional_fields() {
-        let line = b"36 35 0:45 / /mnt/a\\040b ro,nodev shared:1 master:2 - fuse.ocifs ocifs ro,user_id=0";
+        let line = b"36 35 0:45 / /mnt/a\\040b ro,nodev shared:1 master:2 - fuse.ocifs ocifs ro,user_id=7,group_id=8";
         let mount = parse_line(line).expect("a valid line");
         assert_eq!(mount.path, Path::new("/mnt/a b"));
         assert_eq!(mount.id, 36);
         assert_eq!((mount.device.as_str(), mount.file_system.as_str()), ("0:45", "fuse.ocifs"));
+        assert_eq!((mount.user, mount.is_ocifs()), (Some(7), true));
         assert_eq!(parse_line(b""), None);
         assert_eq!(parse_line(b"36 35 0:45 / /mnt"), None);
     }

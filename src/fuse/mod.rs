@@ -24,5 +24,5 @@ pub use connection::{Access, Connection, MountError, Options};
 pub use elsewhere::Elsewhere;
 pub use io::{Chosen, Io, Mode};
 pub use kernel::{MountPoint, is_available};
-pub use mount::{Mount, UnmountError, is_dead, mounted_at, unmount_stale};
+pub use mount::{Mount, UnmountError, abandoned, is_dead, mounted_at, unmount_stale};
 pub use places::Places;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -12,6 +13,11 @@ use super::connection::{Connection, MountError, Options};
 use super::kernel::{self, MountPoint};
 use super::places::Places;
 use crate::fs::FileSystem;
+
+/// Who looks at a mount, as df(1) does, uses it for so long and is not found afterwards: a mount that is in use by nobody
+/// who can be seen is tried again after this, so often.
+const GLANCE: Duration = Duration::from_millis(20);
+const GLANCES: u32 = 10;
 
 /// A mounted file system.
 #[derive(Debug)]
@@ -66,6 +72,14 @@ pub fn is_dead(dir: &Path) -> bool {
     answer.is_err_and(|error| error == rustix::io::Errno::NOTCONN || error == rustix::io::Errno::CONNABORTED)
 }
 
+/// The mounts whose daemons are gone, of those that this user may look at; `served` are known to be alive. Asks each other
+/// mount of this program, so it may block as long as [`is_dead`].
+pub fn abandoned(served: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read(kernel::TABLE)?;
+    let points = kernel::parse(&table).filter(MountPoint::is_ocifs).map(|point| point.path);
+    Ok(points.filter(|path| !served.contains(path) && is_dead(path)).collect())
+}
+
 /// Ends a mount that no [`Mount`] of this process owns.
 pub fn unmount_stale(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
     unmount(dir, lazy)
@@ -74,20 +88,28 @@ pub fn unmount_stale(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
 /// Ends whatever is mounted on `dir`; a mount that is already gone is no error.
 fn unmount(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
     let path = dir.to_owned();
-    let result = if rustix::process::geteuid().is_root() {
-        kernel::unmount(&path, lazy)
-    } else {
-        fusermount_unmount(&path, lazy)
-    };
-    match result {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let holders = kernel::holders(&path);
-            Err(UnmountError::Busy { path, holders })
-        }
-        // Somebody else was faster.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        Err(source) => Err(UnmountError::Refused { path, source }),
+    let mut glances = 0;
+    loop {
+        let result = if rustix::process::geteuid().is_root() {
+            kernel::unmount(&path, lazy)
+        } else {
+            fusermount_unmount(&path, lazy)
+        };
+        return match result {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let holders = kernel::holders(&path);
+                if holders.is_empty() && glances < GLANCES {
+                    glances += 1;
+                    std::thread::sleep(GLANCE);
+                    continue;
+                }
+                Err(UnmountError::Busy { path, holders })
+            }
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            Err(source) => Err(UnmountError::Refused { path, source }),
+        };
     }
 }
 
@@ -133,6 +155,7 @@ impl Mount {
             path: dir.to_owned(),
             device: String::new(),
             file_system: String::new(),
+            user: None,
         });
         connection.tune(&point.device);
         Self { point, connection, places: places.clone(), gone }
@@ -183,5 +206,22 @@ fn fusermount_unmount(dir: &Path, lazy: bool) -> io::Result<()> {
     if message.contains("busy") {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
-    Err(io::Error::other(message.trim().to_owned()))
+    Err(io::Error::other(on_one_line(&message)))
+}
+
+/// What a program said in some lines.
+pub(super) fn on_one_line(message: &str) -> String {
+    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_a_program_said_is_told_on_one_line() {
+        let said = "fusermount3: mounting over filesystem type 0x1 is forbidden\n  try another\n\n";
+        assert_eq!(
+            super::on_one_line(said),
+            "fusermount3: mounting over filesystem type 0x1 is forbidden; try another"
+        );
+    }
 }

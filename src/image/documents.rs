@@ -105,8 +105,9 @@ impl Images {
         warnings: &mut Vec<String>,
     ) -> Result<Document, Error> {
         let key = request.reference.to_string();
-        if let Reference::Registry(name) = &request.reference
-            && let Some(digest) = name.digest()
+        // A local place may have been written anew, but nobody looks there offline.
+        let is_settled = request.offline || matches!(request.reference, Reference::Registry(_));
+        if let Some(digest) = request.reference.digest().filter(|_| is_settled)
             && let Some(bytes) = self.store.document(digest)?
         {
             return Ok(Document { media_type: String::new(), digest: *digest, bytes });

@@ -283,7 +283,11 @@ impl Images {
             (true, Reference::Registry(_)) => {
                 Ok(Opened { source: None, ..source::open(request, &self.clients, self.store.dir()).await? })
             }
-            (true, _) => Ok(Opened::default()),
+            // What is on the disk is asked of nobody; if it is not, or not whole, the cache may have the image.
+            (true, _) => Ok(source::open(request, &self.clients, self.store.dir()).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "the source is not there, the cache stands in");
+                Opened::default()
+            })),
             (false, _) => source::open(request, &self.clients, self.store.dir()).await,
         }
     }

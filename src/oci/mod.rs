@@ -19,5 +19,5 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use json::JsonError;
 pub use manifest::{ImageIndex, ImageManifest, IndexEntry, Manifest, ManifestError, MediaKind, check_layer_media_type};
 pub use platform::{NoMatch, Platform, PlatformError, Wanted, no_match, ranked, select};
-pub use printable::Printable;
-pub use reference::{Local, LocalSelector, Reference, ReferenceError, RegistryName, Shown};
+pub use printable::{Message, Printable};
+pub use reference::{Local, LocalSelector, Reference, ReferenceError, RegistryName, Shown, without_password};

@@ -50,6 +50,22 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
+/// A message on one line, whose outside text is escaped already: backslashes stay as they are, and what was forgotten is
+/// escaped like by [`Printable`].
+///
+/// The last gate before a terminal. Shown as outside text once more, every backslash would be doubled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a>(pub &'a str);
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '\\' => f.write_char('\\'),
+            character => write_character(f, character),
+        })
+    }
+}
+
 fn write_character(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
     match character {
         '\\' => f.write_str("\\\\"),
@@ -110,6 +126,14 @@ mod tests {
         assert_eq!(format!("{:.3}", Printable::of("abcdef")), "abc…");
         assert_eq!(format!("{:.3}", Printable::of("abc")), "abc");
         assert_eq!(format!("{:.1}", Printable(b"\xff\xff")), "\\xff…");
+    }
+
+    #[test]
+    fn d_070_a_message_is_escaped_once_however_often_it_passes_a_gate() {
+        let message = format!("no {} \x1b\n", Printable(b"\xff\\"));
+        let once = Message(&message).to_string();
+        assert_eq!(once, "no \\xff\\\\ \\x1b\\n");
+        assert_eq!(Message(&once).to_string(), once);
     }
 
     proptest! {

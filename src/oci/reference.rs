@@ -14,7 +14,7 @@ use super::{Digest, Printable};
 
 mod error;
 
-pub use error::{ReferenceError, Shown};
+pub use error::{ReferenceError, Shown, without_password};
 
 /// An image as the user named it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -65,14 +65,27 @@ const REPOSITORY_BYTES: usize = 255;
 /// Transports of containers-transports(5) that name places this program cannot read.
 const FOREIGN_TRANSPORTS: [&str; 6] = ["containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball"];
 
+/// Those of them that are never meant as the name of an image.
+const LONG_TRANSPORTS: [&str; 2] = ["containers-storage", "docker-daemon"];
+
+fn is_transport(text: &str, name: &str) -> bool {
+    text.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))
+}
+
 impl Reference {
     /// True if the reference names a digest, so that it always means the same bytes.
     pub fn is_pinned(&self) -> bool {
+        self.digest().is_some()
+    }
+
+    /// The digest that the reference names.
+    pub fn digest(&self) -> Option<&Digest> {
         match self {
-            Self::Registry(name) => name.digest.is_some(),
-            Self::Layout(local) | Self::OciArchive(local) | Self::DockerArchive(local) => {
-                matches!(local.selector, Some(LocalSelector::Digest(_)))
-            }
+            Self::Registry(name) => name.digest.as_ref(),
+            Self::Layout(local) | Self::OciArchive(local) | Self::DockerArchive(local) => match &local.selector {
+                Some(LocalSelector::Digest(digest)) => Some(digest),
+                _ => None,
+            },
         }
     }
 
@@ -111,6 +124,10 @@ impl FromStr for Reference {
         }
         if let Some(rest) = text.strip_prefix("docker-archive:") {
             return parse_local(text, rest, "docker-archive").map(Self::DockerArchive);
+        }
+        // Read as names they would be asked of Docker Hub, which has no such repositories.
+        if let Some(transport) = LONG_TRANSPORTS.iter().find(|name| is_transport(text, name)) {
+            return Err(ReferenceError::Transport { text: Shown::new(text), transport: (*transport).to_owned() });
         }
         if let Some(rest) = text.strip_prefix("docker://") {
             return rest.parse().map(Self::Registry);

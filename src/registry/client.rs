@@ -449,3 +449,11 @@ pub(super) async fn complain(what: &str, response: Response) -> Fault {
     let (at, status, headers) = (response.url().clone(), response.status(), response.headers().clone());
     refused(what, &at, status, &headers, &Complaint::of(response).await)
 }
+
+/// The same for a 405: whoever runs the registry has it allow nobody to do this.
+pub(super) async fn not_allowed(what: &str, response: Response, deed: &str) -> Fault {
+    let mut fault = complain(what, response).await;
+    let error = Error::new(ErrorKind::Denied, fault.error.to_string());
+    fault.error = error.hint(format!("the registry does not allow {deed}; ask whoever runs it"));
+    fault
+}

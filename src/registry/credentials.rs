@@ -198,7 +198,7 @@ fn proof(user: String, secret: Secret, identity: Option<Secret>) -> Option<Proof
 /// Reads a file, unless it does not exist; anything else that is wrong with it is an error that names it (B-140).
 async fn load(path: PathBuf) -> Result<Option<AuthFile>, Error> {
     let shown = path.display().to_string();
-    let wrong = |why: &str| Error::new(ErrorKind::Invalid, format!("invalid credential file {shown}: {why}"));
+    let wrong = |why: &str| Error::new(ErrorKind::Misconfigured, format!("invalid credential file {shown}: {why}"));
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Io, format!("cannot read the credential file {shown}")).because(error)
     };

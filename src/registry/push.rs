@@ -6,7 +6,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::Selector;
 use super::call::{Call, Message};
-use super::client::{Client, complain};
+use super::client::{Client, complain, not_allowed};
 use super::endpoint::Endpoint;
 use super::error::{Complaint, Fault, LEAVE_TO, Retry, cannot, escape, origin, refused};
 use crate::limits::SHOWN_CHARACTERS;
@@ -81,12 +81,7 @@ pub(super) async fn remove(client: &Client, target: &Endpoint, digest: &Digest) 
         match response.status() {
             StatusCode::NOT_FOUND => Ok(()),
             status if status.is_success() => Ok(()),
-            StatusCode::METHOD_NOT_ALLOWED => {
-                let mut fault = complain(&what, response).await;
-                let error = Error::new(ErrorKind::Denied, fault.error.to_string());
-                fault.error = error.hint("the registry does not allow deletion; ask whoever runs it");
-                Err(fault)
-            }
+            StatusCode::METHOD_NOT_ALLOWED => Err(not_allowed(&what, response, "deletion").await),
             _ => Err(complain(&what, response).await),
         }
     };

@@ -15,7 +15,7 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, LOCATI
 use reqwest::{Method, StatusCode};
 
 use super::call::{Call, Message};
-use super::client::{Client, complain};
+use super::client::{Client, complain, not_allowed};
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO, Retry, cannot};
 use super::redirect::{self, Location};
@@ -203,6 +203,7 @@ impl<'a> Upload<'a> {
                 state.session = Some(Session { at, next: 0, is_known: true, chunk });
                 Ok(None)
             }
+            StatusCode::METHOD_NOT_ALLOWED => Err(not_allowed(&self.what, response, "pushing").await),
             _ => Err(complain(&self.what, response).await),
         }
     }

@@ -102,6 +102,11 @@ impl Store {
         Ok(freed)
     }
 
+    /// Bytes that this user may still write to the cache's file system.
+    pub fn free_bytes(&self) -> Result<u64, Error> {
+        Ok(space(self.dir())?.1)
+    }
+
     /// True if there is nothing to evict. Walks the cache directory if it is bounded.
     pub fn is_within_limits(&self) -> Result<bool, Error> {
         Ok(self.excess()? == 0)

@@ -43,6 +43,8 @@ impl Bench {
             .file("bin/su", vec![7_u8; 3000])
             .mode(0o4755)
             .symlink("bin/sh", "su")
+            .symlink("etc/dangling", "nowhere")
+            .symlink("lib", "bin")
             .add("dev/sda", EntryContent::BlockDevice(8, 0))
             .file("etc/\x1b]0;title\x07", "")
             .file(b"etc/\xff", "");
@@ -253,7 +255,17 @@ fn an_image_that_is_not_there_is_exit_code_3() {
     }
     let ran = bench.run(["cat", "oci:image:1.0", "/no/such"]);
     assert_failed(&ran, 3, "error: the image has no /no/such\nhint: `ocifs ls REF DIRECTORY` lists what there is\n");
-    assert_eq!(bench.run(["cat", "oci:image:1.0", "/etc"]).code(), 3, "a directory is no file");
+    for directory in ["/etc", "", "/"] {
+        let ran = bench.run(["cat", "oci:image:1.0", directory]);
+        let shown = if directory.is_empty() { "/" } else { directory };
+        let error = format!("error: {shown} is not a regular file\nhint: ");
+        assert!(ran.code() == 3 && ran.stderr.starts_with(&error), "{}", ran.stderr);
+    }
+    let ran = bench.run(["cat", "oci:image:1.0", "etc/dangling"]);
+    let error = "error: the link etc/dangling leads to nothing in the image\ncause: it is a symbolic link to nowhere\n";
+    assert!(ran.code() == 3 && ran.stderr.starts_with(error), "{}", ran.stderr);
+    let ran = bench.run(["cat", "oci:image:1.0", "etc/no\nsuch"]);
+    assert!(ran.stderr.starts_with("error: the image has no etc/no\\nsuch\n"), "escaped once: {}", ran.stderr);
 }
 
 #[test]
@@ -270,8 +282,13 @@ fn d_070_inspect_shows_the_configuration_without_control_characters() {
 #[test]
 fn d_070_ls_looks_like_ls_and_escapes_names() {
     let bench = Bench::new().with_image();
-    assert_eq!(bench.run(["ls", "oci:image"]).ok().stdout, "bin\ndev\netc\n");
-    assert_eq!(bench.run(["ls", "oci:image", "etc/"]).ok().stdout, "\\x1b]0;title\\x07\nos-release\n\\xff\n");
+    assert_eq!(bench.run(["ls", "oci:image"]).ok().stdout, "bin\ndev\netc\nlib\n");
+    assert_eq!(bench.run(["ls", "oci:image", "lib"]).ok().stdout, "sh\nsu\n", "a link to a directory is followed");
+    let link = bench.run(["ls", "-l", "oci:image", "/bin/sh"]).ok().stdout;
+    assert_eq!(link, "lrwxrwxrwx 1 0 0 2 2020-09-13 12:26 /bin/sh -> su\n", "any other is not");
+    let link = bench.run(["ls", "-l", "oci:image", "etc/dangling"]).ok().stdout;
+    assert!(link.ends_with(" /etc/dangling -> nowhere\n"), "{link}");
+    assert_eq!(bench.run(["ls", "oci:image", "etc/"]).ok().stdout, "\\x1b]0;title\\x07\ndangling\nos-release\n\\xff\n");
     assert_eq!(bench.run(["ls", "oci:image", "/etc/os-release"]).ok().stdout, "/etc/os-release\n");
     let all = bench.run(["ls", "-lR", "oci:image:1.0"]).ok().stdout;
     let lines: Vec<_> = all.lines().filter(|line| line.contains("bin/") || line.contains("dev/")).collect();
@@ -285,8 +302,65 @@ fn d_070_ls_looks_like_ls_and_escapes_names() {
     );
     let names = bench.json(["ls", "--json", "oci:image", "/etc"]);
     assert_eq!(names[0]["path"], "etc/\u{1b}]0;title\u{7}");
-    assert_eq!((&names[2]["path"], &names[2]["path_base64"]), (&Value::Null, &json!("ZXRjL/8=")));
+    assert_eq!((&names[3]["path"], &names[3]["path_base64"]), (&Value::Null, &json!("ZXRjL/8=")));
     assert_eq!(bench.run(["ls", "--json", "oci:image", "/"]).ok().stdout.lines().last(), Some("]"));
+}
+
+#[test]
+fn a_layout_on_the_disk_is_not_missing_offline() {
+    let bench = Bench::new().with_image();
+    assert_eq!(bench.run(["cat", "--offline", "oci:image:1.0", "etc/os-release"]).ok().stdout, "NAME=test\n");
+    let digest = bench.json(["inspect", "--json", "oci:image:1.0"])["digest"].as_str().expect("text").to_owned();
+    fs::rename(bench.path("image"), bench.path("moved")).expect("it is there");
+    let pinned = format!("oci:image@{digest}");
+    assert_eq!(bench.run(["cat", "--offline", &pinned, "etc/os-release"]).ok().stdout, "NAME=test\n");
+    assert_eq!(bench.run(["cat", &pinned, "etc/os-release"]).code(), 3, "a place that is looked at has to be there");
+}
+
+#[test]
+fn a_layout_that_is_named_like_an_image_is_pointed_out() {
+    let bench = Bench::new().with_image();
+    let ran = bench.run(["inspect", "--offline", "image:1.0"]);
+    let warning = "warning: image:1.0 is looked for in a registry; oci:image is the directory here\n";
+    assert!(ran.code() == 5 && ran.stderr.starts_with(warning), "{}", ran.stderr);
+}
+
+#[test]
+fn an_export_takes_no_options_about_whom_to_ask() {
+    let bench = Bench::new();
+    for option in ["--plain-http", "--offline", "--authfile=x"] {
+        assert_eq!(bench.run(["cache", "export", option, "debian", "x"]).code(), 2, "{option}");
+    }
+}
+
+#[test]
+fn passwords_in_what_is_no_reference_are_not_repeated() {
+    let ran = Bench::new().run(["inspect", "https://me:hunter2@r.example/a"]);
+    assert!(ran.code() == 2 && ran.stderr.contains("me:***@") && !ran.stderr.contains("hunter2"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_is_no_text_is_refused_by_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new().with_image();
+    let name = |bytes: &'static [u8]| std::ffi::OsStr::from_bytes(bytes);
+    let ran = bench.ocifs.run([name(b"mount"), name(b"debian"), name(b"/m\xff")]);
+    assert_failed(
+        &ran,
+        2,
+        "error: cannot use /m\\xff\ncause: the path is not UTF-8 text\n\
+         hint: use a path all of whose names are UTF-8 text\n",
+    );
+    let ran = bench.ocifs.run([name(b"inspect"), name(b"oci:sm\xffall")]);
+    assert!(ran.code() == 2 && ran.stderr.contains("oci:sm\\xffall is not UTF-8 text"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_ends_with_the_code_for_its_fault() {
+    let bench = Bench::new().with_image();
+    let directory = bench.run(["inspect", "--authfile", ".", "localhost:1/a"]);
+    assert_failed(&directory, 2, "error: cannot read the credentials in .\ncause: it is a directory\n");
+    assert_eq!(bench.run(["cache", "import", "missing"]).code(), 3);
 }
 
 #[test]

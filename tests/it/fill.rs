@@ -249,3 +249,39 @@ fn ctrl_c_while_it_waits_leaves_the_mount_in_place() {
     assert_eq!(fs::read_dir(bench.point.path()).expect("it is served").count(), 1);
     bench.ocifs.umount(&bench.point);
 }
+
+#[test]
+fn a_fill_without_room_in_the_cache_says_so_and_goes_on_when_there_is_some() {
+    if !require_fuse() || !require_root() {
+        return;
+    }
+    let content = Content::new();
+    // It compresses to half.
+    let bytes = noise(8 << 20, 1);
+    Image::new().layer(Layer::new().file("noise", bytes.clone())).to_content(&content, "team/app", "1.0");
+    let registry = Embedded::start(content);
+    let ocifs = Ocifs::new();
+    fs::create_dir(ocifs.cache()).expect("a directory");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", ocifs.cache(), "tmpfs", flags, Some(c"size=7m,mode=0700")).expect("root may");
+    ocifs.run(["cache", "du"]).ok();
+    let ballast = ocifs.cache().join("ballast");
+    fs::write(&ballast, vec![1; 4 << 20]).expect("it has room");
+    let point = ocifs.mount_point("m");
+    let dir = point.path().to_str().expect("a plain path");
+    let args = ["mount", "--profile-until=0", "--wait", &registry.name("team/app:1.0"), dir];
+    let ran = ocifs.run(args);
+    assert_eq!(ran.code(), 9, "{}", ran.stderr);
+    assert!(ran.stderr.contains("cause: the cache has no room for the rest of layer sha256:"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(" are free on the file system of "), "{}", ran.stderr);
+    let status = || ocifs.status(&point)["mounts"][0]["filling"].clone();
+    assert_eq!(status()["state"], "waiting", "{}", status());
+
+    fs::remove_file(ballast).expect("it is there");
+    let begun = Instant::now();
+    while status() != json!({ "state": "complete", "error": null }) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not go on: {}", status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(fs::read(point.path().join("noise")).expect("it is there") == bytes);
+}

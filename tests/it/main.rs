@@ -4,6 +4,7 @@ mod cache_size;
 mod claims;
 mod cli;
 mod conditions;
+mod daemon;
 mod damage;
 mod demo_image;
 mod fill;

@@ -354,3 +354,18 @@ fn a_partial_image_says_exactly_what_is_missing() {
     assert!(ran.stderr.contains(&format!(" of {count} of {count} layers are not in the cache")), "{}", ran.stderr);
     assert!(ran.stderr.contains("\nhint: leave out --offline to fetch them\n"), "{}", ran.stderr);
 }
+
+#[test]
+fn what_is_remembered_is_told_to_be_whoever_asks() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.goes();
+    let reference = bench.reference();
+    for args in [&["inspect"][..], &["ls"], &["cat"]] {
+        let path: &[&str] = if args == ["cat"] { &["no/such"] } else { &[] };
+        let ran = bench.ocifs.run([args, &[&reference], path].concat());
+        assert!(ran.stderr.starts_with("warning: "), "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("; using {reference} as it was last seen (")), "{args:?}: {}", ran.stderr);
+    }
+    let ran = bench.mount(&["--fill=off", "--on-outage=eio"]).ok();
+    assert!(ran.stderr.contains(": reading them fails until the registry is back\n"), "{}", ran.stderr);
+}

@@ -1,6 +1,7 @@
 //! Parcels through the program: what one machine touched starts on another without asking anybody.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -144,7 +145,7 @@ fn what_cannot_be_carried_is_told_and_leaves_no_file() {
     assert!(!parcel.exists());
     let unknown = scene.fresh.run(["cache", "export", &scene.reference(), "x.parcel"]);
     fails(&unknown, 5, "hint: mount it first");
-    fails(&scene.import(), 2, "cannot read");
+    fails(&scene.import(), 3, "cannot read");
     fs::write(&parcel, "something else").expect("written");
     fails(&scene.import(), 2, "this is not a parcel");
     scene.export(&[]).ok();
@@ -160,6 +161,33 @@ fn what_cannot_be_carried_is_told_and_leaves_no_file() {
     fails(&scene.import(), 2, "version 9");
     let offline = scene.fresh.run(["inspect", "--offline", &scene.reference()]);
     assert_eq!(offline.code(), 5, "what a tag means comes last: {}", offline.stderr);
+}
+
+#[test]
+fn an_export_that_fails_leaves_what_was_there() {
+    let Some(scene) = Scene::new() else { return };
+    scene.used.mount(&scene.reference(), &scene.from);
+    fs::read(scene.from.path().join("data/b")).expect("it can be read");
+    let small = scene.used.mount_point("small");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", small.path(), "tmpfs", flags, Some(c"size=64k")).expect("root may");
+    let parcel = small.path().join("it.parcel");
+    fs::write(&parcel, "the last one").expect("it has room");
+    let name = parcel.to_str().expect("a plain path");
+    let ran = scene.used.run(["cache", "export", &scene.reference(), name]);
+    assert!(ran.code() == 1 && ran.stderr.contains("No space left on device"), "{}", ran.stderr);
+    assert_eq!(fs::read(&parcel).expect("it is there"), b"the last one");
+    assert_eq!(fs::read_dir(small.path()).expect("a directory").count(), 1, "and nothing beside it");
+
+    // A link stays one, and the file that it leads to keeps its permissions.
+    let link = scene.used.home().join("link");
+    std::os::unix::fs::symlink("it.parcel", &link).expect("a link");
+    fs::write(scene.parcel(), "").expect("written");
+    fs::set_permissions(scene.parcel(), fs::Permissions::from_mode(0o640)).expect("it is ours");
+    scene.used.run(["cache".as_ref(), "export".as_ref(), scene.reference().as_ref(), link.as_os_str()]).ok();
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
+    let written = fs::metadata(scene.parcel()).expect("it is there");
+    assert!(written.len() > FILE as u64 / 4 && written.permissions().mode() & 0o777 == 0o640, "{written:?}");
 }
 
 #[test]

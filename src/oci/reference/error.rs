@@ -1,5 +1,6 @@
 //! What is wrong with a reference, in words that say what to write instead.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 
@@ -91,7 +92,7 @@ pub struct Shown(String);
 
 impl Shown {
     pub(super) fn new(text: &str) -> Self {
-        Self(text.chars().take(300).collect())
+        Self(without_password(text).chars().take(300).collect())
     }
 }
 
@@ -101,6 +102,46 @@ impl fmt::Display for Shown {
     }
 }
 
+/// The text with the password of `USER:PASSWORD@` left out, as it is written in URLs: no reference has one, and messages
+/// end up in logs.
+pub fn without_password(text: &str) -> Cow<'_, str> {
+    if ["oci:", "oci-archive:", "docker-archive:"].iter().any(|local| text.starts_with(local)) {
+        return text.into();
+    }
+    let start = text.find("://").map_or(0, |scheme| scheme + 3);
+    let rest = &text[start..];
+    // The first `@` before the path ends the user; the one of a digest comes after the name of a repository.
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let is_digest =
+        |after: &str| after.split_once(':').is_some_and(|(name, _)| name.starts_with("sha") || name == "blake3");
+    match authority.rsplit_once('@').filter(|(_, after)| !is_digest(after)).and_then(|(user, _)| user.split_once(':')) {
+        Some((user, password)) => {
+            let (from, to) = (start + user.len() + 1, start + user.len() + 1 + password.len());
+            format!("{}***{}", &text[..from], &text[to..]).into()
+        }
+        None => text.into(),
+    }
+}
+
 fn hint_host(host: &Shown) -> &'static str {
     if host.0.parse::<Ipv6Addr>().is_ok() { "; put IPv6 addresses into brackets" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_left_out_and_nothing_else() {
+        for (text, shown) in [
+            ("https://me:secret@r.example/a", "https://me:***@r.example/a"),
+            ("me:sec@ret@r.example:5000/a:1", "me:***@r.example:5000/a:1"),
+            ("a:1@sha256:00", "a:1@sha256:00"),
+            ("r.example:5000/a:1@sha256:00", "r.example:5000/a:1@sha256:00"),
+            ("oci:a@b", "oci:a@b"),
+            ("me@r.example/a", "me@r.example/a"),
+        ] {
+            assert_eq!(without_password(text), shown);
+        }
+    }
 }

@@ -110,6 +110,7 @@ fn b_009_mistakes_are_explained() {
     assert!(fails("./dir").to_string().contains("oci:DIRECTORY"));
     assert!(fails("/srv/x.tar").to_string().contains("docker-archive:FILE"));
     assert!(fails("docker-daemon:a:b").to_string().contains("cannot read images from docker-daemon:"));
+    assert!(fails("containers-storage:a").to_string().contains("cannot read images from containers-storage:"));
     assert!(fails("::1/i").to_string().contains("invalid registry host"));
     assert!(fails("a/B").to_string().contains("lower case"));
     assert!(fails("oci:").to_string().contains("oci:PATH"));

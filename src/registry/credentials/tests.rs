@@ -121,7 +121,7 @@ async fn b_140_a_bad_file_is_an_error_that_names_it_and_shows_nothing_of_it() {
     for text in ["{", "[]", r#"{"auths":"hunter2"}"#, r#"{"auths":{"h":{"auth":{"hunter2":1}}}}"#, &long] {
         let path = stored(&directory, "config.json", text);
         let error = find(&[&path], "h", "x").await.expect_err("a bad file");
-        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert_eq!(error.kind(), ErrorKind::Misconfigured);
         let shown = format!("{error} {error:?}");
         assert!(shown.contains("config.json") && !shown.contains("hunter2"), "{shown}");
     }

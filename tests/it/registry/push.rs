@@ -323,6 +323,15 @@ async fn b_068_b_069_a_registry_that_does_not_answer_head_is_asked_by_pushing() 
 }
 
 #[tokio::test]
+async fn a_registry_that_nobody_may_push_to_denies_it() {
+    let (registry, repository, bytes) = target().await;
+    registry.set_faults(|request| (request.method == "POST").then(|| Fault::status(405)));
+    let error = push(&repository, &bytes.slice(..100), None).await.expect_err("it is read-only");
+    assert_eq!(error.kind(), ErrorKind::Denied, "{}", shown(&error));
+    assert_eq!(error.advice(), Some("the registry does not allow pushing; ask whoever runs it"));
+}
+
+#[tokio::test]
 async fn a_registry_that_never_keeps_a_byte_is_given_up() {
     let (registry, repository, bytes) = target().await;
     registry.set_faults(|request| {
