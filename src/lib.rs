@@ -25,7 +25,7 @@
 //! them ([`codec`]), reads the tar stream ([`mod@tar`]), cuts seek points and hashes everything. Only if layer digest
 //! and diffID are right is the index kept. [`tree::merge`] joins the layers; [`fuse`] attaches the tree to the kernel
 //! through [`fs`]. As soon as the tree is known, [`ahead`] fetches what an earlier start read ([`profile`]), or what
-//! the entry point needs ([`elf`]).
+//! the entry point needs ([`elf`]) and its script imports ([`python`]).
 //!
 //! # The life of a read
 //!
@@ -79,7 +79,7 @@
 //! | level | modules |
 //! |---|---|
 //! | 0 | [`limits`] |
-//! | 1 | [`oci`] [`codec`] [`mod@tar`] |
+//! | 1 | [`oci`] [`codec`] [`mod@tar`] [`elf`] [`python`] |
 //! | 2 | [`source`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`share`] [`fetch`] |
@@ -103,7 +103,7 @@
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
 //! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
 //! recording, one an image that is looked up for indexes beside it, and one for each span, layer, window section or read
-//! in flight.
+//! in flight, or file that is fetched ahead.
 
 pub mod limits;
 

@@ -321,7 +321,25 @@ pub const AHEAD_FILES: usize = 512;
 pub const AHEAD_MODULES: usize = 8192;
 
 /// Longest file of a module that is looked into, in bytes; the longest of pandas has 740 KB.
-pub const AHEAD_MODULE_BYTES: u64 = 4 << 20;
+pub const AHEAD_MODULE_BYTES: u64 = 1 << 20;
+
+/// Bytes of modules that are looked into for one start. Pandas has 30 MB.
+pub const AHEAD_PARSED_BYTES: u64 = 256 << 20;
+
+/// Bytes of modules that are held in memory at once while they are looked into.
+pub const AHEAD_HELD_BYTES: u64 = 16 << 20;
+
+/// Most directories in which modules are looked for: real environments have less than ten.
+pub const AHEAD_DIRECTORIES: usize = 64;
+
+/// Most `.pth` files read. Real environments have a handful.
+pub const AHEAD_HOOKS: usize = 64;
+
+/// Longest `.pth` file read, in bytes. Real ones have a few lines.
+pub const AHEAD_HOOK_BYTES: u64 = 64 << 10;
+
+/// Deepest chain of imports whose order is told apart; what is further down has the order of that place.
+pub const AHEAD_DEPTH: usize = 64;
 
 /// Most words of an image's command line that may name files.
 pub const AHEAD_WORDS: usize = 32;

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Files, Spans};
+use super::{Files, Spans, length};
 use crate::fetch::Layer;
 use crate::index::SpanId;
-use crate::limits::{AHEAD_BYTES, AHEAD_FILES, REPLAY_STEPS};
+use crate::limits::{AHEAD_BYTES, AHEAD_FILES, AHEAD_PARSED_BYTES, REPLAY_STEPS};
 use crate::oci::Digest;
 use crate::tree::NodeId;
 
@@ -20,6 +20,8 @@ pub(super) struct Budget {
     steps: u64,
     /// Files looked into.
     files: usize,
+    /// Bytes of modules parsed.
+    parsed: u64,
     /// Spans that were taken. A layer that an image lists twice counts once.
     taken: HashSet<(Digest, SpanId)>,
 }
@@ -30,7 +32,13 @@ impl Budget {
         let mut seen = HashSet::new();
         let sizes = layers.iter().filter(|layer| seen.insert(layer.index.layer()));
         let total = sizes.map(|layer| layer.index.compressed_size()).fold(0, u64::saturating_add);
-        Self { bytes: (total / 2).max(AHEAD_BYTES), steps: REPLAY_STEPS, files: AHEAD_FILES, taken: HashSet::new() }
+        Self {
+            bytes: (total / 2).max(AHEAD_BYTES),
+            steps: REPLAY_STEPS,
+            files: AHEAD_FILES,
+            parsed: AHEAD_PARSED_BYTES,
+            taken: HashSet::new(),
+        }
     }
 
     /// One more file.
@@ -63,7 +71,8 @@ impl Budget {
         for part in files.parts(node, range) {
             for span in part.layer.index.spans(part.stream).filter(|span| !part.layer.has(*span)) {
                 if !self.taken.contains(&(part.layer.index.layer(), span)) {
-                    if !can_give(part.layer) || !self.accept(part.layer, span) {
+                    if !self.step() || !can_give(part.layer) || !self.accept(part.layer, span) {
+                        self.give_back(&new);
                         return None;
                     }
                     new.push((Arc::clone(part.layer), span));
@@ -72,6 +81,21 @@ impl Budget {
             }
         }
         Some((spans, new))
+    }
+
+    /// Takes back that spans were taken: nobody fetches them.
+    fn give_back(&mut self, spans: &[(Arc<Layer>, SpanId)]) {
+        self.bytes = self.bytes.saturating_add(length(spans));
+        for (layer, span) in spans {
+            self.taken.remove(&(layer.index.layer(), *span));
+        }
+    }
+
+    /// Allows so many more bytes to be parsed; false if there were too many.
+    pub(super) fn parse(&mut self, bytes: u64) -> bool {
+        let left = self.parsed.checked_sub(bytes);
+        self.parsed = left.unwrap_or(self.parsed);
+        left.is_some()
     }
 
     /// The spans of `layer` that lie before `end` in its blob, in stream order, that were not taken yet, are not here, and can

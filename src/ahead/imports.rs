@@ -16,16 +16,19 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use super::command::{self, Target};
 use super::interpreter::{Body, Directory, Found, Interpreter, directory};
 use super::names::{self, Place};
-use super::programs::Walk;
+use super::programs::{Linked, Walk};
 use super::turns::{self, Order};
 use super::{Need, Reason, contents};
 use crate::fetch::{Error, Foretold};
-use crate::limits::{AHEAD_MODULE_BYTES, AHEAD_MODULES};
+use crate::limits::{AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES};
 use crate::python::{Compiled, Import, Stamp, imports_of_source};
 use crate::tree::{NodeId, Tree};
 
 /// Modules looked into side by side. Many lie in one span, so this is not the number of requests.
 const PARALLEL: usize = 128;
+
+/// Longest text that is parsed where it is, in bytes: tens of microseconds.
+const SHORT: usize = 16 << 10;
 
 /// Longest dotted name looked for, in bytes and in parts.
 const LONGEST_NAME: usize = 512;
@@ -55,7 +58,7 @@ struct Finder<'a> {
     python: Interpreter,
     /// Every name that was looked for; the directory of those that are packages.
     known: HashMap<String, Option<Arc<Directory>>>,
-    waiting: BTreeMap<Order, Module>,
+    waiting: BTreeMap<(Order, usize), Module>,
     /// The order of the module whose imports are looked at, and how many modules it has led to.
     order: Order,
     next: u32,
@@ -105,6 +108,13 @@ impl Script {
     fn of_arguments(walk: &Walk<'_>, arguments: &[String]) -> Self {
         let mut rest = arguments.iter();
         while let Some(word) = rest.next() {
+            if word == "-" {
+                return Self::Other;
+            }
+            if word == "--check-hash-based-pycs" {
+                rest.next();
+                continue;
+            }
             let Some(options) = word.strip_prefix('-') else {
                 let path = names::join(command::working_directory(walk.config), word.as_bytes());
                 let place = names::file(&walk.session.files.tree, &path);
@@ -154,7 +164,7 @@ impl<'a> Finder<'a> {
         }
         let (hooks, read) = tokio::join!(self.hooks(), self.script(&script));
         let (directories, imports) = hooks?;
-        self.python.path.extend(directories);
+        directories.into_iter().for_each(|directory| self.python.search(directory));
         imports.iter().for_each(|import| self.import("", false, import));
         read?.iter().for_each(|import| self.import("__main__", false, import));
         if let Script::Module(name, _) = &script {
@@ -168,13 +178,14 @@ impl<'a> Finder<'a> {
 
     /// Reads all that is waiting, and what that leads to.
     async fn follow(&mut self) {
+        let linked = self.walk.how_linked(&self.python.program).await;
         let mut reading = FuturesUnordered::new();
         loop {
             while reading.len() < PARALLEL
                 && let Some((_, module)) = self.waiting.pop_first()
             {
-                let walk = self.walk;
-                reading.push(async move { (read(walk, &module).await, module) });
+                let (walk, linked) = (self.walk, &linked);
+                reading.push(async move { (read(walk, linked, &module).await, module) });
             }
             let Some((imports, module)) = reading.next().await else { return };
             match imports {
@@ -190,19 +201,25 @@ impl<'a> Finder<'a> {
     /// What the `.pth` files of the site directories add: directories, and imports.
     async fn hooks(&self) -> Result<(Vec<Directory>, Vec<Import>), Error> {
         let (mut directories, mut imports) = (Vec::new(), Vec::new());
-        for site in &self.python.sites {
+        let files = self.python.sites.iter().flat_map(|site| {
             let names = self.tree.children(site.node, 0).filter(|child| child.name.ends_with(b".pth"));
-            for file in names.take(PARALLEL).map(|child| child.node) {
-                let text = text(self.walk, &need(&Order::new(), 0), file).await?;
-                for line in text.split(|byte| *byte == b'\n') {
-                    if line.starts_with(b"import ") || line.starts_with(b"import\t") {
-                        imports.extend(imports_of_source(line));
-                        imports.extend(called(line));
-                    } else if let Ok(name) = std::str::from_utf8(line.trim_ascii())
-                        && !name.is_empty()
-                    {
-                        directories.extend(directory(self.tree, &site.path, name));
-                    }
+            names.map(move |child| (site, child.node))
+        });
+        let files: Vec<_> = files.take(AHEAD_HOOKS).collect();
+        for (site, file) in files {
+            if self.tree.node(file).size() > AHEAD_HOOK_BYTES {
+                continue;
+            }
+            let text = text(self.walk, &need(&Order::new(), 0), file, <[u8]>::to_vec).await?.unwrap_or_default();
+            for line in text.split(|byte| *byte == b'\n') {
+                if line.starts_with(b"import ") || line.starts_with(b"import\t") {
+                    imports.extend(imports_of_source(line));
+                    imports.extend(called(line));
+                } else if let Ok(name) = std::str::from_utf8(line.trim_ascii())
+                    && !name.is_empty()
+                    && directories.len() < AHEAD_DIRECTORIES
+                {
+                    directories.extend(directory(self.tree, &site.path, name));
                 }
             }
         }
@@ -212,7 +229,7 @@ impl<'a> Finder<'a> {
     /// What the script itself imports.
     async fn script(&self, script: &Script) -> Result<Vec<Import>, Error> {
         let Script::File(place, _) = script else { return Ok(Vec::new()) };
-        Ok(imports_of_source(&text(self.walk, &need(&Order::new(), 0), place.node).await?))
+        Ok(text(self.walk, &need(&Order::new(), 0), place.node, imports_of_source).await?.unwrap_or_default())
     }
 
     /// Looks for modules that the arguments of a script name, as servers have it: `gunicorn package.module:application`.
@@ -223,8 +240,8 @@ impl<'a> Finder<'a> {
         for word in arguments.iter().filter(is_named) {
             let name = word.split(':').next().unwrap_or(word);
             let first = name.split('.').next().unwrap_or(name);
-            if !self.python.path.contains(&here) && self.python.find(self.tree, &here, first).is_some() {
-                self.python.path.push(here.clone());
+            if self.python.find(self.tree, &here, first).is_some() {
+                self.python.search(here.clone());
             }
             self.find(name);
         }
@@ -295,7 +312,8 @@ impl<'a> Finder<'a> {
         if let Some(body) = body {
             let order = turns::part(&self.order, self.next);
             self.next += 1;
-            self.waiting.insert(order.clone(), Module { name: name.to_owned(), is_package, body, order });
+            let key = (order.clone(), self.known.len());
+            self.waiting.insert(key, Module { name: name.to_owned(), is_package, body, order });
         }
         directory
     }
@@ -322,13 +340,15 @@ fn called(line: &[u8]) -> impl Iterator<Item = Import> {
 }
 
 /// Fetches one module; what it imports.
-async fn read(walk: &Walk<'_>, module: &Module) -> Result<Vec<Import>, Error> {
+async fn read(walk: &Walk<'_>, linked: &Linked, module: &Module) -> Result<Vec<Import>, Error> {
     let (source, compiled) = match &module.body {
-        Body::Extension(place) => return walk.extension(place.clone(), &module.order).await.map(|()| Vec::new()),
+        Body::Extension(place) => {
+            return walk.extension(place.clone(), &module.order, linked).await.map(|()| Vec::new());
+        }
         Body::Python { source, compiled } => (*source, *compiled),
     };
     let compiled = match compiled {
-        Some(node) => Compiled::parse(&text(walk, &need(&module.order, 0), node).await?),
+        Some(node) => text(walk, &need(&module.order, 0), node, Compiled::parse).await?.flatten(),
         None => None,
     };
     let is_fresh = compiled.as_ref().is_some_and(|compiled| match (compiled.stamp, source) {
@@ -347,7 +367,7 @@ async fn read(walk: &Walk<'_>, module: &Module) -> Result<Vec<Import>, Error> {
         return Ok(imports);
     }
     match source {
-        Some(source) => Ok(imports_of_source(&text(walk, &need(&module.order, 1), source).await?)),
+        Some(source) => Ok(text(walk, &need(&module.order, 1), source, imports_of_source).await?.unwrap_or_default()),
         None => Ok(Vec::new()),
     }
 }
@@ -357,11 +377,25 @@ fn need(order: &Order, number: u32) -> Need {
     Need { reason: Reason::Import, order: turns::part(order, number) }
 }
 
-/// A file's bytes; none if it is too long, or may not be fetched.
-async fn text(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<bytes::Bytes, Error> {
+/// What `parse` says of a file's bytes; none if it is too long, or may not be fetched. Parses beside the runtime.
+async fn text<T: Send + 'static>(
+    walk: &Walk<'_>,
+    need: &Need,
+    node: NodeId,
+    parse: impl FnOnce(&[u8]) -> T + Send + 'static,
+) -> Result<Option<T>, Error> {
     let size = walk.session.files.tree.node(node).size();
-    if size > AHEAD_MODULE_BYTES {
-        return Ok(bytes::Bytes::new());
+    if size > AHEAD_MODULE_BYTES || !walk.session.budget().parse(size) {
+        return Ok(None);
     }
-    Ok(contents::read(walk.session, need, node, 0..size).await?.unwrap_or_default())
+    let kibibytes = u32::try_from(size >> 10).unwrap_or(u32::MAX).saturating_add(1);
+    let held = walk.session.held.acquire_many(kibibytes).await.map_err(|_| Error::Interrupted)?;
+    let Some(bytes) = contents::read(walk.session, need, node, 0..size).await? else { return Ok(None) };
+    let parsed = if bytes.len() <= SHORT {
+        parse(&bytes)
+    } else {
+        tokio::task::spawn_blocking(move || parse(&bytes)).await.map_err(|_| Error::Interrupted)?
+    };
+    drop(held);
+    Ok(Some(parsed))
 }

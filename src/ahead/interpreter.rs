@@ -3,11 +3,11 @@
 //! Everything is found out from names in the tree, without a byte of a file: which version it is, where its library is, which
 //! directories it searches (`site`, PEP 405), and what a name means in one of them (`importlib.machinery.FileFinder`).
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::command;
 use super::names::{self, Place};
+use crate::limits::AHEAD_DIRECTORIES;
 use crate::oci::ImageConfig;
 use crate::tree::{NodeId, NodeKind, Tree};
 
@@ -42,6 +42,7 @@ pub(super) struct Directory {
 pub(super) struct Interpreter {
     /// `Y` of version 3.Y.
     minor: u32,
+    pub(super) program: Place,
     /// `sys.path`, without the script's directory.
     pub(super) path: Vec<Directory>,
     /// Those of it whose `.pth` files are read.
@@ -115,11 +116,20 @@ impl Interpreter {
         let variable = command::variable(config, "PYTHONPATH").unwrap_or_default();
         let path = variable.split(':').filter(|dir| !dir.is_empty()).filter_map(|dir| below(b"/", dir));
         let dynamic = below(&library.path, "lib-dynload");
-        let mut path: Vec<_> = path.chain([library]).chain(dynamic).chain(sites.iter().cloned()).collect();
-        let mut seen = HashSet::new();
-        path.retain(|directory| seen.insert(directory.node));
+        let path = path.take(AHEAD_DIRECTORIES / 2).chain([library]).chain(dynamic).chain(sites.iter().cloned());
         let settings = settings.map(|place| place.node);
-        Some(Self { minor, path, sites, suffixes: suffixes(config, minor), settings })
+        let (path, directories) = (Vec::new(), path.collect::<Vec<_>>());
+        let suffixes = suffixes(config, minor);
+        let mut python = Self { minor, program: place.clone(), path, sites, suffixes, settings };
+        directories.into_iter().for_each(|directory| python.search(directory));
+        Some(python)
+    }
+
+    /// Adds a directory to those that are searched, if it is not among them and they are not too many.
+    pub(super) fn search(&mut self, directory: Directory) {
+        if self.path.len() < AHEAD_DIRECTORIES && self.path.iter().all(|known| known.node != directory.node) {
+            self.path.push(directory);
+        }
     }
 
     /// What `leaf` is in `above`, as CPython's `FileFinder` has it.

@@ -31,10 +31,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::fetch::{Error, Fetcher, Foretold, Layer, Priority};
 use crate::index::SpanId;
+use crate::limits::AHEAD_HELD_BYTES;
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
 use crate::store::Store;
@@ -183,6 +185,8 @@ struct Session<'a> {
     /// What is fetched while nobody here waits for it. Ends with the session.
     begun: Mutex<JoinSet<()>>,
     turns: Arc<Turns>,
+    /// Room in memory for files that are looked into, in KiB.
+    held: Semaphore,
 }
 
 /// Why something is fetched, and when it is needed.
@@ -206,9 +210,11 @@ fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
 
 impl<'a> Session<'a> {
     fn new(files: &'a Files, progress: &'a Progress) -> Self {
+        let (fetcher, layers) = (files.fetcher.clone(), files.layers.clone());
         // Half of what is fetched ahead of a reader in order: the line stays full, and what comes up waits for little.
-        let turns = Turns::new(files.fetcher.reach(&files.layers) / 2);
-        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns }
+        let held = Semaphore::new((AHEAD_HELD_BYTES >> 10) as usize);
+        let turns = Turns::new(move || (fetcher.reach(&layers) / 2).max(1));
+        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns, held }
     }
 
     /// The spans of a part of a file that are still to be fetched and may be.
@@ -247,8 +253,14 @@ impl<'a> Session<'a> {
         let work = async move {
             let (fetcher, turns, order) = (&fetcher, &turns, &order);
             let fetched = spans.chunks(AT_ONCE).map(|spans| async move {
-                let _turn = turns.wait(order, length(spans)).await;
-                fetcher.prefetch_in_the_end(spans, Priority::Profile).await
+                let turn = turns.wait(order, length(spans)).await;
+                let fetched = fetcher.prefetch(spans, Priority::Profile).await;
+                // What a source does not give now must not stand before what others give.
+                drop(turn);
+                match fetched {
+                    Ok(()) => Ok(()),
+                    Err(_) => fetcher.prefetch_in_the_end(spans, Priority::Profile).await,
+                }
             });
             if let Err(error) = futures_util::future::try_join_all(fetched).await {
                 tracing::debug!(%error, "not fetched ahead");
@@ -279,8 +291,7 @@ impl Files {
     fn parts(&self, node: NodeId, range: Range<u64>) -> impl Iterator<Item = Part<'_>> {
         let node = self.tree.node(node);
         let end = if node.kind() == NodeKind::Regular { range.end.min(node.size()) } else { 0 };
-        let extents = node.extents().take_while(move |extent| extent.file_offset < end).collect::<Vec<_>>();
-        extents.into_iter().filter_map(move |extent| {
+        node.extents_in(range.start..end).filter_map(move |extent| {
             let start = range.start.max(extent.file_offset);
             let stop = end.min(extent.file_offset.saturating_add(extent.length));
             let layer = self.layers.get(extent.layer as usize).filter(|_| start < stop)?;

@@ -8,9 +8,9 @@
 //! # How much of each file
 //!
 //! A file of up to [`WHOLE`] bytes is fetched whole: it is a few spans, relocation and start-up code touch most of them, and
-//! asking for the rest later would cost a round trip. Of a larger one (`libpython`, `libLLVM`, `node`, a Go program)
-//! starting touches little: the parts that [`Elf::start`] names, each up to [`PART`]. What the program then does with its
-//! code no header tells; a profile does.
+//! asking for the rest later would cost a round trip. Of a larger one (`libLLVM`, `node`, a Go program) starting touches little:
+//! the parts that [`Elf::start`] names, each up to [`PART`]. What the program then does with its code no header tells; a profile
+//! does. Programs themselves, and extensions of an interpreter, are fetched whole up to [`WHOLE_PROGRAM`] bytes, those parts first.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -83,6 +83,15 @@ pub(super) struct Walk<'a> {
     cache: OnceCell<Vec<u8>>,
     /// The names of the libraries that extensions asked for.
     asked: Mutex<HashSet<Vec<u8>>>,
+}
+
+/// How a program is linked.
+#[derive(Debug, Default)]
+pub(super) struct Linked {
+    /// The path of its interpreter.
+    interpreter: Vec<u8>,
+    /// What its `DT_RPATH` says for all that it loads.
+    inherited: Vec<Vec<u8>>,
 }
 
 /// What holds for one program.
@@ -187,14 +196,25 @@ impl<'a> Walk<'a> {
         .await
     }
 
+    /// How a program is linked, which holds for what it loads as well; nothing particular if that cannot be read.
+    pub(super) async fn how_linked(&self, program: &Place) -> Linked {
+        match contents::parse(self.session, &Need::entry_point(), program.node, look).await {
+            Ok(Some(Content::Program(elf))) => Linked {
+                interpreter: elf.interpreter.unwrap_or_default(),
+                inherited: directories(&elf.rpath, Some(program.directory())),
+            },
+            _ => Linked::default(),
+        }
+    }
+
     /// Fetches what a library needs that a running program loads.
-    pub(super) async fn extension(&self, place: Place, order: &Order) -> Result<(), Error> {
+    pub(super) async fn extension(&self, place: Place, order: &Order, linked: &Linked) -> Result<(), Error> {
         let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
         let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(()) };
         self.begin_whole(&need(2), place.node);
-        let linking = self.linking(elf.machine, b"", Vec::new());
+        let linking = self.linking(elf.machine, &linked.interpreter, linked.inherited.clone());
         let needs = |elf: &Elf, place: &Place| {
-            wanted(elf, place, &[], &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+            wanted(elf, place, &linking.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
         self.libraries(&need(1), needs(&elf, &place), &linking, needs).await
     }

@@ -332,24 +332,24 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
     let native = format!("{library}/lib-dynload/_native.cpython-3{minor}-{machine}-linux-gnu.so");
     let mut wanted = vec![
         ("app/main.py".to_owned(), b"import package\ndef later():\n    import unused\n".to_vec()),
-        (format!("{library}/os.py"), b"".to_vec()),
+        (format!("{library}/os.py"), b"pass".to_vec()),
         (format!("{library}/encodings/__init__.py"), b"from . import aliases".to_vec()),
-        (format!("{library}/encodings/aliases.py"), b"".to_vec()),
+        (format!("{library}/encodings/aliases.py"), b"pass".to_vec()),
         (native, b"no library at all".to_vec()),
         (cache(&format!("{site}/package"), "__init__"), package_pyc),
         (cache(&format!("{site}/package"), "near"), near_pyc),
         // Its compiled form is of another time, so it is going to be compiled again.
         (format!("{site}/package/near.py"), near.as_bytes().to_vec()),
-        (format!("{site}/package/deep/far.py"), b"".to_vec()),
-        (format!("{site}/extra/hooked.py"), b"".to_vec()),
+        (format!("{site}/package/deep/far.py"), b"pass".to_vec()),
+        (format!("{site}/extra/hooked.py"), b"pass".to_vec()),
         (format!("{site}/extra.pth"), b"extra\nimport started\n".to_vec()),
-        (format!("{site}/started.py"), b"".to_vec()),
+        (format!("{site}/started.py"), b"pass".to_vec()),
         ("venv/pyvenv.cfg".to_owned(), b"home = /usr/bin\n".to_vec()),
     ];
     let unwanted = [
         (format!("{site}/package/__init__.py"), package.as_bytes().to_vec()),
-        (format!("{site}/unused.py"), b"".to_vec()),
-        (format!("{site}/package/other.py"), b"".to_vec()),
+        (format!("{site}/unused.py"), b"pass".to_vec()),
+        (format!("{site}/package/other.py"), b"pass".to_vec()),
     ];
     if minor >= 11 {
         // It is in the interpreter.
@@ -365,7 +365,7 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
     items[0] = ("usr/bin/python3", Item::Link(real.rsplit('/').next().expect("a name")));
     items.push((&real, Item::File(b"a program of another machine")));
     if minor >= 11 {
-        items.push((&os, Item::File(b"")));
+        items.push((&os, Item::File(b"pass")));
     }
     for ((path, content), pad_path) in wanted.iter().chain(&unwanted).zip(&pads) {
         items.push((pad_path, Item::File(&pad)));
@@ -374,11 +374,11 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
     let scene = scene(&items);
     let progress = scene.run(r#"{"Entrypoint":["/venv/bin/python","-u","main.py"],"WorkingDir":"/app"}"#, None).await;
     assert!(progress.entry_point_spans() > 0);
-    for (path, content) in &wanted {
-        assert!(content.is_empty() || scene.local(&[path]) == [true], "{path}");
+    for (path, _) in &wanted {
+        assert!(scene.local(&[path]) == [true], "{path}");
     }
-    for (path, content) in &unwanted {
-        assert!(content.is_empty() || scene.local(&[path]) == [false], "{path}");
+    for (path, _) in &unwanted {
+        assert!(scene.local(&[path]) == [false], "{path}");
     }
     let pads: Vec<_> = pads.iter().take(wanted.len()).map(String::as_str).collect();
     assert!(scene.local(&pads).iter().all(|local| !local), "{:?}", scene.local(&pads));

@@ -9,44 +9,51 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::limits::AHEAD_DEPTH;
+
 /// When something is needed, as far as is known: the place of what names it in what that is part of, and so on from the entry
 /// point down. A program goes deep first, so what compares as less is needed earlier; the entry point itself is empty.
 pub(super) type Order = Vec<u32>;
 
 /// The order of part `number` of something.
 pub(super) fn part(of: &Order, number: u32) -> Order {
-    of.iter().copied().chain([number]).collect()
+    of.iter().copied().chain([number]).take(AHEAD_DEPTH).collect()
 }
 
 /// Hands out turns.
-#[derive(Debug)]
 pub(super) struct Turns {
+    window: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Protects the state; held for short computations.
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turns").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
 struct State {
-    /// Bytes that may still be asked for. A turn may take more than there are.
-    free: i64,
+    /// Bytes that are asked for.
+    taken: u64,
     /// Turns asked for so far.
     count: u64,
     /// With the bytes that each is for.
-    waiting: BTreeMap<(Order, u64), (i64, oneshot::Sender<Turn>)>,
+    waiting: BTreeMap<(Order, u64), (u64, oneshot::Sender<Turn>)>,
 }
 
 /// The right to ask for some bytes; they count as asked for until it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn {
     turns: Arc<Turns>,
-    bytes: i64,
+    bytes: u64,
 }
 
 impl Turns {
-    /// Turns for at most about `window` bytes at a time.
-    pub(super) fn new(window: u64) -> Arc<Self> {
-        let free = i64::try_from(window.max(1)).unwrap_or(i64::MAX);
-        Arc::new(Self { state: Mutex::new(State { free, count: 0, waiting: BTreeMap::new() }) })
+    /// Turns for at most about as many bytes at a time as `window` says; it is asked each time.
+    pub(super) fn new(window: impl Fn() -> u64 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { window: Box::new(window), state: Mutex::default() })
     }
 
     /// Waits for the turn of what is needed at `order`; none if there are no more turns.
@@ -56,21 +63,22 @@ impl Turns {
             let mut state = self.lock();
             state.count += 1;
             let number = state.count;
-            state.waiting.insert((order.clone(), number), (i64::try_from(bytes).unwrap_or(i64::MAX), sender));
+            state.waiting.insert((order.clone(), number), (bytes, sender));
         }
         self.hand_out();
         turn.await.ok()
     }
 
     fn hand_out(self: &Arc<Self>) {
+        let window = (self.window)();
         loop {
             let (sender, mut turn) = {
                 let mut state = self.lock();
-                if state.free <= 0 {
+                if state.taken >= window {
                     return;
                 }
                 let Some((_, (bytes, sender))) = state.waiting.pop_first() else { return };
-                state.free = state.free.saturating_sub(bytes);
+                state.taken = state.taken.saturating_add(bytes);
                 (sender, Turn { turns: Arc::clone(self), bytes })
             };
             // Who does not wait any more leaves it to the next; not by dropping it, which would come here again.
@@ -88,8 +96,8 @@ impl Turns {
 }
 
 impl State {
-    fn give_back(&mut self, bytes: i64) {
-        self.free = self.free.saturating_add(bytes);
+    fn give_back(&mut self, bytes: u64) {
+        self.taken = self.taken.saturating_sub(bytes);
     }
 }
 
@@ -108,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_needed_earlier_goes_first_however_late_it_asks() {
-        let turns = Turns::new(100);
+        let turns = Turns::new(|| 100);
         let first = turns.wait(&vec![5], 300).await.expect("nobody is before it");
         let came = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = tokio::task::JoinSet::new();
@@ -130,6 +138,6 @@ mod tests {
             *came.lock().expect("no test panics with it"),
             [vec![], vec![1], vec![1, 1, 7], vec![1, 2], vec![3]]
         );
-        assert_eq!(turns.lock().free, 100);
+        assert_eq!(turns.lock().taken, 0);
     }
 }

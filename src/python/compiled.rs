@@ -9,10 +9,14 @@
 use std::collections::{HashMap, HashSet};
 
 use super::marshal::{Code, Layout, Object, Objects};
-use super::{Import, LEVELS};
+use super::{Import, LEVELS, LONGEST_NAME, MOST};
 
 /// Length of the header in bytes.
 const HEADER: usize = 16;
+
+/// Most names taken from one statement, and from all statements and attributes of a module together.
+const MOST_NAMES: usize = 1024;
+const MOST_TOGETHER: usize = 16 * MOST;
 
 /// The name whose truth means that only a type checker reads what follows.
 const TYPE_CHECKING: &str = "TYPE_CHECKING";
@@ -145,7 +149,7 @@ impl Compiled {
 }
 
 fn names<'a>(objects: &Objects<'a>, code: Code) -> Option<Vec<&'a str>> {
-    Some(objects.tuple(code.names)?.iter().map(|name| objects.text(*name).unwrap_or_default()).collect())
+    Some(objects.tuple(code.names)?.iter().map(|name| objects.text(*name, LONGEST_NAME).unwrap_or_default()).collect())
 }
 
 struct Walk<'a> {
@@ -164,12 +168,14 @@ struct Seen {
     is_checked: bool,
     /// The module imported just now.
     imported: Option<String>,
-    /// The module whose name was loaded just now.
-    module: Option<String>,
+    /// The name of a module that was loaded just now.
+    module: Option<usize>,
     /// The modules by the numbers of the names that they were given.
     modules: HashMap<usize, String>,
-    /// The attributes of modules that were asked for.
-    attributes: HashSet<(String, String)>,
+    /// The attributes of modules that were asked for, by the numbers of the names of both.
+    attributes: HashSet<(usize, usize)>,
+    /// Imports and their names so far.
+    count: usize,
 }
 
 impl Walk<'_> {
@@ -199,7 +205,13 @@ impl Walk<'_> {
                     Jump::Further => number.saturating_add(1).saturating_add(operand),
                 };
             }
-            imports.extend(self.step(code, operand, &mut seen));
+            if let Some(import) = self.step(code, operand, &mut seen) {
+                seen.count += 1 + import.names.len();
+                imports.push(import);
+            }
+            if imports.len() >= MOST || seen.count >= MOST_TOGETHER {
+                break;
+            }
         }
         imports
     }
@@ -221,19 +233,21 @@ impl Walk<'_> {
             return Some(import);
         } else if code == version.store_name {
             if let Some(imported) = imported {
+                seen.attributes.retain(|(module, _)| *module != operand);
                 seen.modules.insert(operand, imported);
             } else {
                 seen.modules.remove(&operand);
             }
         } else if code == version.load_name {
             seen.is_checked = name(0) == Some(TYPE_CHECKING);
-            seen.module = seen.modules.get(&operand).cloned();
+            seen.module = seen.modules.contains_key(&operand).then_some(operand);
         } else if code == version.load_attribute {
             let attribute = name(version.attribute_shift)?;
             seen.is_checked = attribute == TYPE_CHECKING;
-            let (module, attribute) = (module?, attribute.to_owned());
-            let is_new = seen.attributes.insert((module.clone(), attribute.clone()));
-            return is_new.then(|| Import { level: 0, module, names: vec![attribute] });
+            let module = module?;
+            let is_new = seen.attributes.insert((module, operand >> version.attribute_shift));
+            let module = seen.modules.get(&module).filter(|_| is_new)?.clone();
+            return Some(Import { level: 0, module, names: vec![attribute.to_owned()] });
         } else {
             seen.is_checked = was_checked && is_between(code, version);
         }
@@ -247,7 +261,8 @@ impl Walk<'_> {
             _ => return None,
         };
         let names = constant(loaded[1]).and_then(|names| self.objects.tuple(names)).unwrap_or_default();
-        let names = names.iter().filter_map(|name| self.objects.text(*name)).map(str::to_owned).collect();
+        let names = names.iter().take(MOST_NAMES).filter_map(|name| self.objects.text(*name, LONGEST_NAME));
+        let names = names.map(str::to_owned).collect();
         Some(Import { level, module: module.to_owned(), names })
     }
 }

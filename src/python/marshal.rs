@@ -46,7 +46,7 @@ pub(super) struct Layout {
     pub(super) tail: u32,
 }
 
-/// All objects, the outermost one last.
+/// All objects, the outermost one last. Each is here once, however often it is referred to.
 #[derive(Debug)]
 pub(super) struct Objects<'a> {
     input: &'a [u8],
@@ -107,9 +107,10 @@ impl<'a> Objects<'a> {
         }
     }
 
-    pub(super) fn text(&self, id: Id) -> Option<&'a str> {
+    /// A text that may be a name: of at most `longest` bytes.
+    pub(super) fn text(&self, id: Id, longest: usize) -> Option<&'a str> {
         match self.get(id)? {
-            Object::Text(range) => std::str::from_utf8(self.input.get(range.clone())?).ok(),
+            Object::Text(range) if range.len() <= longest => std::str::from_utf8(self.input.get(range.clone())?).ok(),
             _ => None,
         }
     }
@@ -181,8 +182,10 @@ impl Reader<'_> {
             b'r' => {
                 let target = self.length()?;
                 // Of what is still open nothing is known, and nothing of it is needed.
-                let known = self.numbered.get(target)?.and_then(|id| self.objects.get(id as usize).cloned());
-                known.unwrap_or(Object::Other)
+                match *self.numbered.get(target)? {
+                    Some(id) => return Some(Some(id)),
+                    None => Object::Other,
+                }
             }
             b')' => {
                 let count = self.byte()?;

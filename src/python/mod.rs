@@ -6,8 +6,8 @@
 //! module), source text ([`imports_of_source`]), and lines of `.pth` files, which are source. Only what runs at import time
 //! counts: bodies of functions do not, and neither does what `if TYPE_CHECKING:` guards.
 //!
-//! Nothing here looks for files, and nothing is believed: whoever asks uses the answer as a guess. Input is bounded by its
-//! length; nothing recurses.
+//! Nothing here looks for files, and nothing is believed: whoever asks uses the answer as a guess. Time and memory are bounded
+//! by the length of the input, names and their number by constants; nothing recurses.
 
 mod compiled;
 mod marshal;
@@ -28,6 +28,12 @@ pub struct Import {
     /// The names after `import` in a `from` statement: submodules perhaps.
     pub names: Vec<String>,
 }
+
+/// Longest name taken, in bytes; a path component has at most 255.
+const LONGEST_NAME: usize = 512;
+
+/// Most imports taken from one module.
+const MOST: usize = 4096;
 
 /// The largest level that means anything: packages are not nested deeper.
 const LEVELS: u32 = 32;

@@ -3,13 +3,12 @@
 //! No parser of Python: logical lines (brackets, backslashes, strings and comments are understood), their indentation, and of
 //! each only whether it is an import, or begins a block that does not run now.
 
-use super::{Import, LEVELS};
+use super::{Import, LEVELS, LONGEST_NAME, MOST};
+
+const IMPORT: &str = "import";
 
 /// Longest source text looked at, in bytes; the longest of Python's own library is a third of it.
 const LONGEST: usize = 1 << 20;
-
-/// Most imports taken from one text.
-const MOST: usize = 4096;
 
 /// The imports of a module's source text that run when it is imported, in their order. Anything is accepted: what is no
 /// Python has no imports, or wrong ones.
@@ -17,8 +16,8 @@ pub fn imports(text: &[u8]) -> Vec<Import> {
     let mut imports = Vec::new();
     // The indentation of the block that is passed over.
     let mut skipped: Option<usize> = None;
-    let mut lines = Lines { rest: &text[..text.len().min(LONGEST)] };
-    while let Some((indentation, line)) = lines.next() {
+    let lines = Lines { rest: &text[..text.len().min(LONGEST)] };
+    for (indentation, line) in lines {
         if skipped.is_some_and(|block| indentation > block) {
             continue;
         }
@@ -63,8 +62,14 @@ fn read(statement: &str, imports: &mut Vec<Import>) {
         let modules = names(rest).into_iter();
         imports.extend(modules.map(|module| Import { level: 0, module, names: Vec::new() }));
     } else if let Some(rest) = statement.strip_prefix("from ") {
-        let Some((module, list)) = rest.split_once("import") else { return };
-        let module = module.trim();
+        // `import` as a word: names may contain it.
+        let is_word = |(at, _): &(usize, &str)| {
+            let (before, after) = (rest[..*at].chars().last(), rest[at + IMPORT.len()..].chars().next());
+            before.is_some_and(|letter| letter == ' ' || letter == '.')
+                && after.is_none_or(|letter| " (*".contains(letter))
+        };
+        let Some((at, _)) = rest.match_indices(IMPORT).find(is_word) else { return };
+        let (module, list) = (rest[..at].trim(), &rest[at + IMPORT.len()..]);
         let name = module.trim_start_matches('.');
         let level = u32::try_from(module.len() - name.len()).unwrap_or(u32::MAX);
         if level <= LEVELS && (is_name(name) || name.is_empty() && level > 0) {
@@ -75,6 +80,9 @@ fn read(statement: &str, imports: &mut Vec<Import>) {
 
 /// True for names of modules with their packages.
 fn is_name(name: &str) -> bool {
+    if name.len() > LONGEST_NAME {
+        return false;
+    }
     let is_part = |part: &str| {
         part.chars().next().is_some_and(|first| first == '_' || first.is_alphabetic())
             && part.chars().all(|letter| letter == '_' || letter.is_alphanumeric())

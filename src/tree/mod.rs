@@ -14,6 +14,7 @@ mod names;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -56,6 +57,17 @@ pub struct Extent {
     pub layer: u32,
     /// Where it begins in the layer's uncompressed stream.
     pub layer_offset: u64,
+}
+
+impl Extent {
+    fn of(run: &format::ExtentRecord) -> Self {
+        Self {
+            file_offset: run.file_offset.get(),
+            length: run.length.get(),
+            layer: run.layer.get(),
+            layer_offset: run.layer_offset.get(),
+        }
+    }
 }
 
 /// The merged file system.
@@ -399,20 +411,31 @@ impl<'a> Node<'a> {
         digests.get((self.record.content.get() as usize).checked_sub(1)?)
     }
 
+    /// The extents of a regular file that have something of `range`, ascending in the file.
+    pub fn extents_in(&self, range: Range<u64>) -> impl Iterator<Item = Extent> + use<'a> {
+        let (start, end) = (range.start, range.end);
+        let begins = move |extent: &Extent| extent.file_offset.saturating_add(extent.length) > start;
+        let (whole, runs) = self.pieces();
+        let first = runs.partition_point(|run| run.file_offset.get().saturating_add(run.length.get()) <= start);
+        let runs = runs.get(first..).unwrap_or_default();
+        let extents = whole.into_iter().filter(begins).chain(runs.iter().map(Extent::of));
+        extents.take_while(move |extent| extent.file_offset < end)
+    }
+
     /// The extents of a regular file, ascending in the file.
     pub fn extents(&self) -> impl Iterator<Item = Extent> + 'a {
+        let (whole, runs) = self.pieces();
+        whole.into_iter().chain(runs.iter().map(Extent::of))
+    }
+
+    /// The one extent of a file that has one, or the runs of others.
+    fn pieces(&self) -> (Option<Extent>, &'a [format::ExtentRecord]) {
         let in_runs = self.record.layer.get() == IN_RUNS;
-        let (whole, runs) = match self.kind() {
+        match self.kind() {
             NodeKind::Regular if in_runs => (None, self.runs()),
-            NodeKind::Regular => (self.whole(), [].as_slice()),
-            _ => (None, [].as_slice()),
-        };
-        whole.into_iter().chain(runs.iter().map(|run| Extent {
-            file_offset: run.file_offset.get(),
-            length: run.length.get(),
-            layer: run.layer.get(),
-            layer_offset: run.layer_offset.get(),
-        }))
+            NodeKind::Regular => (self.whole(), &[]),
+            _ => (None, &[]),
+        }
     }
 
     /// Extended attributes (name, value), sorted by name.

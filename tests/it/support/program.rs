@@ -109,10 +109,19 @@ impl Ocifs {
         self.run([&[OsStr::new("mount")], &options[..], &[reference.as_ref(), point.path().as_ref()]].concat()).ok()
     }
 
-    /// Ends a mount.
+    /// Ends a mount that no test uses any more.
+    ///
+    /// A process that another test forks has its files open until it runs a program, so a mount may be in use for a moment.
     #[track_caller]
     pub(crate) fn umount(&self, point: &Mount) {
-        self.run([OsStr::new("umount"), point.path().as_ref()]).ok();
+        let begun = Instant::now();
+        loop {
+            let ran = self.run([OsStr::new("umount"), point.path().as_ref()]);
+            if !ran.stderr.contains(" is in use by ") || begun.elapsed() > PATIENCE / 4 {
+                ran.ok();
+                return;
+            }
+        }
     }
 
     /// What `status` tells of one mount.
