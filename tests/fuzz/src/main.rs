@@ -26,7 +26,7 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 23] = [
+const TARGETS: [Target; 25] = [
     Target { name: "layer", run: layers::layer, seeds: layers::seeds },
     Target { name: "index", run: indexes::index, seeds: indexes::seeds },
     Target { name: "claim", run: indexes::claim, seeds: indexes::claim_seeds },
@@ -50,6 +50,8 @@ const TARGETS: [Target; 23] = [
     Target { name: "archive", run: parcels::archive, seeds: parcels::archive_seeds },
     Target { name: "elf", run: programs::elf, seeds: programs::elf_seeds },
     Target { name: "loader-cache", run: programs::loader_cache, seeds: programs::loader_cache_seeds },
+    Target { name: "python-compiled", run: programs::compiled, seeds: programs::compiled_seeds },
+    Target { name: "python-source", run: programs::source, seeds: programs::source_seeds },
 ];
 
 #[global_allocator]

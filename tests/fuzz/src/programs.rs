@@ -3,6 +3,7 @@
 use std::io;
 
 use ocifs::elf::{Elf, LoaderCache, ReadAt, default_directories, search_path};
+use ocifs::python::{Compiled, imports_of_source};
 
 struct Bytes<'a>(&'a [u8]);
 
@@ -31,6 +32,33 @@ pub(crate) fn elf(data: &[u8]) {
 pub(crate) fn loader_cache(data: &[u8]) {
     let Some(cache) = LoaderCache::parse(data) else { return };
     std::hint::black_box(cache.find(b"libc.so.6").map(<[u8]>::len).sum::<usize>());
+}
+
+/// A compiled module.
+pub(crate) fn compiled(data: &[u8]) {
+    std::hint::black_box(Compiled::parse(data));
+}
+
+/// The source text of a module.
+pub(crate) fn source(data: &[u8]) {
+    for import in imports_of_source(data) {
+        assert!(import.names.iter().chain([&import.module]).all(|name| name.len() <= 512));
+    }
+}
+
+pub(crate) fn compiled_seeds() -> Vec<Vec<u8>> {
+    // Where the compiled modules are that begin every start of a Python of Debian.
+    let stems = ["bisect", "token", "keyword", "copyreg", "reprlib", "operator"];
+    let places = stems.iter().map(|stem| format!("/usr/lib/python3.11/__pycache__/{stem}.cpython-311.pyc"));
+    let own = [&3495_u16.to_le_bytes()[..], b"\r\n", &[0; 12], b"c", &[0; 20], b"s\x06\0\0\0d\0d\x01l\0"].concat();
+    let own = [&own[..], b")\x02i\0\0\0\0N", b")\x01z\x02os", b")\0s\0\0\0\0NNN", &[0; 4], b"NN"].concat();
+    places.filter_map(|place| std::fs::read(place).ok()).chain([own]).collect()
+}
+
+pub(crate) fn source_seeds() -> Vec<Vec<u8>> {
+    let text =
+        b"import a.b as c, d\nfrom .x import (y, # z\n  w)\nif TYPE_CHECKING:\n  import q\ndef f():\n  import r\n";
+    vec![text.to_vec(), b"\"import x\" ; import y\nfrom importlib import z\n".to_vec()]
 }
 
 pub(crate) fn elf_seeds() -> Vec<Vec<u8>> {
