@@ -34,9 +34,19 @@ const SHORT: usize = 16 << 10;
 const LONGEST_NAME: usize = 512;
 const MOST_PARTS: usize = 32;
 
-/// What every start imports before the script.
-const FIRST: [&str; 6] =
-    ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize", "usercustomize"];
+/// What every start imports before the script, and what nearly every script leads to by and by.
+const FIRST: [&str; 10] = [
+    "encodings",
+    "encodings.aliases",
+    "encodings.utf_8",
+    "site",
+    "sitecustomize",
+    "usercustomize",
+    "warnings",
+    "functools",
+    "re",
+    "typing",
+];
 
 /// What every start of Python reads besides: the locale that it chooses where there is none (PEP 538).
 const BESIDE: [&[u8]; 3] =

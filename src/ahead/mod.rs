@@ -211,9 +211,9 @@ fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
 impl<'a> Session<'a> {
     fn new(files: &'a Files, progress: &'a Progress) -> Self {
         let (fetcher, layers) = (files.fetcher.clone(), files.layers.clone());
-        // Half of what is fetched ahead of a reader in order: the line stays full, and what comes up waits for little.
+        // What the line holds: it stays full, and what comes up waits for little.
         let held = Semaphore::new((AHEAD_HELD_BYTES >> 10) as usize);
-        let turns = Turns::new(move || (fetcher.reach(&layers) / 2).max(1));
+        let turns = Turns::new(move || (fetcher.reach(&layers) / 4).max(1));
         Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns, held }
     }
 
