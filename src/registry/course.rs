@@ -39,7 +39,7 @@ pub(super) struct Course {
     pub(super) repository: String,
     /// For what of the repository the files are asked; none if they do not count.
     selector: Option<Selector>,
-    /// Held to copy or to change it.
+    /// Held to copy or to change it, never while a route is made or something is logged.
     state: Mutex<State>,
 }
 
@@ -91,23 +91,35 @@ impl Course {
         let plan = timeout(PATIENCE, plan(client, name, selector)).await;
         let plan =
             plan.unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the files about hosts cannot be read in time")));
-        let mut state = self.lock();
         match plan {
-            Ok(plan) => {
-                state.is_wrong = false;
-                if state.plan.as_ref() != Some(&plan) {
-                    tracing::info!(rule = plan.rule, "{}/{} is had from other hosts now", self.host, self.repository);
-                    state.route = Arc::new(route(client, name, &plan));
-                    state.plan = Some(plan);
+            Ok(plan) => self.follow(client, plan),
+            Err(error) => {
+                let was_wrong = std::mem::replace(&mut self.lock().is_wrong, true);
+                if !was_wrong {
+                    tracing::warn!(%error, "{}/{} is had from the same hosts as before", self.host, self.repository);
                 }
             }
-            Err(error) if !state.is_wrong => {
-                state.is_wrong = true;
-                tracing::warn!(%error, "{}/{} is had from the same hosts as before", self.host, self.repository);
-            }
-            Err(_) => {}
         }
-        Arc::clone(&state.route)
+        self.now()
+    }
+
+    /// Goes by `plan` from now on.
+    fn follow(&self, client: &Client, plan: Plan) {
+        let is_new = {
+            let mut state = self.lock();
+            state.is_wrong = false;
+            state.plan.as_ref() != Some(&plan)
+        };
+        if is_new {
+            let rule = plan.rule.clone();
+            let route = Arc::new(route(client, (&self.host, &self.repository), &plan));
+            {
+                let mut state = self.lock();
+                state.route = route;
+                state.plan = Some(plan);
+            }
+            tracing::info!(rule, "{}/{} is had from other hosts now", self.host, self.repository);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
