@@ -36,6 +36,9 @@ pub(super) async fn make(
     let format = format_of(&work.format)?;
     check(format, work)?;
     let first = request_of(&work.image)?;
+    if let Some(tag) = &work.tag {
+        check_tag(tag, &first.reference)?;
+    }
     let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
     let repository = match work.push {
         true => Some(repository(images, &first).await.map_err(about)?.for_pushing()),
@@ -75,6 +78,18 @@ fn check(format: Format, work: &control::IndexWork) -> Result<(), Failure> {
             wrong("a tag is given to nothing", "--tag goes with --push and --format soci-v2; leave it out otherwise")
         }
         Format::Ocifs | Format::Soci | Format::SociV2 => Ok(()),
+    }
+}
+
+/// Makes sure that the image that names the indexes does not take the name of the one that they are made of.
+fn check_tag(tag: &str, original: &Reference) -> Result<(), Failure> {
+    match original {
+        Reference::Registry(name) if name.tag() == Some(tag) => {
+            let failure = Failure::new(Code::Usage, format!("the tag {tag} is that of {} itself", name.familiar()));
+            Err(failure
+                .hint(format!("give another with --tag, such as --tag {tag}-soci; the image itself is not changed")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -11,9 +11,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
+use super::served::Served;
 use super::socket::Listener;
 use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
-use crate::fuse;
+use crate::fuse::{self, Elsewhere};
 use crate::image::Images;
 use crate::share::Known;
 
@@ -173,11 +174,13 @@ impl Server {
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
     pub(super) async fn unmount_all(&self) {
+        // Many mounts may have one connection, and hushing one that hangs takes its whole time.
+        let mut hushed = Vec::new();
         for mounted in self.mounts.all() {
-            let served = Arc::clone(&mounted.served);
-            let hushed = tokio::task::spawn_blocking(move || served.connection.hush());
-            if tokio::time::timeout(HUSHING, hushed).await.is_err() {
-                tracing::warn!("the kernel is still being given what it has not asked for");
+            let connection = Arc::downgrade(&mounted.served.connection);
+            if !hushed.iter().any(|hushed| connection.ptr_eq(hushed)) {
+                hushed.push(connection);
+                hush(Arc::clone(&mounted.served)).await;
             }
             let ended = unmount(&mounted, false).await;
             if let Err(failure) = ended {
@@ -434,6 +437,14 @@ fn lost(error: &std::io::Error) -> Failure {
 
 fn value(report: &impl serde::Serialize) -> Result<serde_json::Value, Failure> {
     serde_json::to_value(report).map_err(|error| Failure::of(Code::Other, &error))
+}
+
+/// Lets the kernel be given nothing more by itself.
+async fn hush(served: Arc<Elsewhere<Served>>) {
+    let hushed = tokio::task::spawn_blocking(move || served.connection.hush());
+    if tokio::time::timeout(HUSHING, hushed).await.is_err() {
+        tracing::warn!("the kernel is still being given what it has not asked for");
+    }
 }
 
 async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {

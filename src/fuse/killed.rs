@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fuser::OpenFlags;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// How often the kernel is asked.
 const LOOK: Duration = Duration::from_millis(500);
@@ -26,29 +27,78 @@ pub(super) fn waiting(thread: u32, flags: OpenFlags) -> Option<u32> {
     (is_direct && thread != 0).then_some(thread)
 }
 
-/// Returns once nobody waits for an answer any more because `thread` was killed; never without one.
+/// Returns once nobody waits for an answer any more because `thread` was killed; never without one, and never if it cannot
+/// be seen.
 pub(super) async fn killed(thread: Option<u32>) {
     let Some(thread) = thread else { return std::future::pending().await };
-    let path = format!("/proc/{thread}/status");
+    let mut watched = Watched { thread, process: None };
     loop {
         tokio::time::sleep(LOOK).await;
-        match tokio::fs::read(&path).await {
-            Ok(status) if is_killed(&status) => return,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        match watched.look().await {
+            Sight::Waits => {}
+            Sight::Killed => return,
+            Sight::Hidden => return std::future::pending().await,
+        }
+    }
+}
+
+/// A thread that is looked at in /proc.
+#[derive(Debug)]
+struct Watched {
+    thread: u32,
+    /// The process that the thread belongs to, once it was seen. Until then a thread that is not in /proc may live: of another
+    /// user (`hidepid`, proc(5)), or in a PID namespace that this /proc does not show.
+    process: Option<u32>,
+}
+
+/// What was seen of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    Waits,
+    Killed,
+    Hidden,
+}
+
+impl Watched {
+    async fn look(&mut self) -> Sight {
+        match tokio::fs::read(format!("/proc/{}/status", self.thread)).await {
+            Ok(status) if is_killed(&status) => Sight::Killed,
+            Ok(status) => {
+                self.process = field(&status, b"Tgid:").and_then(|process| process.parse().ok());
+                Sight::Waits
+            }
+            Err(error) if is_gone(&error) => match self.process {
+                // A thread may end before what it has asked for is there (io_submit(2)): its process waits for that.
+                Some(process) if process != self.thread => {
+                    self.thread = process;
+                    Sight::Waits
+                }
+                Some(_) => Sight::Killed,
+                None => Sight::Hidden,
+            },
             Err(error) => {
-                tracing::debug!(thread, %error, "whether it was killed cannot be seen");
-                return std::future::pending().await;
+                tracing::debug!(thread = self.thread, %error, "whether it was killed cannot be seen");
+                Sight::Hidden
             }
         }
     }
 }
 
+/// True if a file of /proc is not there; one that was open by then says ESRCH.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
 /// True if a thread with this `status` (proc_pid_status(5)) is about to end.
 fn is_killed(status: &[u8]) -> bool {
-    let pending = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"SigPnd:"));
-    let pending = pending.and_then(|mask| std::str::from_utf8(mask).ok());
-    pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & KILL != 0)
+    let pending = field(status, b"SigPnd:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    pending.is_some_and(|mask| mask & KILL != 0)
+}
+
+/// What a `status` has after `name`.
+fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a str> {
+    let found = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name));
+    found.and_then(|value| std::str::from_utf8(value).ok()).map(str::trim)
 }
 
 #[cfg(test)]
@@ -73,6 +123,36 @@ mod tests {
         let own = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         assert!(tokio::time::timeout(3 * LOOK, killed(Some(own))).await.is_err(), "this one lives");
         // No number of a process is as high (proc_sys_kernel(5), pid_max).
-        tokio::time::timeout(6 * LOOK, killed(Some(1 << 30))).await.expect("a thread that is gone waits for nothing");
+        assert!(tokio::time::timeout(3 * LOOK, killed(Some(1 << 30))).await.is_err(), "it may be one that is hidden");
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_was_seen_and_is_gone_waits_as_long_as_its_process() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).expect("somebody listens");
+            ended.recv().expect_err("nothing is sent");
+        });
+        let number = told.recv().expect("it is told").as_raw_nonzero().get().cast_unsigned();
+        let mut watched = Watched { thread: number, process: None };
+        assert_eq!((watched.look().await, watched.process), (Sight::Waits, Some(std::process::id())));
+        drop(end);
+        thread.join().expect("it ends well");
+        // It is in /proc for another moment.
+        while watched.thread == number {
+            assert_eq!(watched.look().await, Sight::Waits);
+        }
+        assert_eq!((watched.thread, watched.look().await), (std::process::id(), Sight::Waits));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_seen_and_is_gone_waits_for_nothing() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep runs");
+        let mut watched = Watched { thread: child.id(), process: None };
+        assert_eq!(watched.look().await, Sight::Waits);
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert_eq!(watched.look().await, Sight::Killed);
+        assert_eq!(Watched { thread: child.id(), process: None }.look().await, Sight::Hidden);
     }
 }

@@ -140,16 +140,24 @@ impl Conversion {
             "mediaType": MANIFEST_TYPE,
             "digest": index.digest.to_string(),
             "size": index.size,
-            "annotations": { NAMED_BY: name },
+            "annotations": { NAMED_BY: name.clone() },
             "platform": platform,
             "artifactType": SOCI_V2_TYPE,
         });
-        let is_older = |listed: &&mut Value| {
+        // Two images of a list may have the same platform; the index of the other one stays.
+        let is_of_other = |listed: &Value| {
+            let named = listed.get("annotations").and_then(|annotations| annotations.get(NAMED_BY));
+            named.is_some_and(|named| {
+                *named != name && self.entries.iter().any(|entry| entry.get("digest") == Some(named))
+            })
+        };
+        let is_older = |listed: &Value| {
             listed.get("artifactType").is_some_and(|found| found == SOCI_V2_TYPE)
                 && listed.get("platform") == Some(&platform)
+                && !is_of_other(listed)
         };
-        match self.entries.iter_mut().find(is_older) {
-            Some(older) => *older = entry,
+        match self.entries.iter().position(is_older) {
+            Some(older) => self.entries[older] = entry,
             None => self.entries.push(entry),
         }
         Ok(renamed)
@@ -316,6 +324,32 @@ mod tests {
         let [_, newer, other] = &conversion.entries[..] else { panic!("nothing was added") };
         assert_eq!(newer["digest"], index("newer").digest.to_string());
         assert_eq!(*other, elsewhere);
+    }
+
+    #[test]
+    fn images_of_one_platform_keep_an_index_each_however_often_they_are_converted() {
+        let here = written(&platform());
+        let (one, other) = (image(MANIFEST_TYPE), image(DOCKER_TYPE));
+        let mut original = list(&[entry(&one, &here), entry(&other, &here)]);
+        let mut images = [one, other];
+        for names in [["a", "b"], ["a", "b"], ["c", "d"], ["c", "e"]] {
+            let mut conversion = Conversion::new(&original, &[]).expect("a list");
+            let mut expected = Vec::new();
+            for (image, name) in images.iter_mut().zip(names) {
+                let renamed = conversion.bind(image, &platform(), &index(name)).expect("it is listed");
+                expected.push((json!(index(name).digest.to_string()), json!(renamed.to_string())));
+                if let Some(bytes) = conversion.manifests.iter().find(|bytes| Digest::sha256(bytes) == renamed) {
+                    *image = document(&read(bytes), MANIFEST_TYPE);
+                }
+                assert_eq!(image.digest, renamed);
+            }
+            let listed = read(&conversion.to_bytes());
+            let indexes = listed["manifests"].as_array().expect("a list")[2..].iter();
+            let indexes: Vec<_> =
+                indexes.map(|entry| (entry["digest"].clone(), entry["annotations"][NAMED_BY].clone())).collect();
+            assert_eq!(indexes, expected, "{names:?}");
+            original = document(&listed, LIST_TYPE);
+        }
     }
 
     #[test]

@@ -197,6 +197,7 @@ fn what_a_conversion_lacks_is_told_before_anything_is_read() {
     told(&[&second[..], &["--push", "--tag", "x", "--replace"]].concat(), "leave out --replace");
     told(&[&second[..], &["--output", "oci:/nonexistent"]].concat(), "without its layers");
     told(&[&second[..], &["--tag", "x"]].concat(), "--tag goes with --push");
+    told(&[&second[..], &["--push", "--tag", "latest"]].concat(), "such as --tag latest-soci");
     told(&["--push", "--tag", "x"], "--tag goes with --push and --format soci-v2");
     assert!(registry.requests().is_empty());
 }
