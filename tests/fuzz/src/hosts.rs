@@ -34,7 +34,7 @@ pub(crate) fn registries_conf(data: &[u8]) {
     for host in ["r.example", "docker.io", "x.r.example:5000"] {
         plan(files, host, "library/b");
     }
-    if let Ok(names) = ShortNames::read(files) {
+    if let Ok(names) = ShortNames::read(files, None) {
         for name in ["a", "a:1", "a/b@sha256:0"] {
             drop(names.expand(name));
         }
