@@ -317,6 +317,9 @@ pub const WARM_BYTES: u64 = 256 << 20;
 /// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
 pub const AHEAD_FILES: usize = 512;
 
+/// Longest name of a module with its packages, in bytes; a component of a path has at most 255.
+pub const MODULE_NAME_BYTES: usize = 512;
+
 /// Most modules looked for because a script imports them, found or not: pandas imports 700.
 pub const AHEAD_MODULES: usize = 8192;
 

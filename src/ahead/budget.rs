@@ -51,7 +51,13 @@ impl Budget {
     /// beyond the file are cut; what is no regular file has no spans.
     pub(super) fn take(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Spans {
         let mut spans = Vec::new();
-        for part in files.parts(node, range).filter(|part| can_give(part.layer)) {
+        for part in files.parts(node, range) {
+            if !self.step() {
+                break;
+            }
+            if !can_give(part.layer) {
+                continue;
+            }
             for span in part.layer.index.spans(part.stream) {
                 if !self.step() {
                     return spans;
@@ -69,15 +75,20 @@ impl Budget {
     pub(super) fn cover(&mut self, files: &Files, node: NodeId, range: Range<u64>) -> Option<(Spans, Spans)> {
         let (mut spans, mut new) = (Vec::new(), Vec::new());
         for part in files.parts(node, range) {
-            for span in part.layer.index.spans(part.stream).filter(|span| !part.layer.has(*span)) {
-                if !self.taken.contains(&(part.layer.index.layer(), span)) {
-                    if !self.step() || !can_give(part.layer) || !self.accept(part.layer, span) {
-                        self.give_back(&new);
-                        return None;
-                    }
+            for span in part.layer.index.spans(part.stream) {
+                let is_here = part.layer.has(span);
+                let is_taken = is_here || self.taken.contains(&(part.layer.index.layer(), span));
+                let may_be_taken = is_taken || can_give(part.layer) && self.accept(part.layer, span);
+                if !may_be_taken || !self.step() {
+                    self.give_back(&new);
+                    return None;
+                }
+                if !is_taken {
                     new.push((Arc::clone(part.layer), span));
                 }
-                spans.push((Arc::clone(part.layer), span));
+                if !is_here {
+                    spans.push((Arc::clone(part.layer), span));
+                }
             }
         }
         Some((spans, new))

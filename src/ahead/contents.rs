@@ -92,12 +92,7 @@ pub(super) async fn read(
         session.fetch(&missing, Priority::Demand).await?;
     } else if !missing.is_empty() {
         // What was taken by somebody else is only waited for, or hurried.
-        let turn = if new.is_empty() { None } else { session.turns.wait(&need.order, length(&new)).await };
-        let fetched = session.files.fetcher.prefetch(&missing, Priority::Profile).await;
-        drop(turn);
-        if fetched.is_err() {
-            session.fetch(&missing, Priority::Profile).await?;
-        }
+        session.turns.fetch(&session.files.fetcher, &need.order, length(&new), &missing).await?;
     }
     let mut bytes = BytesMut::zeroed(usize::try_from(range.end - range.start).unwrap_or(0));
     for part in session.files.parts(node, range.clone()) {

@@ -20,7 +20,9 @@ use super::programs::{Linked, Walk};
 use super::turns::{self, Order};
 use super::{Need, Reason, contents};
 use crate::fetch::{Error, Foretold};
-use crate::limits::{AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES};
+use crate::limits::{
+    AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES, MODULE_NAME_BYTES,
+};
 use crate::python::{Compiled, Import, Stamp, imports_of_source};
 use crate::tree::{NodeId, Tree};
 
@@ -30,8 +32,7 @@ const PARALLEL: usize = 128;
 /// Longest text that is parsed where it is, in bytes: tens of microseconds.
 const SHORT: usize = 16 << 10;
 
-/// Longest dotted name looked for, in bytes and in parts.
-const LONGEST_NAME: usize = 512;
+/// Most parts of a dotted name looked for.
 const MOST_PARTS: usize = 32;
 
 /// What every start imports before the script, and what nearly every script leads to by and by.
@@ -58,7 +59,6 @@ struct Module {
     name: String,
     is_package: bool,
     body: Body,
-    order: Order,
 }
 
 /// One start.
@@ -68,6 +68,7 @@ struct Finder<'a> {
     python: Interpreter,
     /// Every name that was looked for; the directory of those that are packages.
     known: HashMap<String, Option<Arc<Directory>>>,
+    /// By when they are needed; the number tells those apart that have the same order.
     waiting: BTreeMap<(Order, usize), Module>,
     /// The order of the module whose imports are looked at, and how many modules it has led to.
     order: Order,
@@ -192,15 +193,15 @@ impl<'a> Finder<'a> {
         let mut reading = FuturesUnordered::new();
         loop {
             while reading.len() < PARALLEL
-                && let Some((_, module)) = self.waiting.pop_first()
+                && let Some(((order, _), module)) = self.waiting.pop_first()
             {
                 let (walk, linked) = (self.walk, &linked);
-                reading.push(async move { (read(walk, linked, &module).await, module) });
+                reading.push(async move { (read(walk, linked, &module.body, &order).await, module, order) });
             }
-            let Some((imports, module)) = reading.next().await else { return };
+            let Some((imports, module, order)) = reading.next().await else { return };
             match imports {
                 Ok(imports) => {
-                    (self.order, self.next) = (module.order.clone(), 0);
+                    (self.order, self.next) = (order, 0);
                     imports.iter().for_each(|import| self.import(&module.name, module.is_package, import));
                 }
                 Err(error) => tracing::debug!(module = module.name, %error, "not fetched ahead"),
@@ -278,17 +279,17 @@ impl<'a> Finder<'a> {
 
     /// Looks for a module and the packages that it is in; its directory if it is a package.
     fn find(&mut self, name: &str) -> Option<Arc<Directory>> {
-        if name.len() > LONGEST_NAME || name.split('.').count() > MOST_PARTS {
+        if name.len() > MODULE_NAME_BYTES || name.split('.').count() > MOST_PARTS {
             return None;
         }
         let mut above: Option<Arc<Directory>> = None;
         let ends = name.match_indices('.').map(|(end, _)| end).chain([name.len()]);
-        for (depth, end) in ends.enumerate() {
+        for end in ends {
             let (name, leaf) = (&name[..end], name[..end].rsplit('.').next().unwrap_or_default());
             if let Some(known) = self.known.get(name) {
                 above = known.clone();
             } else {
-                let found = self.look(name, leaf, above.as_deref().filter(|_| depth > 0), depth == 0)?;
+                let found = self.look(name, leaf, above.as_deref())?;
                 above = self.enter(name, found);
             }
             above.as_ref()?;
@@ -296,8 +297,8 @@ impl<'a> Finder<'a> {
         above
     }
 
-    /// Looks for a module that nobody has looked for; none if there were too many.
-    fn look(&self, name: &str, leaf: &str, above: Option<&Directory>, is_top: bool) -> Option<Option<Found>> {
+    /// Looks for a module that nobody has looked for, in its package if it has one; none if there were too many.
+    fn look(&self, name: &str, leaf: &str, above: Option<&Directory>) -> Option<Option<Found>> {
         if self.known.len() >= AHEAD_MODULES {
             return None;
         }
@@ -306,8 +307,7 @@ impl<'a> Finder<'a> {
         }
         Some(match above {
             Some(above) => self.python.find(self.tree, above, leaf),
-            None if is_top => self.python.path.iter().find_map(|dir| self.python.find(self.tree, dir, leaf)),
-            None => None,
+            None => self.python.path.iter().find_map(|dir| self.python.find(self.tree, dir, leaf)),
         })
     }
 
@@ -320,10 +320,9 @@ impl<'a> Finder<'a> {
         self.known.insert(name.to_owned(), directory.clone());
         let is_package = directory.is_some();
         if let Some(body) = body {
-            let order = turns::part(&self.order, self.next);
+            let key = (turns::part(&self.order, self.next), self.known.len());
             self.next += 1;
-            let key = (order.clone(), self.known.len());
-            self.waiting.insert(key, Module { name: name.to_owned(), is_package, body, order });
+            self.waiting.insert(key, Module { name: name.to_owned(), is_package, body });
         }
         directory
     }
@@ -339,26 +338,25 @@ fn ancestor(module: &str, level: u32) -> Option<String> {
 }
 
 /// Modules that a line of a `.pth` file imports by calling.
-fn called(line: &[u8]) -> impl Iterator<Item = Import> {
-    let line = String::from_utf8_lossy(line).into_owned();
+fn called(line: &[u8]) -> Vec<Import> {
+    let line = String::from_utf8_lossy(line);
     let names = line.split("__import__(").skip(1).filter_map(|rest| {
         let rest = rest.strip_prefix(['\'', '"'])?;
         rest.split(['\'', '"']).next().map(str::to_owned)
     });
-    let imports = names.map(|module| Import { level: 0, module, names: Vec::new() });
-    imports.collect::<Vec<_>>().into_iter()
+    names.map(|module| Import { level: 0, module, names: Vec::new() }).collect()
 }
 
 /// Fetches one module; what it imports.
-async fn read(walk: &Walk<'_>, linked: &Linked, module: &Module) -> Result<Vec<Import>, Error> {
-    let (source, compiled) = match &module.body {
+async fn read(walk: &Walk<'_>, linked: &Linked, body: &Body, order: &Order) -> Result<Vec<Import>, Error> {
+    let (source, compiled) = match body {
         Body::Extension(place) => {
-            return walk.extension(place.clone(), &module.order, linked).await.map(|()| Vec::new());
+            return walk.extension(place.clone(), order, linked).await.map(|()| Vec::new());
         }
         Body::Python { source, compiled } => (*source, *compiled),
     };
     let compiled = match compiled {
-        Some(node) => text(walk, &need(&module.order, 0), node, Compiled::parse).await?.flatten(),
+        Some(node) => text(walk, &need(order, 0), node, Compiled::parse).await?.flatten(),
         None => None,
     };
     let is_fresh = compiled.as_ref().is_some_and(|compiled| match (compiled.stamp, source) {
@@ -372,12 +370,12 @@ async fn read(walk: &Walk<'_>, linked: &Linked, module: &Module) -> Result<Vec<I
     if let Some(imports) = compiled.and_then(|compiled| compiled.imports) {
         if let Some(source) = source.filter(|_| !is_fresh) {
             let spans = walk.session.take(source, 0..AHEAD_MODULE_BYTES);
-            walk.session.begin(&need(&module.order, 1), spans);
+            walk.session.begin(&need(order, 1), spans);
         }
         return Ok(imports);
     }
     match source {
-        Some(source) => Ok(text(walk, &need(&module.order, 1), source, imports_of_source).await?.unwrap_or_default()),
+        Some(source) => Ok(text(walk, &need(order, 1), source, imports_of_source).await?.unwrap_or_default()),
         None => Ok(Vec::new()),
     }
 }

@@ -211,8 +211,8 @@ fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
 impl<'a> Session<'a> {
     fn new(files: &'a Files, progress: &'a Progress) -> Self {
         let (fetcher, layers) = (files.fetcher.clone(), files.layers.clone());
-        // What the line holds: it stays full, and what comes up waits for little.
         let held = Semaphore::new((AHEAD_HELD_BYTES >> 10) as usize);
+        // What the line holds: it stays full, and what comes up waits for little.
         let turns = Turns::new(move || (fetcher.reach(&layers) / 4).max(1));
         Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns, held }
     }
@@ -252,16 +252,9 @@ impl<'a> Session<'a> {
         let (fetcher, turns, order) = (self.files.fetcher.clone(), Arc::clone(&self.turns), need.order.clone());
         let work = async move {
             let (fetcher, turns, order) = (&fetcher, &turns, &order);
-            let fetched = spans.chunks(AT_ONCE).map(|spans| async move {
-                let turn = turns.wait(order, length(spans)).await;
-                let fetched = fetcher.prefetch(spans, Priority::Profile).await;
-                // What a source does not give now must not stand before what others give.
-                drop(turn);
-                match fetched {
-                    Ok(()) => Ok(()),
-                    Err(_) => fetcher.prefetch_in_the_end(spans, Priority::Profile).await,
-                }
-            });
+            let fetched = spans
+                .chunks(AT_ONCE)
+                .map(|spans| async move { turns.fetch(fetcher, order, length(spans), spans).await });
             if let Err(error) = futures_util::future::try_join_all(fetched).await {
                 tracing::debug!(%error, "not fetched ahead");
             }

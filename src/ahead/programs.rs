@@ -85,23 +85,28 @@ pub(super) struct Walk<'a> {
     asked: Mutex<HashSet<Vec<u8>>>,
 }
 
-/// How a program is linked.
+/// What of a program holds for all that it loads.
 #[derive(Debug, Default)]
 pub(super) struct Linked {
     /// The path of its interpreter.
     interpreter: Vec<u8>,
-    /// What its `DT_RPATH` says for all that it loads.
+    /// Directories of `LD_LIBRARY_PATH`.
+    environment: Vec<Vec<u8>>,
+    /// What its `DT_RPATH` says.
     inherited: Vec<Vec<u8>>,
 }
 
-/// What holds for one program.
-struct Linking {
+/// Where the libraries of one machine are looked for.
+struct Linking<'a> {
     machine: Machine,
     defaults: Vec<Vec<u8>>,
-    /// Directories of `LD_LIBRARY_PATH`.
-    environment: Vec<Vec<u8>>,
-    /// What the program's `DT_RPATH` says for all that it loads.
-    inherited: Vec<Vec<u8>>,
+    linked: &'a Linked,
+}
+
+impl<'a> Linking<'a> {
+    fn new(machine: Machine, linked: &'a Linked) -> Self {
+        Self { machine, defaults: elf::default_directories(machine, &linked.interpreter), linked }
+    }
 }
 
 impl Need {
@@ -186,12 +191,13 @@ impl<'a> Walk<'a> {
         if let Some(interpreter) = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node)) {
             self.begin_file(&Need::entry_point(), interpreter.node);
         }
-        let linking = self.linking(elf.machine, path, directories(&elf.rpath, Some(place.directory())));
+        let linked = self.linked_as(&elf, place);
+        let linking = Linking::new(elf.machine, &linked);
         let mut names = HashSet::new();
         let first = wanted(&elf, place, &[], &mut names);
         self.libraries(&Need::entry_point(), first, &linking, |elf, place| {
             seen.insert(place.node);
-            wanted(elf, place, &linking.inherited, &mut names)
+            wanted(elf, place, &linked.inherited, &mut names)
         })
         .await
     }
@@ -199,11 +205,18 @@ impl<'a> Walk<'a> {
     /// How a program is linked, which holds for what it loads as well; nothing particular if that cannot be read.
     pub(super) async fn how_linked(&self, program: &Place) -> Linked {
         match contents::parse(self.session, &Need::entry_point(), program.node, look).await {
-            Ok(Some(Content::Program(elf))) => Linked {
-                interpreter: elf.interpreter.unwrap_or_default(),
-                inherited: directories(&elf.rpath, Some(program.directory())),
-            },
+            Ok(Some(Content::Program(elf))) => self.linked_as(&elf, program),
             _ => Linked::default(),
+        }
+    }
+
+    fn linked_as(&self, elf: &Elf, program: &Place) -> Linked {
+        let origin = Some(program.directory());
+        let environment = command::variable(self.config, "LD_LIBRARY_PATH");
+        Linked {
+            interpreter: elf.interpreter.clone().unwrap_or_default(),
+            environment: environment.map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), origin)),
+            inherited: directories(&elf.rpath, origin),
         }
     }
 
@@ -212,21 +225,11 @@ impl<'a> Walk<'a> {
         let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
         let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(()) };
         self.begin_whole(&need(2), place.node);
-        let linking = self.linking(elf.machine, &linked.interpreter, linked.inherited.clone());
+        let linking = Linking::new(elf.machine, linked);
         let needs = |elf: &Elf, place: &Place| {
-            wanted(elf, place, &linking.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+            wanted(elf, place, &linked.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
         self.libraries(&need(1), needs(&elf, &place), &linking, needs).await
-    }
-
-    fn linking(&self, machine: Machine, interpreter: &[u8], inherited: Vec<Vec<u8>>) -> Linking {
-        let environment = command::variable(self.config, "LD_LIBRARY_PATH");
-        Linking {
-            machine,
-            defaults: elf::default_directories(machine, interpreter),
-            environment: environment.map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), None)),
-            inherited,
-        }
     }
 
     /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.
@@ -234,7 +237,7 @@ impl<'a> Walk<'a> {
         &self,
         need: &Need,
         mut level: Vec<Wanted>,
-        linking: &Linking,
+        linking: &Linking<'_>,
         mut needs: impl FnMut(&Elf, &Place) -> Vec<Wanted>,
     ) -> Result<(), Error> {
         if level.is_empty() {
@@ -255,7 +258,7 @@ impl<'a> Walk<'a> {
         &'b self,
         need: &'b Need,
         wanted: Wanted,
-        linking: &'b Linking,
+        linking: &'b Linking<'b>,
         cache: &'b [u8],
     ) -> BoxFuture<'b, Found> {
         Box::pin(async move {
@@ -341,7 +344,7 @@ fn wanted(elf: &Elf, place: &Place, inherited: &[Vec<u8>], names: &mut HashSet<V
 }
 
 /// The paths at which the loader looks for a library, in its order.
-fn candidates(wanted: &Wanted, linking: &Linking, cache: &[u8]) -> Vec<Vec<u8>> {
+fn candidates(wanted: &Wanted, linking: &Linking<'_>, cache: &[u8]) -> Vec<Vec<u8>> {
     let name = &wanted.name;
     if name.contains(&b'/') {
         return vec![name.clone()];
@@ -349,8 +352,14 @@ fn candidates(wanted: &Wanted, linking: &Linking, cache: &[u8]) -> Vec<Vec<u8>> 
     let within = |directories: &[Vec<u8>]| directories.iter().map(|dir| names::join(dir, name)).collect::<Vec<_>>();
     let cached =
         LoaderCache::parse(cache).map_or_else(Vec::new, |cache| cache.find(name).map(<[u8]>::to_vec).collect());
-    [within(&wanted.before), within(&linking.environment), within(&wanted.after), cached, within(&linking.defaults)]
-        .concat()
+    [
+        within(&wanted.before),
+        within(&linking.linked.environment),
+        within(&wanted.after),
+        cached,
+        within(&linking.defaults),
+    ]
+    .concat()
 }
 
 fn directories(paths: &[Vec<u8>], origin: Option<&[u8]>) -> Vec<Vec<u8>> {

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::fetch::{Error, Fetcher, Layer, Priority};
+use crate::index::SpanId;
 use crate::limits::AHEAD_DEPTH;
 
 /// When something is needed, as far as is known: the place of what names it in what that is part of, and so on from the entry
@@ -56,8 +58,26 @@ impl Turns {
         Arc::new(Self { window: Box::new(window), state: Mutex::default() })
     }
 
+    /// Fetches `spans`, needed at `order`, in their turn; they take `bytes` of the line that nobody else has taken.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        fetcher: &Fetcher,
+        order: &Order,
+        bytes: u64,
+        spans: &[(Arc<Layer>, SpanId)],
+    ) -> Result<(), Error> {
+        let turn = if bytes > 0 { self.wait(order, bytes).await } else { None };
+        let fetched = fetcher.prefetch(spans, Priority::Profile).await;
+        // What a source does not give now must not stand before what others give.
+        drop(turn);
+        match fetched {
+            Ok(()) => Ok(()),
+            Err(_) => fetcher.prefetch_in_the_end(spans, Priority::Profile).await,
+        }
+    }
+
     /// Waits for the turn of what is needed at `order`; none if there are no more turns.
-    pub(super) async fn wait(self: &Arc<Self>, order: &Order, bytes: u64) -> Option<Turn> {
+    async fn wait(self: &Arc<Self>, order: &Order, bytes: u64) -> Option<Turn> {
         let (sender, turn) = oneshot::channel();
         {
             let mut state = self.lock();

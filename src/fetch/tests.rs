@@ -6,7 +6,9 @@ mod schedules;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::*;
 use crate::index::{Expected, LayerIndex, build};
@@ -24,6 +26,8 @@ pub(super) struct Memory {
     lies: AtomicBool,
     /// Never ends its first answer.
     stalls: AtomicBool,
+    /// Answers nothing that begins here or further on, for as long as this is set.
+    held: watch::Sender<Option<u64>>,
 }
 
 impl BlobReader for Memory {
@@ -43,6 +47,8 @@ impl BlobReader for Memory {
         let stalls = self.stalls.swap(false, Ordering::SeqCst);
         Box::pin(async move {
             tokio::time::sleep(self.delay).await;
+            let mut held = self.held.subscribe();
+            drop(held.wait_for(|held| held.is_none_or(|held| range.start < held)).await);
             let half = bytes.len() / 2;
             let pieces = futures_util::stream::iter([bytes.slice(..half), bytes.slice(half..)]).map(Ok);
             let stream: ByteStream = match stalls {
@@ -57,6 +63,11 @@ impl BlobReader for Memory {
 impl Memory {
     pub(super) fn blob(&self) -> Bytes {
         self.blob.clone()
+    }
+
+    /// Answers nothing that begins at `from` or further on until this is called with none.
+    fn hold(&self, from: Option<u64>) {
+        self.held.send_replace(from);
     }
 
     fn asked(&self) -> Vec<Range<u64>> {
@@ -204,23 +215,29 @@ async fn spans_wanted_together_are_asked_for_in_long_ranges_and_none_twice() {
 
 #[tokio::test]
 async fn a_reader_goes_before_everything_that_waits() {
-    let scene = scene(16, 4, Memory { delay: Duration::from_millis(10), ..Memory::default() });
+    let scene = scene(16, 4, Memory::default());
+    scene.source.hold(Some(0));
+    let begin = |number| scene.layer.index.compressed(scene.span(number)).start;
+    let begun = |number| scene.source.asked().iter().any(|range| range.contains(&begin(number)));
     let fill = scene.wanted(0..14);
-    let background = scene.fetcher.prefetch(&fill, Priority::Fill);
-    tokio::pin!(background);
-    tokio::select! {
-        biased;
-        _ = &mut background => panic!("it takes longer"),
-        () = scene.check(15) => {}
-    }
-    let reached = (0..14).filter(|number| scene.is_local(*number)).count();
-    assert!(reached < 8, "{reached} spans came first");
-    background.await.expect("all can be had");
+    let looks = async {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !begun(15) {
+            assert!(Instant::now() < deadline, "the reader waits for the others");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let before = (0..14).filter(|number| begun(*number)).count();
+        assert!((1..8).contains(&before), "{before} spans come first");
+        scene.source.hold(None);
+    };
+    let (filled, (), ()) = tokio::join!(scene.fetcher.prefetch(&fill, Priority::Fill), scene.check(15), looks);
+    filled.expect("all can be had");
 }
 
 #[tokio::test]
 async fn what_nobody_waits_for_any_more_is_given_up_and_the_rest_is_not() {
-    let scene = scene(16, 4, Memory { delay: Duration::from_millis(5), ..Memory::default() });
+    let scene = scene(16, 4, Memory::default());
+    scene.source.hold(Some(scene.layer.index.compressed(scene.span(10)).start));
     let (all, some) = (scene.wanted(0..16), scene.wanted(0..3));
     {
         let given_up = scene.fetcher.prefetch(&all, Priority::Fill);
@@ -229,10 +246,11 @@ async fn what_nobody_waits_for_any_more_is_given_up_and_the_rest_is_not() {
         // Both have asked; one of them goes away.
         tokio::select! {
             biased;
-            _ = &mut given_up => panic!("it takes longer"),
+            _ = &mut given_up => panic!("not everything is answered"),
             result = &mut kept => result.expect("the other gets what it wants"),
         }
     }
+    scene.source.hold(None);
     tokio::time::sleep(Duration::from_millis(100)).await;
     let reached = (0..16).filter(|number| scene.is_local(*number)).count();
     assert!((3..16).contains(&reached), "{reached}");

@@ -72,7 +72,7 @@ impl FileSystem {
             // What is not here will be read when it is needed. Nor is anything given beside which something is missing: the
             // kernel may have asked for both together, and holds these pages until it has both.
             let near = part.start.saturating_sub(REQUEST)..part.end.saturating_add(REQUEST).min(node.size());
-            if !is_local(&self.layers, &parts(node.extents(), near.start, near.end)) {
+            if !is_local(&self.layers, &parts(node.extents_in(near.clone()), near.start, near.end)) {
                 continue;
             }
             if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
@@ -85,7 +85,7 @@ impl FileSystem {
 
     /// A part of a file whose spans are here, but are several, or being decoded by somebody else.
     fn decoded(&self, node: &Node<'_>, part: &Range<u64>) -> Option<Bytes> {
-        let parts = parts(node.extents(), part.start, part.end);
+        let parts = parts(node.extents_in(part.clone()), part.start, part.end);
         let assembling = assemble(&self.fetcher, &self.patience, &self.layers, &parts);
         Handle::current().block_on(async { tokio::time::timeout(DECODING, assembling).await.ok()?.ok() })
     }

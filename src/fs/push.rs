@@ -233,7 +233,7 @@ impl FileSystem {
             Serving::Copy(file) => read_copy(&file, range.start, range.end),
             Serving::Check(_) => None,
             Serving::Layer => {
-                let bytes = self.at_once(&parts(node.extents(), range.start, range.end))?;
+                let bytes = self.at_once(&parts(node.extents_in(range.clone()), range.start, range.end))?;
                 self.publisher.offer(id, node);
                 Some(bytes)
             }

@@ -79,12 +79,12 @@ impl FileSystem {
                 }
             }
             Serving::Check(content) => {
-                return Ok(self.read_checked(content, parts(node.extents(), offset, end), offset..end));
+                return Ok(self.read_checked(content, parts(node.extents_in(offset..end), offset, end), offset..end));
             }
             Serving::Layer => self.publisher.offer(id, &node),
         }
         self.foresee(id, offset..end);
-        Ok(self.read_layers(parts(node.extents(), offset, end)))
+        Ok(self.read_layers(parts(node.extents_in(offset..end), offset, end)))
     }
 
     /// Decides what serves `node`. A long copy that is not verified yet is verified beside its readers if its layers'
@@ -193,7 +193,7 @@ pub(super) fn is_local(layers: &[Arc<Layer>], parts: &[Part]) -> bool {
     })
 }
 
-/// The parts of `offset..end` of a file, holes included, in order.
+/// The parts of `offset..end` of a file, holes included, in order. Extents outside are passed over.
 pub(super) fn parts(extents: impl Iterator<Item = Extent>, offset: u64, end: u64) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut at = offset;

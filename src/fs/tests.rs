@@ -210,7 +210,11 @@ async fn every_read_finds_the_copy_without_an_open() {
     assert!(matches!(serving(), Serving::Copy(_)));
     assert!(scene.read(ino, 100, 1 << 20).await == bytes[100..]);
     // Eviction may come at any time; the layer has the same bytes, and the file is decoded again.
-    fs.copies.store().drop_files().expect("it can be emptied");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !fs.copies.store().drop_files().expect("it can be emptied").kept.is_empty() {
+        assert!(std::time::Instant::now() < deadline, "who published it or read it keeps it");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     assert!(matches!(serving(), Serving::Layer));
     assert!(scene.read(ino, 0, 1 << 20).await == bytes);
     scene.published(ino).await;

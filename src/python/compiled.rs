@@ -9,7 +9,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::marshal::{Code, Layout, Object, Objects};
-use super::{Import, LEVELS, LONGEST_NAME, MOST};
+use super::{Import, LEVELS, MOST};
+use crate::limits::MODULE_NAME_BYTES;
 
 /// Length of the header in bytes.
 const HEADER: usize = 16;
@@ -149,7 +150,13 @@ impl Compiled {
 }
 
 fn names<'a>(objects: &Objects<'a>, code: Code) -> Option<Vec<&'a str>> {
-    Some(objects.tuple(code.names)?.iter().map(|name| objects.text(*name, LONGEST_NAME).unwrap_or_default()).collect())
+    Some(
+        objects
+            .tuple(code.names)?
+            .iter()
+            .map(|name| objects.text(*name, MODULE_NAME_BYTES).unwrap_or_default())
+            .collect(),
+    )
 }
 
 struct Walk<'a> {
@@ -261,7 +268,7 @@ impl Walk<'_> {
             _ => return None,
         };
         let names = constant(loaded[1]).and_then(|names| self.objects.tuple(names)).unwrap_or_default();
-        let names = names.iter().take(MOST_NAMES).filter_map(|name| self.objects.text(*name, LONGEST_NAME));
+        let names = names.iter().take(MOST_NAMES).filter_map(|name| self.objects.text(*name, MODULE_NAME_BYTES));
         let names = names.map(str::to_owned).collect();
         Some(Import { level, module: module.to_owned(), names })
     }

@@ -29,9 +29,6 @@ pub struct Import {
     pub names: Vec<String>,
 }
 
-/// Longest name taken, in bytes; a path component has at most 255.
-const LONGEST_NAME: usize = 512;
-
 /// Most imports taken from one module.
 const MOST: usize = 4096;
 

@@ -3,7 +3,8 @@
 //! No parser of Python: logical lines (brackets, backslashes, strings and comments are understood), their indentation, and of
 //! each only whether it is an import, or begins a block that does not run now.
 
-use super::{Import, LEVELS, LONGEST_NAME, MOST};
+use super::{Import, LEVELS, MOST};
+use crate::limits::MODULE_NAME_BYTES;
 
 const IMPORT: &str = "import";
 
@@ -80,7 +81,7 @@ fn read(statement: &str, imports: &mut Vec<Import>) {
 
 /// True for names of modules with their packages.
 fn is_name(name: &str) -> bool {
-    if name.len() > LONGEST_NAME {
+    if name.len() > MODULE_NAME_BYTES {
         return false;
     }
     let is_part = |part: &str| {
