@@ -8,7 +8,8 @@
 //!
 //! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -23,7 +24,7 @@ use crate::fetch::{Error, Foretold};
 use crate::limits::{
     AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES, MODULE_NAME_BYTES,
 };
-use crate::python::{Compiled, Import, Stamp, imports_of_source};
+use crate::python::{Compiled, Import, Stamp, imports_of_constants, imports_of_source};
 use crate::tree::{NodeId, Tree};
 
 /// Modules looked into side by side. Many lie in one span, so this is not the number of requests.
@@ -190,13 +191,20 @@ impl<'a> Finder<'a> {
     /// Reads all that is waiting, and what that leads to.
     async fn follow(&mut self) {
         let linked = self.walk.how_linked(&self.python.program).await;
+        let names = Arc::new(self.python.names(self.tree));
         let mut reading = FuturesUnordered::new();
         loop {
             while reading.len() < PARALLEL
                 && let Some(((order, _), module)) = self.waiting.pop_first()
             {
-                let (walk, linked) = (self.walk, &linked);
-                reading.push(async move { (read(walk, linked, &module.body, &order).await, module, order) });
+                let (walk, linked, names) = (self.walk, &linked, &names);
+                reading.push(async move {
+                    let imports = match &module.body {
+                        Body::Extension(place) => extension(walk, linked, names, place, &order).await,
+                        Body::Python { source, compiled } => read(walk, *source, *compiled, &order).await,
+                    };
+                    (imports, module, order)
+                });
             }
             let Some((imports, module, order)) = reading.next().await else { return };
             match imports {
@@ -347,14 +355,31 @@ fn called(line: &[u8]) -> Vec<Import> {
     names.map(|module| Import { level: 0, module, names: Vec::new() }).collect()
 }
 
-/// Fetches one module; what it imports.
-async fn read(walk: &Walk<'_>, linked: &Linked, body: &Body, order: &Order) -> Result<Vec<Import>, Error> {
-    let (source, compiled) = match body {
-        Body::Extension(place) => {
-            return walk.extension(place.clone(), order, linked).await.map(|()| Vec::new());
-        }
-        Body::Python { source, compiled } => (*source, *compiled),
-    };
+/// Fetches an extension and what it is linked to; what it imports, as far as its constants show.
+async fn extension(
+    walk: &Walk<'_>,
+    linked: &Linked,
+    names: &Arc<HashSet<String>>,
+    place: &Place,
+    order: &Order,
+) -> Result<Vec<Import>, Error> {
+    let mut imports = Vec::new();
+    for constants in walk.extension(place.clone(), order, linked).await? {
+        let names = Arc::clone(names);
+        let look = move |bytes: &[u8]| imports_of_constants(bytes, |name| names.contains(name));
+        let range = constants.start..constants.end.min(constants.start.saturating_add(AHEAD_MODULE_BYTES));
+        imports.extend(part(walk, &need(order, 3), place.node, range, look).await?.unwrap_or_default());
+    }
+    Ok(imports)
+}
+
+/// Fetches a module; what it imports.
+async fn read(
+    walk: &Walk<'_>,
+    source: Option<NodeId>,
+    compiled: Option<NodeId>,
+    order: &Order,
+) -> Result<Vec<Import>, Error> {
     let compiled = match compiled {
         Some(node) => text(walk, &need(order, 0), node, Compiled::parse).await?.flatten(),
         None => None,
@@ -385,7 +410,7 @@ fn need(order: &Order, number: u32) -> Need {
     Need { reason: Reason::Import, order: turns::part(order, number) }
 }
 
-/// What `parse` says of a file's bytes; none if it is too long, or may not be fetched. Parses beside the runtime.
+/// What `parse` says of a file's bytes; none if it is too long, or may not be fetched.
 async fn text<T: Send + 'static>(
     walk: &Walk<'_>,
     need: &Need,
@@ -393,12 +418,24 @@ async fn text<T: Send + 'static>(
     parse: impl FnOnce(&[u8]) -> T + Send + 'static,
 ) -> Result<Option<T>, Error> {
     let size = walk.session.files.tree.node(node).size();
+    part(walk, need, node, 0..size, parse).await
+}
+
+/// What `parse` says of a part of a file; none if it is too long, or may not be fetched. Parses beside the runtime.
+async fn part<T: Send + 'static>(
+    walk: &Walk<'_>,
+    need: &Need,
+    node: NodeId,
+    range: Range<u64>,
+    parse: impl FnOnce(&[u8]) -> T + Send + 'static,
+) -> Result<Option<T>, Error> {
+    let size = range.end.saturating_sub(range.start);
     if size > AHEAD_MODULE_BYTES || !walk.session.budget().parse(size) {
         return Ok(None);
     }
     let kibibytes = u32::try_from(size >> 10).unwrap_or(u32::MAX).saturating_add(1);
     let held = walk.session.held.acquire_many(kibibytes).await.map_err(|_| Error::Interrupted)?;
-    let Some(bytes) = contents::read(walk.session, need, node, 0..size).await? else { return Ok(None) };
+    let Some(bytes) = contents::read(walk.session, need, node, range).await? else { return Ok(None) };
     let parsed = if bytes.len() <= SHORT {
         parse(&bytes)
     } else {

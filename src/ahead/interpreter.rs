@@ -3,11 +3,12 @@
 //! Everything is found out from names in the tree, without a byte of a file: which version it is, where its library is, which
 //! directories it searches (`site`, PEP 405), and what a name means in one of them (`importlib.machinery.FileFinder`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::command;
 use super::names::{self, Place};
-use crate::limits::AHEAD_DIRECTORIES;
+use crate::limits::{AHEAD_DIRECTORIES, AHEAD_MODULES};
 use crate::oci::ImageConfig;
 use crate::tree::{NodeId, NodeKind, Tree};
 
@@ -145,6 +146,14 @@ impl Interpreter {
             Some(body) => Some(Found::Module(body)),
             None => below.map(|below| Found::Package(Arc::new(below), None)),
         }
+    }
+
+    /// The names that may be those of modules outside packages. Of huge directories not all are looked at.
+    pub(super) fn names(&self, tree: &Tree) -> HashSet<String> {
+        let children = self.path.iter().flat_map(|dir| tree.children(dir.node, 0).take(AHEAD_MODULES));
+        let stems =
+            children.filter_map(|child| std::str::from_utf8(child.name.split(|byte| *byte == b'.').next()?).ok());
+        stems.filter(|stem| !stem.is_empty()).map(str::to_owned).collect()
     }
 
     fn body(&self, tree: &Tree, above: &Directory, stem: &str) -> Option<Body> {

@@ -220,16 +220,22 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Fetches what a library needs that a running program loads.
-    pub(super) async fn extension(&self, place: Place, order: &Order, linked: &Linked) -> Result<(), Error> {
+    /// Fetches what a library needs that a running program loads. Where its constants are in it.
+    pub(super) async fn extension(
+        &self,
+        place: Place,
+        order: &Order,
+        linked: &Linked,
+    ) -> Result<Vec<Range<u64>>, Error> {
         let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
-        let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(()) };
+        let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(Vec::new()) };
         self.begin_whole(&need(2), place.node);
         let linking = Linking::new(elf.machine, linked);
         let needs = |elf: &Elf, place: &Place| {
             wanted(elf, place, &linked.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
-        self.libraries(&need(1), needs(&elf, &place), &linking, needs).await
+        self.libraries(&need(1), needs(&elf, &place), &linking, needs).await?;
+        Ok(elf.constants)
     }
 
     /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.

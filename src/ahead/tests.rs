@@ -319,6 +319,20 @@ fn minor() -> u32 {
     String::from_utf8(output.expect("this host has a Python").stdout).expect("digits").trim().parse().expect("a number")
 }
 
+/// An extension for nobody, with constants behind its headers (elf(5)).
+fn extension(constants: &[u8]) -> Vec<u8> {
+    let mut elf = vec![0; 4096];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    // One program header, of 56 bytes, at 64: PT_LOAD, PF_R.
+    for (place, value) in [(32, 64), (54, 56), (56, 1), (64, 1), (68, 4)] {
+        elf[place] = value;
+    }
+    elf[72..80].copy_from_slice(&4096_u64.to_le_bytes());
+    elf[96..104].copy_from_slice(&(constants.len() as u64).to_le_bytes());
+    elf.extend(constants);
+    elf
+}
+
 #[tokio::test]
 async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
     let (pad, minor) = (big(1), minor());
@@ -335,7 +349,8 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
         (format!("{library}/os.py"), b"pass".to_vec()),
         (format!("{library}/encodings/__init__.py"), b"from . import aliases".to_vec()),
         (format!("{library}/encodings/aliases.py"), b"pass".to_vec()),
-        (native, b"no library at all".to_vec()),
+        (native, extension(b"_native\0called\0unuse\0")),
+        (format!("{site}/called.py"), b"pass".to_vec()),
         (cache(&format!("{site}/package"), "__init__"), package_pyc),
         (cache(&format!("{site}/package"), "near"), near_pyc),
         // Its compiled form is of another time, so it is going to be compiled again.

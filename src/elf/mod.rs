@@ -71,13 +71,16 @@ pub struct Elf {
     pub runpath: Vec<Vec<u8>>,
     /// The parts of the file that its loading touches, whatever it does then: see [`Elf::read`].
     pub start: Vec<Range<u64>>,
+    /// Where its constants are: what is loaded to be read only, behind the tables of symbols and relocations. Old linkers put
+    /// them beside the code; then there are none here.
+    pub constants: Vec<Range<u64>>,
 }
 
 /// A part of the file, by its place in memory and in the file.
 #[derive(Debug, Clone, Copy)]
 struct Part {
     kind: u32,
-    writable: bool,
+    flags: u64,
     offset: u64,
     address: u64,
     size: u64,
@@ -97,6 +100,7 @@ const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PF_W: u64 = 2;
+const PF_R: u64 = 4;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const DT_RPATH: u64 = 15;
@@ -155,22 +159,27 @@ impl<'a> Reader<'a> {
             rpath: Vec::new(),
             runpath: Vec::new(),
             start: Vec::new(),
+            constants: Vec::new(),
         };
         if let Some(part) = parts.iter().find(|part| part.kind == PT_INTERP) {
             elf.interpreter = Some(self.string(part.offset)?);
         }
-        let mut tables_end = HEAD;
+        let mut tables_end = 0;
         if let Some(dynamic) = parts.iter().find(|part| part.kind == PT_DYNAMIC) {
             let dynamic = self.dynamic(*dynamic)?;
             self.texts(&dynamic, &parts, &mut elf)?;
-            tables_end = dynamic.tables_end(&parts).max(HEAD);
+            tables_end = dynamic.tables_end(&parts);
         }
         let entry = if self.machine.wide { &self.header[24..32] } else { &self.header[24..28] };
         let entry = place_of(self.number(entry), &parts).filter(|entry| *entry > 0);
-        elf.start.push(0..tables_end);
+        elf.start.push(0..tables_end.max(HEAD));
         elf.start.extend(entry.map(|at| at.saturating_sub(ENTRY_AROUND / 2)..at.saturating_add(ENTRY_AROUND / 2)));
-        let writable = parts.iter().filter(|part| part.kind == PT_LOAD && part.writable && part.size > 0);
-        elf.start.extend(writable.map(|part| part.offset..part.offset.saturating_add(part.size)));
+        let loaded = |part: &&Part| part.kind == PT_LOAD && part.size > 0;
+        let range = |part: &Part| part.offset..part.offset.saturating_add(part.size);
+        elf.start.extend(parts.iter().filter(loaded).filter(|part| part.flags & PF_W != 0).map(range));
+        let constants = parts.iter().filter(loaded).filter(|part| part.flags == PF_R).map(range);
+        let constants = constants.map(|part| part.start.max(tables_end)..part.end);
+        elf.constants.extend(constants.filter(|part| part.start < part.end));
         Ok(elf)
     }
 
@@ -199,7 +208,7 @@ impl<'a> Reader<'a> {
                 if wide { (4..8, 8..16, 16..24, 32..40) } else { (24..28, 4..8, 8..12, 16..20) };
             parts.push(Part {
                 kind: u32::try_from(self.number(&bytes[0..4])).unwrap_or(0),
-                writable: self.number(&bytes[flags]) & PF_W != 0,
+                flags: self.number(&bytes[flags]),
                 offset: self.number(&bytes[offset]),
                 address: self.number(&bytes[address]),
                 size: self.number(&bytes[size]),

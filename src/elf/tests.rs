@@ -26,6 +26,9 @@ fn the_shell_of_this_host_says_what_it_needs_and_what_its_loading_touches() {
     assert!(elf.start[0].start == 0 && elf.start[0].end >= HEAD, "{:?}", elf.start);
     assert!(elf.start.len() >= 3, "its entry and its data are somewhere: {:?}", elf.start);
     assert!(elf.start.iter().all(|part| part.start < length), "{:?}", elf.start);
+    let bytes = std::fs::read("/bin/sh").expect("it is there");
+    let text = bytes.windows(6).position(|text| text == b":/bin\0").expect("the PATH where there is none") as u64;
+    assert!(elf.constants.iter().any(|part| part.contains(&text)), "{:?} {text}", elf.constants);
     if elf.interpreter.is_some() {
         assert!(!elf.needed.is_empty());
     }
