@@ -329,6 +329,9 @@ pub const AHEAD_MODULE_BYTES: u64 = 1 << 20;
 /// Bytes of modules that are looked into for one start. Pandas has 30 MB.
 pub const AHEAD_PARSED_BYTES: u64 = 256 << 20;
 
+/// Spans that wait to be decoded ahead of their readers: more than any start reads of a gigabyte.
+pub const DECODE_AHEAD_SPANS: usize = 1024;
+
 /// Bytes of modules that are held in memory at once while they are looked into.
 pub const AHEAD_HELD_BYTES: u64 = 16 << 20;
 

@@ -97,7 +97,7 @@ pub(super) async fn read(
     let mut bytes = BytesMut::zeroed(usize::try_from(range.end - range.start).unwrap_or(0));
     for part in session.files.parts(node, range.clone()) {
         for span in part.layer.index.spans(part.stream.clone()) {
-            let decoded = session.files.fetcher.span(part.layer, span).await?;
+            let decoded = session.files.fetcher.look_into(part.layer, span).await?;
             let whole = part.layer.index.decoded(span);
             let (first, last) = (part.stream.start.max(whole.start), part.stream.end.min(whole.end));
             let source = decoded.get((first - whole.start) as usize..(last - whole.start) as usize);

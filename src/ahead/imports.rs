@@ -74,6 +74,8 @@ struct Finder<'a> {
     /// The order of the module whose imports are looked at, and how many modules it has led to.
     order: Order,
     next: u32,
+    /// How many ever waited.
+    entered: usize,
 }
 
 /// Fetches what the first Python of the command line imports, if there is one.
@@ -160,7 +162,16 @@ impl<'a> Finder<'a> {
         if let Some(first) = directory(tree, &first, "") {
             python.path.insert(0, first);
         }
-        Self { walk, tree, python, known: HashMap::new(), waiting: BTreeMap::new(), order: Vec::new(), next: 0 }
+        Self {
+            walk,
+            tree,
+            python,
+            known: HashMap::new(),
+            waiting: BTreeMap::new(),
+            order: Vec::new(),
+            next: 0,
+            entered: 0,
+        }
     }
 
     /// Fetches what the interpreter itself, `script`, and what they import need.
@@ -201,6 +212,7 @@ impl<'a> Finder<'a> {
                 reading.push(async move {
                     let imports = match &module.body {
                         Body::Extension(place) => extension(walk, linked, names, place, &order).await,
+                        Body::Library(place) => walk.extension(place.clone(), &order, linked).await.map(|_| Vec::new()),
                         Body::Python { source, compiled } => read(walk, *source, *compiled, &order).await,
                     };
                     (imports, module, order)
@@ -327,12 +339,22 @@ impl<'a> Finder<'a> {
         };
         self.known.insert(name.to_owned(), directory.clone());
         let is_package = directory.is_some();
+        // They are large, and lead to others, so they go before the package though it has to lead to them first.
+        let package = directory.as_ref().filter(|_| !name.contains('.'));
+        for library in package.map_or_else(Vec::new, |package| self.python.libraries(self.tree, package)) {
+            self.wait(name, false, Body::Library(library));
+        }
         if let Some(body) = body {
-            let key = (turns::part(&self.order, self.next), self.known.len());
-            self.next += 1;
-            self.waiting.insert(key, Module { name: name.to_owned(), is_package, body });
+            self.wait(name, is_package, body);
         }
         directory
+    }
+
+    fn wait(&mut self, name: &str, is_package: bool, body: Body) {
+        let order = turns::part(&self.order, self.next);
+        self.next += 1;
+        self.entered += 1;
+        self.waiting.insert((order, self.entered), Module { name: name.to_owned(), is_package, body });
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::command;
 use super::names::{self, Place};
-use crate::limits::{AHEAD_DIRECTORIES, AHEAD_MODULES};
+use crate::limits::{AHEAD_DIRECTORIES, AHEAD_FILES, AHEAD_MODULES};
 use crate::oci::ImageConfig;
 use crate::tree::{NodeId, NodeKind, Tree};
 
@@ -66,7 +66,12 @@ pub(super) enum Found {
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     Extension(Place),
-    Python { source: Option<NodeId>, compiled: Option<NodeId> },
+    /// No module, but what extensions are linked to.
+    Library(Place),
+    Python {
+        source: Option<NodeId>,
+        compiled: Option<NodeId>,
+    },
 }
 
 impl Interpreter {
@@ -146,6 +151,15 @@ impl Interpreter {
             Some(body) => Some(Found::Module(body)),
             None => below.map(|below| Found::Package(Arc::new(below), None)),
         }
+    }
+
+    /// The libraries that a package which is not in another one brought for its extensions: `auditwheel` puts them into a
+    /// directory beside it, called as it is.
+    pub(super) fn libraries(&self, tree: &Tree, package: &Directory) -> Vec<Place> {
+        let Some(beside) = directory(tree, &[&package.path[..], b".libs"].concat(), "") else { return Vec::new() };
+        let children = tree.children(beside.node, 0).take(AHEAD_FILES);
+        let libraries = children.filter(|child| tree.node(child.node).kind() == NodeKind::Regular);
+        libraries.map(|child| Place { node: child.node, path: names::join(&beside.path, child.name) }).collect()
     }
 
     /// The names that may be those of modules outside packages. Of huge directories not all are looked at.

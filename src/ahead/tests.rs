@@ -351,6 +351,7 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
         (format!("{library}/encodings/aliases.py"), b"pass".to_vec()),
         (native, extension(b"_native\0called\0unuse\0")),
         (format!("{site}/called.py"), b"pass".to_vec()),
+        (format!("{site}/package.libs/libfar-1.so"), extension(b"")),
         (cache(&format!("{site}/package"), "__init__"), package_pyc),
         (cache(&format!("{site}/package"), "near"), near_pyc),
         // Its compiled form is of another time, so it is going to be compiled again.

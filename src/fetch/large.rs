@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::pieces::pieces;
-use super::spans::Key;
+use super::spans::{Key, Use};
 use super::{Error, Fetcher, Layer};
 use crate::index::{self, LayerIndex, SpanId};
 
@@ -110,14 +110,14 @@ impl Fetcher {
     /// One window of a span: from memory, or decoded once for all who want it now.
     async fn window(&self, layer: &Arc<Layer>, span: SpanId, number: u32) -> Result<Bytes, Error> {
         let key = Key::window(layer, span, number);
-        if let Some(bytes) = self.inner.cache.get(&key) {
+        if let Some(bytes) = self.inner.cache.get(&key, Use::Read) {
             return Ok(bytes);
         }
         let (inner, layer) = (Arc::clone(&self.inner), Arc::clone(layer));
         let flight = self.inner.flights.join(key, move || async move {
             let _room = inner.window.acquire().await.map_err(|_| Error::Interrupted)?;
             let bytes = inner.obtain(&layer, span, Target::Window(number)).await?;
-            inner.cache.put(key, bytes.clone());
+            inner.cache.put(key, bytes.clone(), Use::Read);
             Ok(bytes)
         });
         flight.await.unwrap_or(Err(Error::Interrupted))

@@ -31,8 +31,9 @@ mod steady;
 mod sync;
 mod windows;
 
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -46,6 +47,7 @@ pub use layer::{Layer, Traffic};
 pub use once_map::{Claim, OnceMap};
 pub use outage::{OnOutage, Outage, Patience};
 pub use readahead::Foretold;
+use spans::Use;
 pub use windows::WindowSource;
 
 use crate::index::{self, SpanId};
@@ -157,6 +159,8 @@ pub struct Fetcher {
 #[derive(Debug)]
 struct Inner {
     cache: spans::SpanCache,
+    /// Spans that are to be decoded ahead when there is room. Protects the list; held for a few moves.
+    later: Mutex<VecDeque<(Weak<Layer>, SpanId)>>,
     flights: OnceMap<spans::Key, Result<Bytes, Error>>,
     decoders: Semaphore,
     /// Room in memory for one window of a large span that is being decoded.
@@ -172,6 +176,7 @@ impl Fetcher {
         Self {
             inner: Arc::new(Inner {
                 cache: spans::SpanCache::new(options.memory),
+                later: Mutex::default(),
                 flights: OnceMap::default(),
                 decoders: Semaphore::new(options.decoders.max(1)),
                 window: Semaphore::new(1),
@@ -187,12 +192,17 @@ impl Fetcher {
         &self.inner.demand
     }
 
-    /// The decoded span if it is in memory. Never blocks beyond a short lock.
+    /// The decoded span if it is in memory, for a reader. Never blocks beyond a short lock. Must be called in a runtime or in
+    /// its context.
     pub fn cached(&self, layer: &Layer, span: SpanId) -> Option<Bytes> {
         if layer.condemned().is_some() {
             return None;
         }
-        self.inner.cache.get(&spans::Key::new(layer, span)).or_else(|| layer.large.get(span))
+        let kept = self.inner.cache.get(&spans::Key::new(layer, span), Use::Read);
+        if kept.is_some() {
+            self.decode_next();
+        }
+        kept.or_else(|| layer.large.get(span))
     }
 
     /// The decoded span if it can be had without waiting for anybody: from memory, or decoded by the calling thread from
@@ -218,7 +228,7 @@ impl Fetcher {
             claim.hand_over(self.work(layer, span));
             return None;
         };
-        self.inner.cache.put(key, bytes.clone());
+        self.inner.cache.put(key, bytes.clone(), Use::Read);
         claim.finish(Ok(bytes.clone()));
         self.decode_ahead(layer, span);
         Some(bytes)
@@ -255,13 +265,26 @@ impl Fetcher {
     /// for the windows of the index if the span needs one that is not here yet. Of a layer that is
     /// [condemned](Layer::condemned) there is nothing.
     pub async fn span(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        self.span_for(layer, span, Use::Read).await
+    }
+
+    /// As [`Self::span`], for who only looks into files that others will read.
+    pub async fn look_into(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Bytes, Error> {
+        self.span_for(layer, span, Use::Look).await
+    }
+
+    async fn span_for(&self, layer: &Arc<Layer>, span: SpanId, purpose: Use) -> Result<Bytes, Error> {
         if let Some(error) = layer.condemned() {
             return Err(error.clone());
         }
-        if let Some(bytes) = self.cached(layer, span) {
+        let key = spans::Key::new(layer, span);
+        if let Some(bytes) = self.inner.cache.get(&key, purpose).or_else(|| layer.large.get(span)) {
             return Ok(bytes);
         }
         let bytes = self.flight(layer, span).await.unwrap_or(Err(Error::Interrupted))?;
+        if purpose == Use::Read {
+            drop(self.inner.cache.get(&key, purpose));
+        }
         self.decode_ahead(layer, span);
         Ok(bytes)
     }
@@ -282,7 +305,7 @@ impl Fetcher {
         async move {
             let bytes = inner.obtain(&layer, span, large::Target::File).await?;
             if !LargeSpans::is_large(&layer.index, span) {
-                inner.cache.put(spans::Key::new(&layer, span), bytes.clone());
+                inner.cache.put(spans::Key::new(&layer, span), bytes.clone(), Use::Look);
             }
             Ok(bytes)
         }

@@ -424,7 +424,7 @@ impl Fetcher {
 
     /// True if the span can be had without the source, as far as is known.
     fn is_at_hand(&self, layer: &Layer, span: SpanId) -> bool {
-        self.cached(layer, span).is_some() || layer.is_at_hand(span)
+        self.has_decoded(layer, span) || layer.is_at_hand(span)
     }
 
     /// Returns when the time of a reader is over and its source is away. One that is being served takes the time it takes.
