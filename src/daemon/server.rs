@@ -27,8 +27,12 @@ const MEMORY_QUIET: Duration = Duration::from_secs(5);
 /// How often the size of the cache is looked at while mounts stay the same: reads add to it.
 const EVICTION: Duration = Duration::from_secs(300);
 
-/// How long after a change the cache is looked at: by then a mount that ended has let go of its layers.
-const SETTLED: Duration = Duration::from_millis(100);
+/// How long after a change, and after the last read, the cache is looked at: by then a mount that ended has let go of its
+/// layers, and one that began is being read by the program that is to start from it.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// How long readers may put that off.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
@@ -163,6 +167,9 @@ impl Server {
                 () = tokio::time::sleep(EVICTION) => {}
             }
             tokio::time::sleep(SETTLED).await;
+            // It looks at every file of the cache, which a start that reads from the same disk would feel.
+            let quiet = self.images.fetcher().demand().idle_for(SETTLED);
+            drop(tokio::time::timeout(BUSY, quiet).await);
             self.mounts.served().tidy();
             match query::evict(&self.images, &self.mounts).await {
                 Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),

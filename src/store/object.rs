@@ -97,7 +97,9 @@ pub(super) fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::R
 /// The digest and length of the whole of `file`, read in order.
 pub(super) fn hash(file: &File, algorithm: Algorithm) -> io::Result<(Digest, u64)> {
     let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; READ];
+    // Most files are short, and each fresh page of the buffer costs as much as hashing it.
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(READ);
+    let mut buffer = vec![0; length.clamp(1, READ)];
     let mut offset = 0;
     loop {
         let count = read_at_most(file, &mut buffer, offset)?;
