@@ -4,7 +4,7 @@
 //! they are all on their way as soon as they are named: the files of the module are looked for as CPython's path finder does
 //! (`sys.path` in order; in each directory a package, an extension, source), and what they import in turn is read from them
 //! ([`crate::python`]). A module whose compiled form does not fit its source is going to be compiled, so its source is
-//! fetched too; an extension is a library, and brings those it is linked to.
+//! fetched too; an extension is a library, and brings those it is linked to and the modules that its constants name.
 //!
 //! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
 
