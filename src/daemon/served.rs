@@ -18,7 +18,7 @@ use crate::fs::FileSystem;
 use crate::fuse::{Connection, Elsewhere};
 use crate::image::Image;
 use crate::oci::Digest;
-use crate::registry::Repository;
+use crate::registry::{Repository, WeakClient};
 
 /// How long a connection is kept when nothing of it is mounted: what a restart takes, and the pause between two jobs.
 const KEPT: Duration = Duration::from_secs(300);
@@ -49,6 +49,9 @@ pub(super) struct Key {
     hosts: control::HostFiles,
     /// The hosts that these files led to.
     asked: Vec<String>,
+    /// By which the missing bytes are asked for: who has logged in as somebody else since then has another client, though
+    /// his files have the same names.
+    client: Option<WeakClient>,
 }
 
 impl Key {
@@ -64,6 +67,7 @@ impl Key {
             auth_files: wanted.image.auth_files.clone(),
             hosts: wanted.image.hosts.clone(),
             asked: image.repository.iter().flat_map(Repository::hosts).map(|host| host.name).collect(),
+            client: image.repository.as_ref().map(Repository::client),
         }
     }
 }

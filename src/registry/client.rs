@@ -415,6 +415,15 @@ impl Client {
 #[derive(Clone)]
 pub struct WeakClient(Weak<Shared>);
 
+impl PartialEq for WeakClient {
+    /// True if both are of one client.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
+impl Eq for WeakClient {}
+
 impl WeakClient {
     /// The client, if there is still one.
     pub fn upgrade(&self) -> Option<Client> {
