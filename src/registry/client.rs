@@ -450,7 +450,9 @@ async fn denied(endpoint: &Endpoint, what: &str, response: Response, grant: Opti
     // Registries hide what does not exist behind a refusal (B-122).
     let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
-    advise(fault, endpoint.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
+    let (credential, troubles) =
+        grant.map_or((None, &[][..]), |grant| (grant.credential.as_ref(), &grant.troubles[..]));
+    advise(fault, endpoint.host.name(), credential, troubles)
 }
 
 /// The fault of an answer with an unwanted status.
