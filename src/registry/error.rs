@@ -50,6 +50,8 @@ pub(super) enum Retry {
     Later(Option<Duration>),
     /// It may help, but nobody should wait long for a host that cannot be reached at all.
     Briefly,
+    /// It may help if the connection was dead and the host is not. To find out takes so long that once has to do.
+    Once,
 }
 
 impl Fault {

@@ -326,6 +326,20 @@ async fn a_refused_connection_is_reported_quickly_and_clearly() {
 }
 
 #[tokio::test]
+async fn b_096_a_server_that_says_nothing_is_asked_twice_and_no_more() {
+    let server = Server::start(|_, _| Reply::new(200, "").fated(Fate::Silence)).await;
+    let time = Duration::from_secs(1);
+    let options = Options { stall_timeout: time, connect_timeout: time, ..quick() };
+    assert!(options.attempts > 2);
+    let error = client(options)
+        .repository(&server.host(), "a", Selector::Tag("v1".to_owned()))
+        .resolve()
+        .await
+        .expect_err("it says nothing");
+    assert!(error.is_transient() && (1..=2).contains(&server.log().len()), "{}", shown(&error));
+}
+
+#[tokio::test]
 async fn b_103_http_1_0_without_a_length_is_read_to_its_end_and_no_less() {
     let served = served(|request, blob, count| {
         let length = if count == 0 { 700 } else { usize::MAX };
