@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Reach;
 use super::call::{Call, Message};
-use super::error::{Fault, Retry, cannot, origin, unanswered};
+use super::error::{Fault, Reason, Retry, cannot, origin, unanswered};
 use super::pace::Paces;
 use super::redirect::Location;
 use super::retry;
@@ -311,7 +311,7 @@ pub(super) async fn read_prefix(mut response: Response, limit: u64, time: Durati
 
 fn broken(what: &str, url: &Url, error: reqwest::Error) -> Fault {
     let message = format!("{}: {} broke off in the middle", cannot(what), origin(url));
-    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(error.without_url()))
+    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(Reason::of(&error.without_url())))
 }
 
 #[cfg(test)]
