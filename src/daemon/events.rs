@@ -13,8 +13,8 @@ use crate::oci::Message;
 /// How often progress is told.
 pub(super) const TELL: Duration = Duration::from_millis(100);
 
-/// A host that has said nothing for so long is named to whoever waits for it: registries answer within a second, and one that
-/// has to fetch the answer from elsewhere within a few.
+/// A host that has said nothing for so long is named to whoever waits for it: registries answer within a second, and one
+/// that has to fetch the answer from elsewhere within a few.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// Opens an image, telling how far its first contact is.

@@ -203,7 +203,8 @@ impl Fetcher {
     }
 }
 
-/// Which span began the outage of each place, as long as no other has failed in it: it may be what is wrong, and not the place.
+/// Which span began the outage of each place, as long as no other has failed in it: it may be what is wrong, and not the
+/// place.
 #[derive(Debug, Default)]
 struct Suspects(HashMap<Arc<str>, (Digest, SpanId)>);
 
