@@ -46,6 +46,9 @@ pub(super) struct ImageArgs {
     registries_conf: Option<PathBuf>,
 }
 
+/// What the files say that tell how registries are reached.
+const HOSTS: &str = "host configuration";
+
 /// Which image of those that the cache has.
 #[derive(Debug, clap::Args)]
 pub(super) struct CachedImageArgs {
@@ -110,7 +113,7 @@ impl ImageArgs {
             );
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
-        let (hosts, aliases) = self.hosts(context)?;
+        let (hosts, aliases) = self.hosts(context, matches!(reference, Reference::Registry(_)))?;
         let expanded = hosts::expanded(&self.reference, &reference, &hosts, aliases.as_deref())?;
         let (text, reference) = match expanded {
             Some(text) => {
@@ -131,15 +134,22 @@ impl ImageArgs {
     }
 
     /// The files that say how registries are reached, and the one with recorded aliases. Those that the user names must be
-    /// there.
-    fn hosts(&self, context: &Context) -> Result<(control::HostFiles, Option<PathBuf>), Failure> {
+    /// there, and those that a configuration file names if a registry is to be asked.
+    fn hosts(&self, context: &Context, is_remote: bool) -> Result<(control::HostFiles, Option<PathBuf>), Failure> {
         let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
         let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
-        let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
-        let named = named.or_configured(&context.settings);
+        let flags = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
+        let named = flags.or_configured(&context.settings);
         let by_environment = named.by_environment(&context.environment);
-        for file in tree.iter().chain(&registries).chain(&by_environment) {
-            must_open("host configuration", file)?;
+        let by_tree = (named.tree, true, flags.tree.is_none().then_some("hosts-dir"));
+        let by_file = (named.registries, false, flags.registries.is_none().then_some("registries-conf"));
+        for (file, is_tree, configured) in [by_tree, by_file, (by_environment.as_deref(), false, None)] {
+            let Some(file) = file.filter(|_| is_remote || configured.is_none()) else { continue };
+            let found = must_open(HOSTS, file).and_then(|()| if is_tree { must_be_directory(file) } else { Ok(()) });
+            found.map_err(|failure| match configured {
+                Some(key) => failure.hint(format!("a configuration file names it as {key}")),
+                None => failure,
+            })?;
         }
         let mut files = named.files(&context.environment);
         // The daemon is in another directory, and a variable may hold what is relative to this one.
@@ -163,6 +173,14 @@ fn parsed(text: &str) -> Result<Reference, Failure> {
         usage(format!("\"{:.200}\" does not name an image", Printable::of(&*shown)), error)
             .hint("`ocifs help references` shows how images are named")
     })
+}
+
+/// Fails if what the user named as a tree of host configuration is something else.
+fn must_be_directory(tree: &Path) -> Result<(), Failure> {
+    match tree.is_dir() {
+        true => Ok(()),
+        false => Err(usage(format!("cannot read the {HOSTS} in {}", Printable::path(tree)), "it is not a directory")),
+    }
 }
 
 /// Fails if a file that the user named cannot be opened.

@@ -1,5 +1,6 @@
 //! Telling a client how its request goes on, before the answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,10 @@ use crate::oci::Message;
 /// How often progress is told.
 pub(super) const TELL: Duration = Duration::from_millis(100);
 
+/// A host that has said nothing for so long is named to whoever waits for it: registries answer within a second, and one
+/// that has to fetch the answer from elsewhere within a few.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Opens an image, telling how far its first contact is.
 pub(super) async fn open_image(
     images: &Images,
@@ -19,21 +24,33 @@ pub(super) async fn open_image(
     events: &mpsc::Sender<Event>,
 ) -> Result<Image, image::Error> {
     let progress = Arc::new(Progress::default());
-    let open = images.open(request, &progress);
-    tokio::pin!(open);
-    let mut tick = tokio::time::interval(TELL);
-    let image = loop {
-        tokio::select! {
-            image = &mut open => break image,
-            _ = tick.tick() => tell(events, &progress).await,
-        }
-    };
+    let image = watched(events, &progress, images.open(request, &progress)).await;
     tell(events, &progress).await;
     image
 }
 
+/// Does `work`, telling how far it is by `progress`, and once of each host that is waited for and says nothing.
+pub(super) async fn watched<T>(events: &mpsc::Sender<Event>, progress: &Progress, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(TELL);
+    let mut told = HashSet::new();
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => {}
+        }
+        tell(events, progress).await;
+        let silent = progress.silence().filter(|(_, silence)| *silence >= SILENCE);
+        if let Some((host, silence)) = silent.filter(|(host, _)| told.insert(host.clone())) {
+            let host = Message(&host);
+            let text = format!("{host} has said nothing for {} seconds, still waiting for it", silence.as_secs());
+            send(events, Event::Warning { text }).await;
+        }
+    }
+}
+
 /// Tells how far opening an image is.
-pub(super) async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
+async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
     send(events, Event::Progress(shown(progress.now()))).await;
 }
 

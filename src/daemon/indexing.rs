@@ -13,7 +13,7 @@ use super::control::{
     self, ConvertedImage, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer,
     UnwantedIndexes,
 };
-use super::events::{TELL, send, tell, warn_of};
+use super::events::{TELL, send, warn_of, watched};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
 use crate::image::{ImageLayer, Images, Progress, Request, Resolved, Verdict, soci_pin, verdict, verdict_of_pins};
@@ -206,14 +206,8 @@ async fn prove(
     events: &mpsc::Sender<Event>,
 ) -> Result<(Resolved, Vec<ImageLayer>), Failure> {
     let progress = Arc::new(Progress::default());
-    let mut proving = std::pin::pin!(images.prove(request, &progress));
-    let mut tick = tokio::time::interval(TELL);
-    loop {
-        tokio::select! {
-            proven = &mut proving => return proven.map_err(|error| Failure::from(&error)),
-            _ = tick.tick() => tell(events, &progress).await,
-        }
-    }
+    let proven = watched(events, &progress, images.prove(request, &progress)).await;
+    proven.map_err(|error| Failure::from(&error))
 }
 
 async fn push(
@@ -343,7 +337,7 @@ pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec
 async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
     let request = request_of(wanted)?;
     let repository = repository(images, &request).await?;
-    let resolved = images.resolve(&request).await.map_err(|error| Failure::from(&error))?;
+    let resolved = images.resolve(&request, &Progress::default()).await.map_err(|error| Failure::from(&error))?;
     let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
     let beside = verdict(request.trust, is_pinned);

@@ -12,13 +12,13 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::control::{self, Event, ProfileReport, ProfileText};
-use super::events::warn_of;
+use super::events::{warn_of, watched};
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
 use crate::fs::FileSystem;
 use crate::fs::profile::{Recorder, Until, origin_now};
-use crate::image::{Image, Images, Resolved};
+use crate::image::{self, Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
 use crate::store::Store;
@@ -270,7 +270,8 @@ fn none(reference: &str) -> Failure {
 
 async fn resolve(images: &Images, wanted: &control::Image, events: &mpsc::Sender<Event>) -> Result<Resolved, Failure> {
     let request = request_of(wanted)?;
-    let resolved = images.resolve(&request).await;
+    let progress = image::Progress::default();
+    let resolved = watched(events, &progress, images.resolve(&request, &progress)).await;
     let resolved =
         resolved.map_err(|error| Failure::from(&error).about(format!("cannot find {}", wanted.reference)))?;
     warn_of(&resolved.warnings, events).await;

@@ -49,7 +49,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
 
 /// One host.
 fn host(state: HostState) -> control::HostReport {
-    let HostState { name, received, trouble } = state;
+    let HostState { name, received, trouble, .. } = state;
     control::HostReport { name, received, trouble }
 }
 

@@ -18,7 +18,7 @@ use crate::fs::FileSystem;
 use crate::fuse::{Connection, Elsewhere};
 use crate::image::Image;
 use crate::oci::Digest;
-use crate::registry::Repository;
+use crate::registry::{Repository, WeakClient};
 
 /// How long a connection is kept when nothing of it is mounted: what a restart takes, and the pause between two jobs.
 const KEPT: Duration = Duration::from_secs(300);
@@ -32,9 +32,17 @@ const ENDING: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has ended.
 const MOMENT: Duration = Duration::from_millis(1);
 
+/// By what two mounts can be served together: they want the same, and where something of it is missing, it is asked for by
+/// the same client. Who has logged in as somebody else has another one, though his files have the same names.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    wanted: Wanted,
+    client: Option<WeakClient>,
+}
+
 /// What must be the same for two mounts to be served together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Key {
+struct Wanted {
     tree: Digest,
     /// False for layouts and archives: they may be replaced by others of the same name once nobody uses them, and are
     /// not to be held open.
@@ -53,7 +61,8 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn new(wanted: &control::Mount, image: &Image) -> Self {
-        Self {
+        let client = image.repository.as_ref().map(Repository::client);
+        let wanted = Wanted {
             tree: image.tree_id,
             is_remote: image.is_remote,
             source: image.layers.first().map(|layer| Arc::clone(&layer.layer.source_name)),
@@ -64,7 +73,8 @@ impl Key {
             auth_files: wanted.image.auth_files.clone(),
             hosts: wanted.image.hosts.clone(),
             asked: image.repository.iter().flat_map(Repository::hosts).map(|host| host.name).collect(),
-        }
+        };
+        Self { wanted, client }
     }
 }
 
@@ -111,6 +121,15 @@ impl Entry {
     fn serves(&self) -> bool {
         self.served.as_ref().is_some_and(|served| !served.connection.has_ended() && !served.fs.is_stopped())
     }
+
+    /// True if a mount with this key may have it.
+    fn fits(&self, key: &Key) -> bool {
+        let is_complete = |served: &Arc<Elsewhere<Served>>| served.layers.iter().all(|layer| layer.blob.is_complete());
+        self.key.wanted == key.wanted
+            && self.serves()
+            // Nobody is asked for what is here, and it stays while it is served.
+            && (self.key.client == key.client || self.served.as_ref().is_some_and(is_complete))
+    }
 }
 
 /// What a mount has of a connection; it is mounted until this is dropped.
@@ -127,7 +146,7 @@ impl Drop for Use {
         if let Some(entry) = list.entries.iter_mut().find(|entry| entry.number == self.number) {
             entry.mounts = entry.mounts.saturating_sub(1);
             entry.used = Instant::now();
-            let is_kept = entry.key.is_remote && entry.serves();
+            let is_kept = entry.key.wanted.is_remote && entry.serves();
             ended = entry.served.take_if(|_| entry.mounts == 0 && !is_kept);
         }
         drop(list);
@@ -145,7 +164,7 @@ impl Table {
     /// What serves `key` already.
     pub(super) fn find(self: &Arc<Self>, key: &Key) -> Option<(Arc<Elsewhere<Served>>, Use)> {
         let mut list = self.lock();
-        let entry = list.entries.iter_mut().find(|entry| entry.key == *key && entry.serves())?;
+        let entry = list.entries.iter_mut().find(|entry| entry.fits(key))?;
         entry.mounts += 1;
         Some((entry.served.clone()?, Use { table: Arc::clone(self), number: entry.number }))
     }
@@ -153,8 +172,12 @@ impl Table {
     /// Hands out no more what serves `key`: it maps parts of the cache that had to be made anew.
     pub(super) fn forget(&self, key: &Key) {
         let mut list = self.lock();
-        let forgotten: Vec<_> =
-            list.entries.iter_mut().filter(|entry| entry.key == *key).filter_map(|entry| entry.served.take()).collect();
+        let forgotten: Vec<_> = list
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.key.wanted == key.wanted)
+            .filter_map(|entry| entry.served.take())
+            .collect();
         drop(list);
         drop(forgotten);
     }

@@ -46,6 +46,7 @@ pub enum Urgency {
 /// this layer, and the layer is condemned (design.md, "Trust"), as it is if the claim turns out to be wrong.
 pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
     let mut were_wrong = false;
+    let refusals = layer.blob.refusals();
     for attempt in 0..ATTEMPTS {
         if !were_wrong {
             fetch(fetcher, layer, urgency).await?;
@@ -72,6 +73,7 @@ pub async fn fill(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Re
             },
             // A reader found a span wrong while the blob was hashed, and has it fetched again.
             Err(store::Error::Incomplete(_)) if layer.reader.is_some() => {
+                layer.blob.refused_since(refusals)?;
                 tracing::debug!(layer = %layer.index.layer(), attempt, "layer is mended while it was verified");
             }
             Err(store::Error::Mismatch(_)) => {
@@ -105,7 +107,10 @@ fn is_lost(error: &Error) -> bool {
 async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Result<(), Error> {
     let spans: Vec<_> = layer.index.span_ids().map(|span| (Arc::clone(layer), span)).collect();
     let mut rest = &spans[..];
+    let refusals = layer.blob.refusals();
     while !rest.is_empty() {
+        // What a full disk does not take would be fetched for nothing, now and each time again.
+        layer.blob.refused_since(refusals)?;
         // One try is enough to find out whether a source is back.
         let count = if fetcher.is_away(layer) { 1 } else { batch(layer, rest) };
         let (batch, later) = rest.split_at(count);
@@ -125,6 +130,7 @@ async fn fetch(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgency) -> Resul
             }
         }
     }
+    layer.blob.refused_since(refusals)?;
     // Bytes between spans (gzip trailers and headers, skippable frames) belong to no span.
     for gap in layer.blob.missing(0..layer.blob.size()) {
         layer.stream_to_disk(gap).await?;

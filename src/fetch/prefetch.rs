@@ -3,7 +3,7 @@
 //! Everything here hands spans to the planner and decides only which and how urgently. [`ReadAhead`](readahead::ReadAhead) knows one layer's
 //! readers, the file system knows the tree and its directories; profiles and fill know what they want.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::spans::Key;
 use super::{Error, Fetcher, LargeSpans, Layer, Priority, pieces, readahead};
 use crate::index::SpanId;
 use crate::limits::DECODE_AHEAD_SPANS;
+use crate::oci::Digest;
 
 /// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
 /// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
@@ -132,7 +133,7 @@ impl Fetcher {
 
     /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
     /// where it was. What cannot be had while others can is asked for a few times more, behind all others and after pauses
-    /// that grow, and then left to who reads it.
+    /// that grow, and then left to who reads it. Tries at a source that is away are none of these.
     pub async fn prefetch_in_the_end(&self, wanted: &[SpanOf], priority: Priority) -> Result<(), Error> {
         self.persist(wanted, priority, REST).await
     }
@@ -140,11 +141,14 @@ impl Fetcher {
     /// Brings `wanted`; the first pause is so long.
     pub(super) async fn persist(&self, wanted: &[SpanOf], priority: Priority, rest: Duration) -> Result<(), Error> {
         let mut left: VecDeque<_> = wanted.iter().map(|wanted| (wanted.clone(), 0)).collect();
+        let mut suspects = Suspects::default();
         while let Some(((layer, _), failures)) = left.front() {
             // One try is enough to find out.
             let is_alone = *failures > 0 || self.is_away(layer);
             let together = if is_alone { 1 } else { left.iter().take_while(|(_, failures)| *failures == 0).count() };
             let now: Vec<_> = left.iter().take(together).map(|(wanted, _)| wanted.clone()).collect();
+            let is_away = |layer: &Arc<Layer>| self.is_away(layer).then(|| Arc::clone(&layer.place));
+            let away: HashSet<_> = now.iter().filter_map(|(layer, _)| is_away(layer)).collect();
             let Err(((layer, span), error)) = self.prefetch_each(&now, priority).await else {
                 left.drain(..together);
                 continue;
@@ -153,7 +157,9 @@ impl Fetcher {
                 Error::Source(error) if error.is_transient() => {
                     let is_it = |(other, number): &SpanOf| Arc::ptr_eq(other, &layer) && *number == span;
                     let failed = left.iter().position(|(wanted, _)| is_it(wanted)).and_then(|place| left.remove(place));
-                    let tries = failed.map_or(TRIES, |(_, failures)| failures + 1);
+                    let counts = suspects.is_to_blame((&layer, span), away.contains(&layer.place));
+                    let tries =
+                        failed.map_or(TRIES, |(_, failures)| if counts { failures + 1 } else { failures.max(1) });
                     left.retain(|((layer, span), _)| !layer.has(*span));
                     if tries < TRIES {
                         left.push_back(((Arc::clone(&layer), span), tries));
@@ -229,6 +235,27 @@ impl Fetcher {
                 tracing::debug!(%error, "span is not decoded ahead");
             }
         });
+    }
+}
+
+/// Which span began the outage of each place, as long as no other has failed in it: it may be what is wrong, and not the
+/// place.
+#[derive(Debug, Default)]
+struct Suspects(HashMap<Arc<str>, (Digest, SpanId)>);
+
+impl Suspects {
+    /// Notes that a try failed, before which its place `was_away` or not. False if nothing of this is the fault of the span.
+    fn is_to_blame(&mut self, (layer, span): (&Layer, SpanId), was_away: bool) -> bool {
+        let (place, it) = (&layer.place, (layer.index.layer(), span));
+        if !was_away {
+            self.0.insert(Arc::clone(place), it);
+            return true;
+        }
+        let is_alone = self.0.get(place) == Some(&it);
+        if !is_alone {
+            self.0.remove(place);
+        }
+        is_alone
     }
 }
 

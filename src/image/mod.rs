@@ -19,7 +19,8 @@ mod trust;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -143,6 +144,8 @@ pub struct Image {
 pub struct Progress {
     /// Protects the list, which grows once per layer.
     layers: Mutex<Vec<(u64, Arc<fetch::Progress>)>>,
+    /// Which repository is asked, once that is known.
+    asked: OnceLock<Repository>,
 }
 
 /// Sums over the layers that are being streamed.
@@ -174,6 +177,12 @@ impl Progress {
                 ..sum
             }
         })
+    }
+
+    /// The host that is asked and has said nothing for the longest time, and for how long.
+    pub fn silence(&self) -> Option<(String, Duration)> {
+        let hosts = self.asked.get()?.hosts().into_iter();
+        hosts.filter_map(|host| Some((host.name, host.silence?))).max_by_key(|(_, silence)| *silence)
     }
 
     fn add(&self, size: u64, layer: Arc<fetch::Progress>) {
@@ -214,8 +223,8 @@ impl Images {
     }
 
     /// Follows the reference to one image without touching its layers.
-    pub async fn resolve(&self, request: &Request) -> Result<Resolved, Error> {
-        let opened = self.source(request).await?;
+    pub async fn resolve(&self, request: &Request, progress: &Progress) -> Result<Resolved, Error> {
+        let opened = self.watched(request, progress).await?;
         let nothing = Search::new(request, None, &self.store);
         self.documents(request, opened.source(), &nothing).await
     }
@@ -240,7 +249,7 @@ impl Images {
         request: &Request,
         progress: &Arc<Progress>,
     ) -> Result<(Resolved, Vec<ImageLayer>), Error> {
-        let opened = self.source(request).await?;
+        let opened = self.watched(request, progress).await?;
         let nothing = Search::new(request, None, &self.store);
         let resolved = self.documents(request, opened.source(), &nothing).await?;
         let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, None).await?;
@@ -253,7 +262,7 @@ impl Images {
     ///
     /// Layers without an index are streamed now; the others are not touched.
     pub async fn open(&self, request: &Request, progress: &Arc<Progress>) -> Result<Image, Error> {
-        let opened = self.source(request).await?;
+        let opened = self.watched(request, progress).await?;
         let search = Search::new(request, opened.repository.clone(), &self.store);
         let mut resolved = self.documents(request, opened.source(), &search).await?;
         let tocs = Tocs::new(self, request);
@@ -274,6 +283,16 @@ impl Images {
         let is_remote = matches!(request.reference, Reference::Registry(_));
         let repository = opened.repository.filter(|_| !request.offline);
         Ok(Image { resolved, layers, tree, tree_id, merged, is_remote, repository, profile })
+    }
+
+    /// The source of `request`, which `progress` tells of from now on.
+    async fn watched(&self, request: &Request, progress: &Progress) -> Result<Opened, Error> {
+        let opened = self.source(request).await?;
+        if let Some(repository) = &opened.repository {
+            // It is one and the same for all that one progress is about.
+            progress.asked.set(repository.clone()).unwrap_or_default();
+        }
+        Ok(opened)
     }
 
     /// The source of `request`; none when offline.

@@ -415,6 +415,15 @@ impl Client {
 #[derive(Clone)]
 pub struct WeakClient(Weak<Shared>);
 
+impl PartialEq for WeakClient {
+    /// True if both are of one client.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
+impl Eq for WeakClient {}
+
 impl WeakClient {
     /// The client, if there is still one.
     pub fn upgrade(&self) -> Option<Client> {
@@ -441,7 +450,9 @@ async fn denied(endpoint: &Endpoint, what: &str, response: Response, grant: Opti
     // Registries hide what does not exist behind a refusal (B-122).
     let message = format!("{}: access denied, or it does not exist: {}", cannot(what), answer(&at, status, &complaint));
     let fault = Fault::lasting(Error::new(ErrorKind::Denied, message));
-    advise(fault, endpoint.host.name(), grant.and_then(|grant| grant.credential.as_ref()), &[])
+    let (credential, troubles) =
+        grant.map_or((None, &[][..]), |grant| (grant.credential.as_ref(), &grant.troubles[..]));
+    advise(fault, endpoint.host.name(), credential, troubles)
 }
 
 /// The fault of an answer with an unwanted status.

@@ -20,10 +20,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::error::escape;
 use super::helper::{self, HelperError};
 use super::host::{contact, is_docker_hub};
 use super::secret::Secret;
-use crate::limits::AUTH_FILE_BYTES;
+use super::warning::Warnings;
+use crate::limits::{AUTH_FILE_BYTES, SHOWN_CHARACTERS};
 use crate::source::{Error, ErrorKind};
 
 /// The server name by which Docker's files and helpers know Docker Hub.
@@ -76,6 +78,8 @@ pub(super) struct Credentials {
     helper_time: Duration,
     /// By helper and server. Held to read or note an answer.
     answers: Mutex<HashMap<(String, String), Answers>>,
+    /// What was wrong so far.
+    told: Warnings,
 }
 
 /// What a helper has answered about one server.
@@ -89,7 +93,7 @@ enum Answers {
 
 impl Credentials {
     pub(super) fn new(files: Vec<PathBuf>, helper_time: Duration) -> Self {
-        Self { files, helper_time, answers: Mutex::default() }
+        Self { files, helper_time, answers: Mutex::default(), told: Warnings::default() }
     }
 
     /// True unless a helper that was asked about `host` would not give the same answer to whoever asks now.
@@ -150,13 +154,27 @@ impl Credentials {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
                 // Files name stores that exist only on the desktop they were written on; public images need none.
-                Err(error) => {
-                    tracing::warn!(file = %path.display(), %error, "the credential store is not usable");
-                    troubles.push(format!("{error} (from {})", path.display()));
-                }
+                Err(error) => troubles.push(self.tell(format!("{error} (from {})", path.display()))),
             }
         }
-        Ok(file.entry_of(host, repository).map(|proof| Credential { proof, origin: path.display().to_string() }))
+        for (key, entry) in file.entries_of(host, repository) {
+            if let Some(proof) = entry.proof() {
+                return Ok(Some(Credential { proof, origin: path.display().to_string() }));
+            }
+            if let Some(why) = entry.problem() {
+                let key = escape(key, SHOWN_CHARACTERS);
+                troubles.push(self.tell(format!("the entry \"{key}\" in {} is not used: {why}", path.display())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Logs what is wrong, unless it was logged before: credentials are looked up as often as tokens expire.
+    fn tell(&self, trouble: String) -> String {
+        if self.told.is_new(&trouble) {
+            tracing::warn!("looking for credentials: {trouble}");
+        }
+        trouble
     }
 
     async fn ask(&self, name: &str, server: &str) -> Result<Option<Credential>, HelperError> {
@@ -264,19 +282,18 @@ impl AuthFile {
         exact.or_else(equal).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// The entry for the longest part of the repository's path that has usable credentials.
-    fn entry_of(&self, host: &str, repository: &str) -> Option<Proof> {
-        let auths = self.auths.as_ref()?;
+    /// The entries that are for the repository, with their keys: those for longer parts of its path first.
+    fn entries_of(&self, host: &str, repository: &str) -> Vec<(&str, &Entry)> {
+        let mut found = Vec::new();
         let mut path = repository;
         loop {
             let plain = if path.is_empty() { host.to_owned() } else { format!("{host}/{path}") };
-            let exact = auths.get(&plain).into_iter();
-            let equal = auths.iter().filter(|(key, _)| Key::of(key).is(host, path)).map(|(_, entry)| entry);
-            if let Some(proof) = exact.chain(equal).flatten().find_map(Entry::proof) {
-                return Some(proof);
-            }
+            let auths = || self.auths.iter().flatten();
+            let exact = auths().filter(|(key, _)| **key == plain);
+            let equal = auths().filter(|(key, _)| **key != plain && Key::of(key).is(host, path));
+            found.extend(exact.chain(equal).filter_map(|(key, entry)| Some((key.as_str(), entry.as_ref()?))));
             if path.is_empty() {
-                return None;
+                return found;
             }
             path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         }
@@ -289,21 +306,27 @@ impl Entry {
         if let Some(token) = some(&self.registrytoken) {
             return Some(Proof::Registry(Secret::new(token)));
         }
-        let (user, password) = match some(&self.auth).and_then(|auth| decode(&auth)) {
-            Some(pair) => pair,
-            None => (some(&self.username).unwrap_or_default(), some(&self.password).unwrap_or_default()),
+        let (user, password) = match some(&self.auth).map(|auth| decode(&auth)) {
+            Some(Ok(pair)) => pair,
+            _ => (some(&self.username).unwrap_or_default(), some(&self.password).unwrap_or_default()),
         };
         proof(user, Secret::new(password), some(&self.identitytoken).map(Secret::new))
+    }
+
+    /// What keeps its `auth` from being read, without a word of it.
+    fn problem(&self) -> Option<&'static str> {
+        decode(self.auth.as_deref().filter(|auth| !auth.is_empty())?).err()
     }
 }
 
 /// `base64(user:password)`, as some tools write it with trailing NULs or without padding (B-136).
-fn decode(auth: &str) -> Option<(String, String)> {
+fn decode(auth: &str) -> Result<(String, String), &'static str> {
     let auth = auth.trim();
-    let bytes = STANDARD.decode(auth).or_else(|_| STANDARD_NO_PAD.decode(auth)).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    let (user, password) = text.split_once(':')?;
-    Some((user.to_owned(), password.trim_end_matches('\0').to_owned()))
+    let bytes = STANDARD.decode(auth).or_else(|_| STANDARD_NO_PAD.decode(auth));
+    let bytes = bytes.map_err(|_| "its \"auth\" is not base64")?;
+    let text = String::from_utf8(bytes).map_err(|_| "what its \"auth\" encodes is not UTF-8")?;
+    let (user, password) = text.split_once(':').ok_or("what its \"auth\" encodes has no colon")?;
+    Ok((user.to_owned(), password.trim_end_matches('\0').to_owned()))
 }
 
 /// A key of these files, taken apart: `host`, `host/path`, or a URL of which only the host counts (B-135).

@@ -50,6 +50,8 @@ pub(super) enum Retry {
     Later(Option<Duration>),
     /// It may help, but nobody should wait long for a host that cannot be reached at all.
     Briefly,
+    /// It may help if the connection was dead and the host is not. To find out takes so long that once has to do.
+    Once,
 }
 
 impl Fault {
@@ -184,8 +186,10 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
         Trouble::Lost => ("the connection was lost", None),
         Trouble::Other => ("the request failed", None),
     };
-    let mut shown =
-        Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what))).because(error);
+    let mut shown = Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what)));
+    if !matches!(trouble, Trouble::Refused | Trouble::NoConnection | Trouble::Timeout) {
+        shown = shown.because(Reason::of(&error));
+    }
     if let Some(hint) = hint {
         shown = shown.hint(hint);
     }
@@ -198,6 +202,21 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
             Trouble::NotHttp | Trouble::Lost => Suspicion::Vague,
             _ => Suspicion::Absent,
         },
+    }
+}
+
+/// Why the HTTP client failed, in the words of the layer that knows. Those above only say which way the error went.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Reason(String);
+
+impl Reason {
+    pub(super) fn of(error: &reqwest::Error) -> Self {
+        let mut last: &dyn std::error::Error = error;
+        while let Some(cause) = last.source() {
+            last = cause;
+        }
+        Self(escape(&last.to_string(), SHOWN_CHARACTERS))
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Grant {
     pub(super) header: Secret,
     /// The credential behind it; none for an anonymous token.
     pub(super) credential: Option<Credential>,
+    /// What went wrong while it was looked for.
+    pub(super) troubles: Vec<String>,
     renew_at: Option<Instant>,
     refresh: Option<Secret>,
     serial: u64,
@@ -186,7 +188,8 @@ impl Grants {
         let (header, renew_at, refresh) =
             made.map_err(|fault| advise(fault, need.host, credential.as_ref(), &found.troubles))?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Grant { header, credential, renew_at, refresh, serial, made: Instant::now() }))
+        let troubles = found.troubles;
+        Ok(Some(Grant { header, credential, troubles, renew_at, refresh, serial, made: Instant::now() }))
     }
 
     fn slot(&self, need: &Need<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
@@ -273,7 +276,7 @@ mod tests {
 
     fn grant(renew_at: Option<Instant>) -> Grant {
         let (header, made) = (Secret::new("hunter2"), Instant::now());
-        Grant { header, credential: None, renew_at, refresh: None, serial: 0, made }
+        Grant { header, credential: None, troubles: Vec::new(), renew_at, refresh: None, serial: 0, made }
     }
 
     #[test]

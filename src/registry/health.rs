@@ -62,6 +62,11 @@ impl Health {
         self.lock().rests(Instant::now())
     }
 
+    /// For how long the host has been asked and has said nothing; none if it is not being asked.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        self.lock().silent_since.map(|since| since.elapsed())
+    }
+
     /// Notes that the host is being asked.
     pub(super) fn ask(&self) -> Asked<'_> {
         let sent = Instant::now();

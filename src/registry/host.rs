@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName};
@@ -78,6 +79,8 @@ pub struct HostState {
     pub received: u64,
     /// What was wrong when it was asked last; none if it did what was asked.
     pub trouble: Option<String>,
+    /// For how long it has been asked and has said nothing; none if it is not being asked.
+    pub silence: Option<Duration>,
 }
 
 /// Tells hosts apart: two that are contacted in different ways are two, even if they have one name.
@@ -141,6 +144,7 @@ impl Host {
             name: self.name().to_owned(),
             received: self.received.load(Ordering::Relaxed),
             trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            silence: self.health.silence(),
         }
     }
 

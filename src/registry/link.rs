@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::{Certificate, Client, Identity, Proxy};
+use reqwest::{Client, Identity, Proxy};
 
+use super::tls;
 use super::transport::{Settings, builder};
 use crate::limits::CERTIFICATE_BYTES;
 use crate::source::{Error, ErrorKind};
@@ -162,39 +163,46 @@ fn build(wishes: &Wishes, settings: &Settings) -> Result<Client, Error> {
     }
     let mut authorities = Vec::new();
     for path in &wishes.authorities {
-        let found = Certificate::from_pem_bundle(&read(path)?).map_err(|error| unusable(path).because(error))?;
+        let found = tls::certificates(&read(path)?).map_err(|error| unusable(path).because(error))?;
         if found.is_empty() {
             return Err(unusable(path).hint("a file of authorities holds certificates in PEM form"));
         }
         authorities.extend(found);
     }
+    let identity = wishes.identities.first().map(|pair| pem(pair).map(|pem| (pair, pem))).transpose()?;
+    let impossible = || {
+        let named: Vec<_> = wishes.files().map(|path| path.display().to_string()).collect();
+        let message = format!("cannot prepare connections with the certificates in {}", named.join(", "));
+        Error::new(ErrorKind::Misconfigured, message)
+    };
     if wishes.unverified {
         // An empty set of certificates keeps the pool from loading the system's.
         builder = builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true);
-    } else if !authorities.is_empty() {
-        builder = builder.tls_certs_merge(authorities);
+        if let Some((pair, pem)) = identity {
+            builder = builder.identity(Identity::from_pem(&pem).map_err(|_| no_identity(pair))?);
+        }
+    } else if wishes.has_certificates() {
+        let shown = identity.map(|(pair, pem)| tls::identity(&pem).ok_or_else(|| no_identity(pair))).transpose()?;
+        let config = tls::config(authorities, shown).map_err(|error| impossible().because(error))?;
+        builder = builder.tls_backend_preconfigured(config);
     }
-    if let Some(pair) = wishes.identities.first() {
-        builder = builder.identity(identity(pair)?);
-    }
-    builder.build().map_err(|error| {
-        let named: Vec<_> = wishes.files().map(|path| path.display().to_string()).collect();
-        let message = format!("cannot prepare connections with the certificates in {}", named.join(", "));
-        Error::new(ErrorKind::Misconfigured, message).because(error.without_url())
-    })
+    builder.build().map_err(|error| impossible().because(error.without_url()))
 }
 
-fn identity(pair: &Pair) -> Result<Identity, Error> {
+/// A client certificate with its key.
+fn pem(pair: &Pair) -> Result<Vec<u8>, Error> {
     let mut pem = read(&pair.certificate)?;
     if let Some(key) = &pair.key {
         pem.push(b'\n');
         pem.extend(read(key)?);
     }
-    // What is wrong with a key is not told in more detail: the parser's words may hold parts of it.
-    Identity::from_pem(&pem).map_err(|_| {
-        let hint = "a client certificate and its key are in PEM form, the key not encrypted";
-        unusable(pair.key.as_ref().unwrap_or(&pair.certificate)).hint(hint)
-    })
+    Ok(pem)
+}
+
+/// What is wrong with a key is not told in more detail: the parser's words may hold parts of it.
+fn no_identity(pair: &Pair) -> Error {
+    let hint = "a client certificate and its key are in PEM form, the key not encrypted";
+    unusable(pair.key.as_ref().unwrap_or(&pair.certificate)).hint(hint)
 }
 
 fn unusable(path: &Path) -> Error {

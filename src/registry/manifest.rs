@@ -11,7 +11,7 @@ use reqwest::{Response, StatusCode, Url};
 use super::call::Call;
 use super::client::{Client, complain};
 use super::endpoint::{Endpoint, Role};
-use super::error::{Complaint, Fault, answer, escape, refused};
+use super::error::{Complaint, Fault, answer, cannot, escape, refused};
 use super::route::Route;
 use super::transport::Body;
 use super::{encoded, tags};
@@ -143,7 +143,21 @@ impl Asking<'_> {
         let headers = response.headers().clone();
         let body = Body::new(response, stall);
         let bytes = body.whole(self.what, MANIFEST_BYTES, stall.saturating_mul(DEADLINE_FACTOR)).await?;
+        if self.wanted.digest().is_none() && !self.endpoint.is_own && !is_manifest(&bytes) {
+            return Err(Fault::lasting(self.no_manifest(&headers)));
+        }
         self.check(&headers, bytes).map_err(Fault::lasting)
+    }
+
+    /// The error for a mirror that has something else under a tag: the page of a portal, or of a server that has a page for
+    /// every path. No digest tells it from the registry's answer, so its form has to.
+    fn no_manifest(&self, headers: &HeaderMap) -> Error {
+        let mirror = self.endpoint.host.name();
+        let kind = escape(&media_type(headers), SHOWN_CHARACTERS);
+        let kind = if kind.is_empty() { "something".to_owned() } else { kind };
+        tracing::warn!(mirror, kind, "a mirror answers with what is no manifest");
+        let message = format!("{}: the mirror {mirror} answered with {kind} that is no manifest", cannot(self.what));
+        Error::new(ErrorKind::Invalid, message)
     }
 
     fn check(&self, headers: &HeaderMap, bytes: Bytes) -> Result<Document, Error> {
@@ -206,6 +220,13 @@ fn media_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// True if this may be meant as a manifest or an index: all of them say by which version of their format, or which type
+/// they have.
+fn is_manifest(bytes: &[u8]) -> bool {
+    let value = serde_json::from_slice::<serde_json::Value>(bytes).unwrap_or_default();
+    value.get("schemaVersion").is_some() || value.get("mediaType").is_some()
+}
+
 /// Whether a document is in Docker's first format (B-042).
 ///
 /// Static file servers call every document plain text, as old registries call schema 1 (B-041); what a plain text says
@@ -252,6 +273,16 @@ mod tests {
         let value = HeaderValue::from_static("Application/vnd.oci.image.index.v1+json ; charset=utf-8");
         headers.insert(CONTENT_TYPE, value);
         assert_eq!(media_type(&headers), "application/vnd.oci.image.index.v1+json");
+    }
+
+    #[test]
+    fn b_147_a_page_is_told_from_a_manifest() {
+        assert!(is_manifest(br#"{"schemaVersion":2}"#) && is_manifest(br#" {"mediaType":"x/y","blobs":[]}"#));
+        for other in
+            [&b"<!doctype html><title>schemaVersion</title>"[..], b"", b"[]", b"{}", br#"{"errors":[]}"#, b"\"x\""]
+        {
+            assert!(!is_manifest(other), "{other:?}");
+        }
     }
 
     #[test]

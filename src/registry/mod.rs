@@ -24,7 +24,7 @@
 //! | `redirect`, `address` | where outside data may send us, and what may travel along |
 //! | `retry`, `error`, `warning` | what is worth another attempt, what the user sees |
 //! | `health`, `pace` | which host to leave in peace for a while, and how fast one may be asked |
-//! | `transport`, `link` | connection pools, time-outs, bodies; what is special about one host |
+//! | `transport`, `link`, `tls` | connection pools, time-outs, bodies; what is special about one host |
 //!
 //! Trust: the registry is believed in nothing but availability, since whoever asked verifies every byte by digest.
 //! Credentials go to the host they are filed under and to the token server it names, and to nobody else: a mirror is asked
@@ -64,6 +64,7 @@ mod route;
 mod secret;
 mod tag_schema;
 mod tags;
+mod tls;
 mod token;
 mod transport;
 mod upload;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 
 use super::blob::Blob;
-use super::client::Client;
+use super::client::{Client, WeakClient};
 use super::course::Course;
 use super::endpoint::Role;
 use super::manifest::{self, Wanted};
@@ -72,6 +72,11 @@ impl Repository {
             }
         }
         true
+    }
+
+    /// What tells by whose client, and so by whose login, the repository is asked.
+    pub fn client(&self) -> WeakClient {
+        self.client.downgrade()
     }
 
     /// The same repository for who wants something else of it.

@@ -18,6 +18,10 @@ use crate::source::{Error, ErrorKind};
 /// a mistyped name is reported while the user still looks.
 const BRIEF_ATTEMPTS: u32 = 3;
 
+/// Attempts at a host that says nothing. Each takes half a minute with the usual options, and who gives a command wants to
+/// know within a minute or so; a reader of a mount waits on as long as his mount says.
+const SILENT_ATTEMPTS: u32 = 2;
+
 /// Whether another attempt may fare better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
@@ -122,6 +126,7 @@ impl Retries {
             Retry::Never => return None,
             Retry::Later(wanted) => (self.policy.attempts, wanted),
             Retry::Briefly => (self.policy.attempts.min(BRIEF_ATTEMPTS), None),
+            Retry::Once => (self.policy.attempts.min(SILENT_ATTEMPTS), None),
         };
         if self.failed >= attempts {
             return None;
@@ -236,6 +241,8 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| retries.after(Retry::Briefly)).count(), 2);
         retries.progress();
         assert_eq!(std::iter::from_fn(|| retries.after(Retry::Briefly)).count(), 2);
+        let mut retries = Retries::new(&policy());
+        assert_eq!(std::iter::from_fn(|| retries.after(Retry::Once)).count(), 1, "silence takes long enough");
     }
 
     proptest! {

@@ -200,9 +200,12 @@ fn verdict(role: Role, mut faults: Vec<(bool, Fault)>) -> Option<Fault> {
 fn joined(faults: &[(bool, Fault)]) -> Retry {
     faults.iter().map(|(_, fault)| fault.retry).fold(Retry::Never, |one, other| match (one, other) {
         (Retry::Never, retry) | (retry, Retry::Never) => retry,
-        (Retry::Briefly, Retry::Briefly) => Retry::Briefly,
         // A host that is not there does not say how long it will take.
-        (Retry::Briefly, Retry::Later(_)) | (Retry::Later(_), Retry::Briefly) => Retry::Later(None),
+        (Retry::Briefly | Retry::Once, Retry::Later(_)) | (Retry::Later(_), Retry::Briefly | Retry::Once) => {
+            Retry::Later(None)
+        }
+        (Retry::Once, Retry::Once) => Retry::Once,
+        (Retry::Briefly | Retry::Once, Retry::Briefly | Retry::Once) => Retry::Briefly,
         (Retry::Later(one), Retry::Later(other)) => Retry::Later(one.zip(other).map(|(one, other)| one.min(other))),
     })
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Reach;
 use super::call::{Call, Message};
-use super::error::{Fault, cannot, origin, unanswered};
+use super::error::{Fault, Reason, Retry, cannot, origin, unanswered};
 use super::pace::Paces;
 use super::redirect::Location;
 use super::retry;
@@ -43,6 +43,15 @@ pub(super) struct Settings {
     pub(super) connect: Duration,
     /// The longest silence of a peer.
     pub(super) stall: Duration,
+}
+
+/// How long the answer to a request is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// The longest silence, which includes the time for a connection.
+    Asking,
+    /// Longer: both after each other.
+    Sending,
 }
 
 /// The connection pools.
@@ -86,7 +95,7 @@ impl Transport {
     /// Sends a GET, and returns the head of the answer whatever its status.
     pub(super) async fn get(&self, what: &str, to: &Location, headers: HeaderMap) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.get(to.url.clone()).headers(headers);
-        self.answer(what, &to.url, request, &AtomicUsize::new(0)).await
+        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0))).await
     }
 
     /// Sends the request of `call`, and returns the head of the answer whatever its status.
@@ -94,13 +103,13 @@ impl Transport {
         let Some(message) = call.message else { return self.get(call.what, to, headers).await };
         let request = self.pool(call.what, to).await?.request(message.method.clone(), to.url.clone()).headers(headers);
         let taken = Arc::new(AtomicUsize::new(0));
-        self.answer(call.what, &to.url, with_body(request, message, &taken), &taken).await
+        self.answer(call.what, &to.url, with_body(request, message, &taken), (Patience::Sending, &taken)).await
     }
 
     /// Posts a form, and returns the head of the answer whatever its status.
     pub(super) async fn post(&self, what: &str, to: &Location, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.post(to.url.clone()).form(form);
-        self.answer(what, &to.url, request, &AtomicUsize::new(0)).await
+        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0))).await
     }
 
     /// Waits until the host may be asked, and then for the answer to `request` as long as the peer takes its body, which
@@ -110,10 +119,14 @@ impl Transport {
         what: &str,
         url: &Url,
         request: RequestBuilder,
-        taken: &AtomicUsize,
+        (patience, taken): (Patience, &AtomicUsize),
     ) -> Result<Response, Fault> {
-        // Connecting has a time-out of its own; a proxy and a TLS handshake come on top of it.
-        let patience = self.settings.stall.saturating_add(self.settings.connect);
+        let Settings { stall, connect, .. } = self.settings;
+        let (patience, retry) = match patience {
+            Patience::Asking => (stall.max(connect), Retry::Once),
+            // What a registry has to do with what it was sent takes its time.
+            Patience::Sending => (stall.saturating_add(connect), Retry::Later(None)),
+        };
         let permit = self.paces.enter(url).await;
         let mut sending = std::pin::pin!(request.send());
         let mut before = 0;
@@ -131,7 +144,7 @@ impl Transport {
                 Ok(Err(error)) => return Err(unanswered(what, url, error)),
                 Err(_) => match taken.load(Ordering::Relaxed) {
                     now if now > before => before = now,
-                    _ => return Err(silent(what, url, patience)),
+                    _ => return Err(Fault { retry, ..silent(what, url, patience) }),
                 },
             }
         }
@@ -200,7 +213,7 @@ pub(super) fn builder(settings: &Settings) -> ClientBuilder {
 
 fn silent(what: &str, url: &Url, patience: Duration) -> Fault {
     let message = format!("{}: {} sent nothing for {patience:?}", cannot(what), origin(url));
-    Fault::passing(Error::new(ErrorKind::Unreachable, message))
+    Fault { retry: Retry::Once, ..Fault::passing(Error::new(ErrorKind::Unreachable, message)) }
 }
 
 /// The body of an answer while it arrives.
@@ -298,7 +311,7 @@ pub(super) async fn read_prefix(mut response: Response, limit: u64, time: Durati
 
 fn broken(what: &str, url: &Url, error: reqwest::Error) -> Fault {
     let message = format!("{}: {} broke off in the middle", cannot(what), origin(url));
-    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(error.without_url()))
+    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(Reason::of(&error.without_url())))
 }
 
 #[cfg(test)]
@@ -307,7 +320,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::registry::error::{Retry, Suspicion};
+    use crate::registry::error::Suspicion;
 
     fn transport() -> Transport {
         let time = Duration::from_secs(5);

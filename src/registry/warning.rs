@@ -27,7 +27,8 @@ impl Warnings {
         }
     }
 
-    fn is_new(&self, text: &str) -> bool {
+    /// True once for each text, and for so many texts only.
+    pub(super) fn is_new(&self, text: &str) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.len() < WARNINGS_KEPT && seen.insert(text.to_owned())
     }

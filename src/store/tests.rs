@@ -361,6 +361,8 @@ fn a_full_disk_is_reported_as_such_and_records_nothing() -> Result {
         }
     };
     assert!(error.is_out_of_space(), "{error:?}");
+    assert!(blob.refused_since(0).is_err_and(|error| error.is_out_of_space()) && blob.refusals() == 1);
+    blob.refused_since(1)?;
     assert_eq!(blob.present_bytes(), written);
     let document = vec![1; 100_000];
     let error = store.put_document(&Digest::sha256(&document), &document).expect_err("no room");

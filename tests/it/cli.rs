@@ -364,6 +364,20 @@ fn a_file_that_cannot_be_read_ends_with_the_code_for_its_fault() {
 }
 
 #[test]
+fn b_096_who_waits_for_a_registry_that_says_nothing_is_told_so() {
+    let bench = Bench::new();
+    // Connections are made, and nobody ever takes one.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    let addr = silent.local_addr().expect("a bound socket has an address");
+    let mut command = bench.ocifs.command(["inspect", &format!("{addr}/a:1")]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("the program runs");
+    let stderr = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
+    let line = std::io::BufRead::lines(stderr).next().expect("it says something").expect("text");
+    child.kill().and_then(|()| child.wait()).expect("it is ours");
+    assert!(line.starts_with(&format!("warning: {addr} has said nothing for ")), "{line}");
+}
+
+#[test]
 fn cat_writes_the_bytes_of_a_file() {
     let bench = Bench::new().with_image();
     assert_eq!(bench.run(["cat", "oci:image:1.0", "etc/os-release"]).ok().stdout, "NAME=test\n");

@@ -250,6 +250,20 @@ fn ctrl_c_while_it_waits_leaves_the_mount_in_place() {
     bench.ocifs.umount(&bench.point);
 }
 
+/// How often the byte of a blob was asked for that was asked for most, and all that was asked for.
+fn most_asked_for(registry: &Embedded) -> (usize, Vec<(u64, u64)>) {
+    let range = |text: &str| {
+        let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    let requests = registry.requests();
+    let asked = requests.iter().filter_map(|record| range(record.request.headers.get("range")?.to_str().ok()?));
+    let ranges: Vec<(u64, u64)> = asked.collect();
+    let count = |at: u64| ranges.iter().filter(|(first, last)| (*first..=*last).contains(&at)).count();
+    // Neighbouring spans share the bytes at their ends.
+    (ranges.iter().map(|(first, last)| count(first.midpoint(*last))).max().unwrap_or(0), ranges)
+}
+
 #[test]
 fn a_fill_without_room_in_the_cache_says_so_and_goes_on_when_there_is_some() {
     if !require_fuse() || !require_root() {
@@ -276,6 +290,8 @@ fn a_fill_without_room_in_the_cache_says_so_and_goes_on_when_there_is_some() {
     assert!(ran.stderr.contains(" are free on the file system of "), "{}", ran.stderr);
     let status = || ocifs.status(&point)["mounts"][0]["filling"].clone();
     assert_eq!(status()["state"], "waiting", "{}", status());
+    let (most, ranges) = most_asked_for(&registry);
+    assert!(most <= 2, "for the index, and to find out that there is no room: {ranges:?}");
 
     fs::remove_file(ballast).expect("it is there");
     let begun = Instant::now();

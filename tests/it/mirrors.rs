@@ -135,10 +135,22 @@ fn b_144_a_mistake_in_a_host_file_fails_the_mount_with_file_and_line() {
     bench.write(&name, "\n[host.'http://localhost:1']\ncapabilities = ['fly']\n");
     let ran = bench.mount();
     assert_eq!(ran.code(), 2, "{}", ran.stderr);
-    assert!(ran.stderr.contains(&format!("{name}: line 2: unknown capability")), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("{name}: line 3: unknown capability")), "{}", ran.stderr);
     assert!(asked(&bench.registry) == (0, 0), "nobody is asked");
-    let missing = bench.ocifs.run(["inspect", "--hosts-dir=/no/such", &bench.registry.name("team/app:1.0")]);
+    let image = bench.registry.name("team/app:1.0");
+    let missing = bench.ocifs.run(["inspect", "--hosts-dir=/no/such", &image]);
     assert_eq!(missing.code(), 2, "{}", missing.stderr);
+    let file = bench.ocifs.run(["inspect", "--hosts-dir=/etc/passwd", &image]);
+    assert!(file.code() == 2 && file.stderr.contains("it is not a directory"), "{}", file.stderr);
+    for key in ["hosts-dir", "registries-conf"] {
+        bench.write(".config/ocifs/config.toml", &format!("{key} = '/no/such'\n"));
+        let ran = bench.ocifs.run(["inspect", &image]);
+        let hint = format!("a configuration file names it as {key}");
+        assert!(ran.code() == 2 && ran.stderr.contains("/no/such") && ran.stderr.contains(&hint), "{}", ran.stderr);
+        let named = format!("--{key}={}", bench.ocifs.home().display());
+        bench.ocifs.run(["inspect", &named, &image]).ok();
+    }
+    bench.write(".config/ocifs/config.toml", "");
     for (file, code) in [("/no/such", 2), ("hosts/none.conf", 0)] {
         bench.write("hosts/none.conf", "");
         let mut inspect = bench.ocifs.command(["inspect", &bench.registry.name("team/app:1.0")]);

@@ -245,6 +245,23 @@ async fn background_work_rests_and_goes_on_afterwards() {
 }
 
 #[tokio::test]
+async fn an_outage_is_no_reason_to_give_up_what_background_work_wants_however_long_it_lasts() {
+    let (scene, layer, flaky) = away(None);
+    let wanted: Vec<_> = (0..3).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+    let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(1));
+    let heals = async {
+        // Twice as often as would do to give up all of them.
+        while flaky.asked.load(Ordering::SeqCst) < 50 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        flaky.away.store(false, Ordering::SeqCst);
+    };
+    let both = async { tokio::join!(ahead, heals).0 };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("it ends").expect("all can be had");
+    assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+}
+
+#[tokio::test]
 async fn a_span_that_cannot_be_had_holds_up_no_other_and_is_given_up_in_the_end() {
     let (scene, layer, flaky) = away(Some(|scene| {
         // Its first and last bytes belong to its neighbours as well.

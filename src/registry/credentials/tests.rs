@@ -6,6 +6,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl AuthFile {
+    fn entry_of(&self, host: &str, repository: &str) -> Option<Proof> {
+        self.entries_of(host, repository).into_iter().find_map(|(_, entry)| entry.proof())
+    }
+}
+
 fn file(json: &str) -> AuthFile {
     serde_json::from_str(json).expect("a valid file")
 }
@@ -144,6 +150,28 @@ async fn b_137_b_138_a_store_that_cannot_run_is_reported_and_a_promised_helper_i
     assert!(error.to_string().contains("helper"), "{error}");
     let other = find(&[&helper], "other", "x").await.expect("the helper is for another host");
     assert_eq!(other.credential, None);
+}
+
+#[tokio::test]
+async fn b_136_a_broken_entry_is_told_by_file_and_key_and_the_next_one_is_used() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let secret = STANDARD.encode("hunter2-without-a-colon");
+    let broken = format!(r#""h/a":{{"auth":"!!hunter2!!"}},"https://u:hunter2@h":{{"auth":"{secret}"}}"#);
+    let alone = stored(&directory, "alone.json", &format!(r#"{{"auths":{{{broken}}}}}"#));
+    let found = find(&[&alone], "h", "a/b").await.expect("a sound file");
+    assert_eq!((found.credential, found.troubles.len()), (None, 1), "{:?}", found.troubles);
+    let trouble = &found.troubles[0];
+    assert!(trouble.contains("\"h/a\"") && trouble.contains("alone.json") && trouble.contains("base64"), "{trouble}");
+
+    let colon = stored(&directory, "colon.json", &format!(r#"{{"auths":{{"http://h/v1/":{{"auth":"{secret}"}}}}}}"#));
+    let sound = stored(&directory, "sound.json", r#"{"auths":{"h":{"username":"u","password":"p"}}}"#);
+    let found = find(&[&alone, &colon, &sound], "h", "a").await.expect("sound files");
+    assert_eq!(found.credential.map(|credential| credential.proof), password("u", "p"));
+    assert_eq!(found.troubles.len(), 2);
+    assert!(found.troubles[1].contains("colon.json is not used: what its \"auth\" encodes has no colon"));
+    for trouble in &found.troubles {
+        assert!(!trouble.contains("hunter2") && !trouble.contains(&secret), "{trouble}");
+    }
 }
 
 #[tokio::test]

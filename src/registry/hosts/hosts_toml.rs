@@ -120,29 +120,29 @@ impl Entry {
     }
 }
 
+/// What stands outside of tables, but for the fields that are also those of a table: flattened into this, they would lose
+/// their lines.
 #[derive(Deserialize)]
 struct Wire {
-    server: Option<String>,
+    server: Option<Spanned<String>>,
     #[serde(default)]
     host: BTreeMap<Spanned<String>, WireHost>,
-    #[serde(flatten)]
-    own: WireHost,
 }
 
 /// The fields of a table; others are containerd's business.
 #[derive(Default, Deserialize)]
 struct WireHost {
     #[serde(default)]
-    capabilities: Vec<String>,
+    capabilities: Vec<Spanned<String>>,
     ca: Option<OneOrMore>,
     client: Option<Clients>,
     skip_verify: Option<bool>,
     #[serde(default)]
-    header: BTreeMap<String, OneOrMore>,
+    header: BTreeMap<Spanned<String>, OneOrMore>,
     #[serde(default)]
     override_path: bool,
-    dial_timeout: Option<String>,
-    proxy: Option<String>,
+    dial_timeout: Option<Spanned<String>>,
+    proxy: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -177,51 +177,50 @@ enum Client {
 
 /// The hosts of a file in order, and its server.
 fn parse(text: &str, dir: &Path) -> Result<(Vec<Entry>, Entry), Wrong> {
-    let wire: Wire = toml::from_str(text)?;
+    let (wire, own): (Wire, WireHost) = (toml::from_str(text)?, toml::from_str(text)?);
     // Tables have an order only in the text.
     let mut tables: Vec<_> = wire.host.into_iter().collect();
     tables.sort_by_key(|(name, _)| name.span().start);
-    let mut hosts = Vec::new();
-    for (name, table) in tables {
-        let entry = entry(Some(name.get_ref()), table, dir);
-        hosts.push(entry.map_err(|problem| Wrong::new(name.span().start, problem))?);
-    }
-    let server = wire.server.as_deref().filter(|server| !server.is_empty());
-    let server = entry(server, wire.own, dir).map_err(|problem| Wrong { at: None, problem })?;
-    Ok((hosts, server))
+    let hosts = tables.into_iter().map(|(name, table)| entry(Some(name), table, dir)).collect::<Result<_, _>>()?;
+    let server = wire.server.filter(|server| !server.get_ref().is_empty());
+    Ok((hosts, entry(server, own, dir)?))
 }
 
-fn entry(name: Option<&str>, wire: WireHost, dir: &Path) -> Result<Entry, String> {
+fn entry(name: Option<Spanned<String>>, wire: WireHost, dir: &Path) -> Result<Entry, Wrong> {
     let wishes = Wishes {
         authorities: wire.ca.map_or_else(Vec::new, OneOrMore::all).iter().map(|file| dir.join(file)).collect(),
         identities: identities(wire.client, dir),
-        connect: wire.dial_timeout.as_deref().map(duration).transpose()?,
-        proxy: wire.proxy.map(proxy).transpose()?,
+        connect: wire.dial_timeout.map(|text| Wrong::in_value(text, |text| duration(&text))).transpose()?,
+        proxy: wire.proxy.map(|text| Wrong::in_value(text, proxy)).transpose()?,
         ..Wishes::default()
     };
+    let address = |name| Wrong::in_value(name, |name: String| address(&name, wire.override_path));
     Ok(Entry {
-        address: name.map(|name| address(name, wire.override_path)).transpose()?,
-        may: capabilities(&wire.capabilities)?,
+        address: name.map(address).transpose()?,
+        may: capabilities(wire.capabilities)?,
         headers: headers(wire.header)?,
         skip_verify: wire.skip_verify,
         wishes,
     })
 }
 
-fn capabilities(names: &[String]) -> Result<Capabilities, String> {
+fn capabilities(names: Vec<Spanned<String>>) -> Result<Capabilities, Wrong> {
     if names.is_empty() {
         return Ok(Capabilities::ALL);
     }
     let mut may = Capabilities { pull: false, resolve: false, push: false };
     for name in names {
-        match name.to_ascii_lowercase().as_str() {
-            "pull" => may.pull = true,
-            "resolve" => may.resolve = true,
-            "push" => may.push = true,
-            // Listing what refers to a manifest is trusted like resolving a tag, so that this says nothing new.
-            "referrers" => {}
-            other => return Err(format!("unknown capability {other:?}; there are pull, resolve and push")),
-        }
+        Wrong::in_value(name, |name| {
+            match name.to_ascii_lowercase().as_str() {
+                "pull" => may.pull = true,
+                "resolve" => may.resolve = true,
+                "push" => may.push = true,
+                // Listing what refers to a manifest is trusted like resolving a tag, so that this says nothing new.
+                "referrers" => {}
+                other => return Err(format!("unknown capability {other:?}; there are pull, resolve and push")),
+            }
+            Ok(())
+        })?;
     }
     Ok(may)
 }
@@ -244,17 +243,18 @@ fn identities(client: Option<Clients>, dir: &Path) -> Vec<Pair> {
     }
 }
 
-fn headers(wire: BTreeMap<String, OneOrMore>) -> Result<Vec<(String, Secret)>, String> {
-    let mut headers = Vec::new();
-    for (name, values) in wire {
-        // The value may be a secret, so that it is not shown.
-        let wrong = || format!("header {name:?} cannot be sent");
-        HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
-        let value = values.all().join(", ");
-        HeaderValue::from_str(&value).map_err(|_| wrong())?;
-        headers.push((name, Secret::new(value)));
-    }
-    Ok(headers)
+fn headers(wire: BTreeMap<Spanned<String>, OneOrMore>) -> Result<Vec<(String, Secret)>, Wrong> {
+    let header = |(name, values): (Spanned<String>, OneOrMore)| {
+        Wrong::in_value(name, |name| {
+            // The value may be a secret, so that it is not shown.
+            let wrong = || format!("header {name:?} cannot be sent");
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+            let value = values.all().join(", ");
+            HeaderValue::from_str(&value).map_err(|_| wrong())?;
+            Ok((name, Secret::new(value)))
+        })
+    };
+    wire.into_iter().map(header).collect()
 }
 
 /// Takes an address apart; without a scheme it is `https`.

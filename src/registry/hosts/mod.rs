@@ -24,6 +24,8 @@ mod short_names;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
+
 use super::Selector;
 use super::endpoint::Capabilities;
 use super::host::{Scheme, Site, split_port};
@@ -246,7 +248,7 @@ fn files_of(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
 /// What is wrong in a file, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wrong {
-    /// Where it begins, in bytes, if one place is to blame.
+    /// Where it begins, in bytes, if the parser knows.
     at: Option<usize>,
     problem: String,
 }
@@ -254,6 +256,12 @@ struct Wrong {
 impl Wrong {
     fn new(at: usize, problem: impl Into<String>) -> Self {
         Self { at: Some(at), problem: problem.into() }
+    }
+
+    /// What `read` makes of a value; what is wrong with it is wrong where it stands.
+    fn in_value<T, V>(value: Spanned<V>, read: impl FnOnce(V) -> Result<T, String>) -> Result<T, Self> {
+        let at = value.span().start;
+        read(value.into_inner()).map_err(|problem| Self::new(at, problem))
     }
 
     /// The error about `file`, whose content is `text`.

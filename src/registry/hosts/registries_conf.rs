@@ -156,7 +156,7 @@ fn site(host: &str, insecure: bool, plain_http: bool) -> Site {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Wire {
-    unqualified_search_registries: Option<Vec<String>>,
+    unqualified_search_registries: Option<Vec<Spanned<String>>>,
     #[serde(default)]
     registry: Vec<Spanned<WireRegistry>>,
     #[serde(default)]
@@ -168,31 +168,26 @@ struct Wire {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct WireRegistry {
-    #[serde(default)]
-    prefix: String,
-    #[serde(default)]
-    location: String,
+    prefix: Option<Spanned<String>>,
+    location: Option<Spanned<String>>,
     #[serde(default)]
     insecure: bool,
     #[serde(default)]
     blocked: bool,
     #[serde(default)]
     mirror_by_digest_only: bool,
+    pull_from_mirror: Option<Spanned<String>>,
     #[serde(default)]
-    pull_from_mirror: String,
-    #[serde(default)]
-    mirror: Vec<WireMirror>,
+    mirror: Vec<Spanned<WireMirror>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct WireMirror {
-    #[serde(default)]
-    location: String,
+    location: Option<Spanned<String>>,
     #[serde(default)]
     insecure: bool,
-    #[serde(default)]
-    pull_from_mirror: String,
+    pull_from_mirror: Option<Spanned<String>>,
 }
 
 /// What one file says; an alias for nothing takes away what an earlier file said.
@@ -206,87 +201,93 @@ fn parse(text: &str, file: &Path) -> Result<Conf, Wrong> {
     let mut rules: Vec<Rule> = Vec::new();
     for registry in wire.registry {
         let at = registry.span().start;
-        let rule = rule(registry.into_inner(), file).map_err(|problem| Wrong::new(at, problem))?;
+        let rule = rule(registry, file)?;
         if rules.iter().any(|other| other.written == rule.written) {
             return Err(Wrong::new(at, format!("two tables for {:?}", rule.written)));
         }
         rules.push(rule);
     }
-    let search = wire.unqualified_search_registries.map(|search| (search, file.to_owned()));
-    if let Some(bad) = search.iter().flat_map(|(search, _)| search).find(|host| !is_host(host)) {
-        return Err(Wrong {
-            at: None,
-            problem: format!("unqualified-search-registries lists {bad:?}, which is no host"),
-        });
-    }
-    Ok(Conf { rules, search, aliases: wire.aliases })
+    let host = |host| {
+        Wrong::in_value(host, |host: String| match is_host(&host) {
+            true => Ok(host),
+            false => Err(format!("unqualified-search-registries lists {host:?}, which is no host")),
+        })
+    };
+    let search = wire.unqualified_search_registries;
+    let search = search.map(|hosts| hosts.into_iter().map(host).collect::<Result<_, _>>()).transpose()?;
+    Ok(Conf { rules, search: search.map(|search| (search, file.to_owned())), aliases: wire.aliases })
 }
 
-fn rule(wire: WireRegistry, file: &Path) -> Result<Rule, String> {
-    let location = location(&wire.location)?;
-    let written = match wire.prefix.as_str() {
-        "" => location.to_owned(),
-        prefix => prefix.trim_end_matches('/').to_owned(),
+fn rule(table: Spanned<WireRegistry>, file: &Path) -> Result<Rule, Wrong> {
+    let (at, wire) = (table.span().start, table.into_inner());
+    let location = location(wire.location)?;
+    let written_at = wire.prefix.as_ref().map_or(at, |prefix| prefix.span().start);
+    let written = match wire.prefix.map(Spanned::into_inner).filter(|prefix| !prefix.is_empty()) {
+        None => location.clone(),
+        Some(prefix) => prefix.trim_end_matches('/').to_owned(),
     };
     let prefix = match written.split_once('/') {
         Some((host, path)) => format!("{}/{path}", usual_name(host)),
         None => usual_name(&written),
     };
     if prefix.is_empty() {
-        return Err("a registry needs a prefix or a location".to_owned());
+        return Err(Wrong::new(at, "a registry needs a prefix or a location"));
     }
     let is_wildcard = prefix.starts_with("*.");
     let host = Named::of(prefix.trim_start_matches("*.")).host;
     if !is_host(host) || (is_wildcard && prefix.contains(['/', '@', ':'])) {
-        return Err(format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&written)));
+        let problem = format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&written));
+        return Err(Wrong::new(written_at, problem));
     }
-    if !wire.pull_from_mirror.is_empty() {
-        return Err("pull-from-mirror belongs into a [[registry.mirror]] table".to_owned());
-    }
-    let mut mirrors = Vec::new();
-    for mirror in wire.mirror {
-        let used = match (mirror.pull_from_mirror.as_str(), wire.mirror_by_digest_only) {
-            ("", true) => Used::ForDigests,
-            (_, true) => {
-                return Err("mirror-by-digest-only and pull-from-mirror exclude each other".to_owned());
-            }
-            ("" | "all", false) => Used::Always,
-            ("digest-only", false) => Used::ForDigests,
-            ("tag-only", false) => Used::ForTags,
-            (other, false) => {
-                return Err(format!("pull-from-mirror is all, digest-only or tag-only, not {other:?}"));
-            }
-        };
-        match self::location(&mirror.location)? {
-            "" => return Err("a mirror needs a location".to_owned()),
-            location => mirrors.push(Mirror { location: location.to_owned(), insecure: mirror.insecure, used }),
-        }
+    if let Some(misplaced) = wire.pull_from_mirror.filter(|used| !used.get_ref().is_empty()) {
+        return Err(Wrong::new(misplaced.span().start, "pull-from-mirror belongs into a [[registry.mirror]] table"));
     }
     let moved = !location.is_empty() && location != written;
+    let mirrors = wire.mirror.into_iter().map(|table| mirror(table, wire.mirror_by_digest_only));
     Ok(Rule {
         file: file.to_owned(),
-        location: moved.then(|| location.to_owned()),
+        mirrors: mirrors.collect::<Result<_, _>>()?,
+        location: moved.then_some(location),
         prefix,
         written,
         insecure: wire.insecure,
         blocked: wire.blocked,
-        mirrors,
     })
 }
 
-/// Checks `HOST[:PORT][/PATH]`.
-fn location(text: &str) -> Result<&str, String> {
-    let text = text.trim_end_matches('/');
-    if text.contains("://") {
-        return Err(format!(
-            "{} has a scheme; write HOST[:PORT][/PATH], and insecure = true for plain HTTP",
-            shown(text)
-        ));
+fn mirror(table: Spanned<WireMirror>, is_for_digests: bool) -> Result<Mirror, Wrong> {
+    let (at, wire) = (table.span().start, table.into_inner());
+    let used = |used: &str| match used {
+        "" if is_for_digests => Ok(Used::ForDigests),
+        _ if is_for_digests => Err("mirror-by-digest-only and pull-from-mirror exclude each other".to_owned()),
+        "" | "all" => Ok(Used::Always),
+        "digest-only" => Ok(Used::ForDigests),
+        "tag-only" => Ok(Used::ForTags),
+        other => Err(format!("pull-from-mirror is all, digest-only or tag-only, not {other:?}")),
+    };
+    let unsaid = Spanned::new(at..at, String::new());
+    let used = Wrong::in_value(wire.pull_from_mirror.unwrap_or(unsaid), |text| used(&text))?;
+    let location = location(wire.location)?;
+    if location.is_empty() {
+        return Err(Wrong::new(at, "a mirror needs a location"));
     }
-    match text.is_empty() || is_host(Named::of(text).host) {
-        true => Ok(text),
-        false => Err(format!("{} is no location; write HOST[:PORT][/PATH]", shown(text))),
-    }
+    Ok(Mirror { location, insecure: wire.insecure, used })
+}
+
+/// Checks `HOST[:PORT][/PATH]`; empty if there is none.
+fn location(text: Option<Spanned<String>>) -> Result<String, Wrong> {
+    let check = |text: String| {
+        let text = text.trim_end_matches('/');
+        if text.contains("://") {
+            let hint = "write HOST[:PORT][/PATH], and insecure = true for plain HTTP";
+            return Err(format!("{} has a scheme; {hint}", shown(text)));
+        }
+        match text.is_empty() || is_host(Named::of(text).host) {
+            true => Ok(text.to_owned()),
+            false => Err(format!("{} is no location; write HOST[:PORT][/PATH]", shown(text))),
+        }
+    };
+    text.map_or_else(|| Ok(String::new()), |text| Wrong::in_value(text, check))
 }
 
 #[cfg(test)]

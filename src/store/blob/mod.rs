@@ -63,6 +63,8 @@ pub struct Blob {
     transition: Mutex<()>,
     /// Keys of the data file and of the map in the pool of open descriptors.
     keys: [u64; 2],
+    /// Why bytes were not taken when that happened last, and how often it has.
+    refused: Mutex<(u64, Option<io::ErrorKind>)>,
     /// When the time of last use was last looked at, in seconds since 1970.
     touched: AtomicU64,
 }
@@ -233,6 +235,30 @@ impl Blob {
     /// An error records nothing of the gap that it hit. Once a blob is in more than [`crate::limits::BLOB_PIECES`]
     /// pieces, further pieces are written but not recorded: they stay missing.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let written = self.put(offset, bytes);
+        if let Err(Error::Io { source, .. }) = &written {
+            let mut refused = lock(&self.refused);
+            *refused = (refused.0 + 1, Some(source.kind()));
+        }
+        written
+    }
+
+    /// How often the disk did not take what was to be written.
+    pub fn refusals(&self) -> u64 {
+        lock(&self.refused).0
+    }
+
+    /// The error if that has happened again since it was so often.
+    pub fn refused_since(&self, refusals: u64) -> Result<(), Error> {
+        match *lock(&self.refused) {
+            (now, Some(kind)) if now > refusals => {
+                Err(io::Error::from(kind)).context("write", &self.path(BlobFile::Partial(self.size)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let range = offset..offset.saturating_add(bytes.len() as u64);
         self.check(&range)?;
         loop {

@@ -47,6 +47,7 @@ impl Blob {
             arrival: Notify::new(),
             transition: Mutex::new(()),
             keys: [shared.pool.key(), shared.pool.key()],
+            refused: Mutex::default(),
             touched: AtomicU64::new(0),
         };
         let held = if blob.load_complete()? { Held::Complete } else { blob.load_partial()? };

@@ -100,6 +100,40 @@ fn mounts_that_are_asked_for_otherwise_are_kept_apart() {
 }
 
 #[test]
+fn b_137_who_has_logged_in_as_somebody_else_is_not_served_by_the_login_of_who_came_first() {
+    let Some(setting) = Setting::new(&rich(0)) else { return };
+    let login = setting.ocifs.home().join("auth.json");
+    let log_in = |user: &str| {
+        let entry =
+            format!(r#"{{"auths":{{"{}":{{"username":"{user}","password":"p"}}}}}}"#, setting.registry.name(""));
+        fs::write(&login, entry).expect("a writable directory");
+    };
+    let mount_with = |name: &str, option: &str| {
+        let point = setting.ocifs.mount_point(name);
+        let (file, name) = (format!("--authfile={}", login.display()), setting.registry.name("it:latest"));
+        let options = ["mount", option, &file, &name].map(std::ffi::OsStr::new);
+        setting.ocifs.run(options.into_iter().chain([point.path().as_os_str()])).ok();
+        point
+    };
+    let mount = |name: &str| mount_with(name, "--fill=off");
+    log_in("alice");
+    setting.ocifs.umount(&mount("indexing"));
+    setting.ocifs.drop_bytes();
+    assert!(setting.ocifs.end_daemon(), "it ends when it is told to");
+    let (alice, again) = (mount("alice"), mount("again"));
+    assert_eq!(device(&alice), device(&again));
+    log_in("bob-the-other");
+    let (bob, again) = (mount("bob"), mount("bob-again"));
+    assert_ne!(device(&alice), device(&bob));
+    assert_eq!(device(&bob), device(&again));
+    let complete = mount_with("complete", "--wait");
+    log_in("carol-the-third");
+    let carol = mount("carol");
+    assert!([&alice, &bob].map(device).contains(&device(&carol)), "nobody is asked for what is here");
+    assert_eq!(device(&bob), device(&complete));
+}
+
+#[test]
 fn a_mount_that_somebody_else_ends_is_noticed() {
     let Some(setting) = Setting::new(&rich(0)) else { return };
     let (first, second) = (setting.mount("first"), setting.mount("second"));

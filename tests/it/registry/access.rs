@@ -326,6 +326,26 @@ async fn b_122_basic_without_a_login_is_denied_with_advice() {
 }
 
 #[tokio::test]
+async fn b_136_a_denial_tells_of_a_broken_entry_without_its_secret() {
+    let basic = |_: &Request| Reply::new(401, "").with("WWW-Authenticate", "Basic");
+    let bearer = |request: &Request| match (request.path(), request.header("authorization")) {
+        ("/token", _) => numbered(0),
+        (_, Some(_)) => Reply::error(403, "DENIED", "requested access is denied"),
+        (_, None) => Reply::bearer(&realm(request), ""),
+    };
+    for answer in [basic as fn(&Request) -> Reply, bearer] {
+        let server = Server::start(move |request, _| answer(request)).await;
+        let files = Files::new();
+        let auth_files = files.store(&server.host(), r#"{"auth":"!!hunter2!!"}"#);
+        let repository = repository(&server, Options { auth_files, ..quick() });
+        let error = repository.resolve().await.expect_err("there is no login");
+        let text = shown(&error);
+        assert!(text.contains(&format!("the entry \"{}\" in ", server.host())) && text.contains("auth.json"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_login_demanded_elsewhere_does_not_close_public_repositories() {
     let server = Server::start(|request, _| {
         if request.path().contains("/public/") {

@@ -326,6 +326,44 @@ async fn a_refused_connection_is_reported_quickly_and_clearly() {
 }
 
 #[tokio::test]
+async fn b_096_a_server_that_says_nothing_is_asked_twice_and_no_more() {
+    let server = Server::start(|_, _| Reply::new(200, "").fated(Fate::Silence)).await;
+    let time = Duration::from_secs(1);
+    let options = Options { stall_timeout: time, connect_timeout: time, ..quick() };
+    assert!(options.attempts > 2);
+    let error = client(options)
+        .repository(&server.host(), "a", Selector::Tag("v1".to_owned()))
+        .resolve()
+        .await
+        .expect_err("it says nothing");
+    assert!(error.is_transient() && (1..=2).contains(&server.log().len()), "{}", shown(&error));
+}
+
+#[tokio::test]
+async fn what_has_not_been_said_yet_is_told_of_why_a_host_cannot_be_reached() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    let refusing = listener.local_addr().expect("a bound socket has an address").to_string();
+    drop(listener);
+    // A name with a label that is too long is looked for nowhere.
+    let nameless = format!("{}.example", "x".repeat(64));
+    for (host, said) in [(refusing.as_str(), ""), (nameless.as_str(), "cannot be resolved")] {
+        let options = Options { attempts: 1, plain_http: true, ..quick() };
+        let selector = Selector::Tag("v1".to_owned());
+        let error = client(options).repository(host, "a", selector).resolve().await.expect_err("there is none");
+        let mut causes = Vec::new();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(current) = cause {
+            causes.push(current.to_string());
+            cause = current.source();
+        }
+        let text = error.to_string();
+        assert!(text.contains(said), "{text}");
+        assert!(causes.len() <= usize::from(!said.is_empty()), "{text}: {causes:?}");
+        assert!(causes.iter().all(|cause| !cause.contains("client error")), "{causes:?}");
+    }
+}
+
+#[tokio::test]
 async fn b_103_http_1_0_without_a_length_is_read_to_its_end_and_no_less() {
     let served = served(|request, blob, count| {
         let length = if count == 0 { 700 } else { usize::MAX };

@@ -299,6 +299,25 @@ async fn b_147_an_error_tells_of_the_registry_first_and_of_the_mirrors_besides()
 }
 
 #[tokio::test]
+async fn b_147_a_mirror_that_has_no_manifest_under_a_tag_is_passed_over_and_named_if_nobody_has_one() {
+    let page = "<!doctype html><title>Sign in to the network</title>";
+    for bad in [Reply::new(200, page).with("Content-Type", "text/html; charset=utf-8"), Reply::new(200, "{}")] {
+        let (mirror, registry) = (always(bad.clone()).await, serving(b"").await);
+        let files = Files::new();
+        files.hosts_toml(&registry, &[(&mirror, "")]);
+        let document = files.repository(&registry, files.options()).await.resolve().await;
+        assert_eq!(document.unwrap_or_else(|error| panic!("{bad:?}: {}", shown(&error))).bytes, MANIFEST);
+        assert_eq!(mirror.log().len(), 1, "it was asked first");
+
+        let registry = always(Reply::error(404, "MANIFEST_UNKNOWN", "no")).await;
+        files.hosts_toml(&registry, &[(&mirror, "")]);
+        let error = files.repository(&registry, files.options()).await.resolve().await.expect_err("nobody has it");
+        let (text, named) = (shown(&error), format!("the mirror {} answered with", mirror.host()));
+        assert!(text.contains(&named) && text.contains("that is no manifest"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn b_147_a_mirror_that_is_only_busy_is_tried_again_although_the_registry_denies() {
     let blob = noise(1000);
     let mirror = {

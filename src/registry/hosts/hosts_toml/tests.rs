@@ -144,15 +144,17 @@ fn b_144_mistakes_are_errors_that_name_file_and_line() {
     let file = dir.path().join("h/hosts.toml");
     std::fs::create_dir(dir.path().join("h")).expect("a directory");
     for (text, place, problem) in [
-        ("server = ", ":", "line 1"),
-        ("\n[host.'https://m.example']\ncapabilities = ['fly']", "line 2:", "unknown capability \"fly\""),
+        ("server = ", "line 1", ""),
+        ("\n[host.'https://m.example']\ncapabilities = ['pull',\n'fly']", "line 4:", "unknown capability \"fly\""),
         ("\n\n[host.'ftp://m.example']", "line 3:", "is not the address of a host"),
         ("[host.'https://u:p@m.example']", "line 1:", "is not the address of a host"),
         ("[host.'https://m.example/../x']", "line 1:", "is not the address of a host"),
-        ("[host.'https://m.example']\ndial_timeout = '5'", "line 1:", "is not a duration"),
-        ("[host.'https://m.example'.header]\n'a b' = 'c'", "line 1:", "header \"a b\" cannot be sent"),
-        ("proxy = 'ftp://p'", ":", "the proxy is not an address"),
-        ("capabilities = 'pull'", ":", ""),
+        ("[host.'https://m.example']\ndial_timeout = '5'", "line 2:", "is not a duration"),
+        ("[host.'https://m.example'.header]\n'a b' = 'c'", "line 2:", "header \"a b\" cannot be sent"),
+        ("\nproxy = 'ftp://p'", "line 2:", "the proxy is not an address"),
+        ("\nserver = 'ftp://m.example'", "line 2:", "is not the address of a host"),
+        ("\n\ncapabilities = 'pull'", "line 3:", "invalid type"),
+        ("[host.'https://m.example']\nca = 7", "line 2:", ""),
     ] {
         std::fs::write(&file, text).expect("a file");
         let error = read(&[dir.path().to_owned()], "h").expect_err(text);

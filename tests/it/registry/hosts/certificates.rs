@@ -41,19 +41,32 @@ impl Keys {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Makes `NAME.crt`, a certificate of localhost that signed itself and calls itself an authority, and `NAME.key`.
+    fn own_authority(&self, name: &str) {
+        let (authority, alias) = ("basicConstraints=critical,CA:TRUE", "subjectAltName=DNS:localhost");
+        self.certificate(name, &["-subj", "/CN=localhost", "-addext", authority, "-addext", alias]);
+    }
+
     fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(name)).expect("a file")
     }
 }
 
-/// A registry that has one manifest and speaks to clients with a certificate only; it ends with the value.
+/// A registry that has one manifest; it ends with the value.
 struct TlsRegistry {
     server: Child,
     port: u16,
 }
 
 impl TlsRegistry {
+    /// It wants to know its clients.
     async fn start(keys: &Keys) -> Self {
+        let clients = ["-CAfile", "ca.crt", "-Verify", "1", "-verify_return_error"];
+        Self::showing(keys, "localhost", &clients).await
+    }
+
+    /// Shows the certificate `shown`, with `more` arguments for the server.
+    async fn showing(keys: &Keys, shown: &str, more: &[&str]) -> Self {
         let content = keys.dir.path().join("v2/team/app/manifests");
         std::fs::create_dir_all(&content).expect("a directory");
         let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST.len());
@@ -64,8 +77,9 @@ impl TlsRegistry {
         let port = free_port();
         let accept = format!("127.0.0.1:{port}");
         let mut server = Command::new("openssl");
-        server.args(["s_server", "-accept", &accept, "-HTTP", "-cert", "localhost.crt", "-key", "localhost.key"]);
-        server.args(["-CAfile", "ca.crt", "-Verify", "1", "-verify_return_error", "-quiet"]);
+        let (certificate, key) = (format!("{shown}.crt"), format!("{shown}.key"));
+        server.args(["s_server", "-accept", &accept, "-HTTP", "-cert", &certificate, "-key", &key]).args(more);
+        server.arg("-quiet");
         server.current_dir(keys.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let registry = Self { server: server.spawn().expect("openssl is installed"), port };
         let begun = Instant::now();
@@ -136,6 +150,60 @@ async fn b_144_a_hosts_toml_names_certificates_relative_to_itself() {
     remove(&missing);
     let error = resolve(&files, "r.example").await.expect_err("a file is gone");
     assert!(error.contains(&format!("cannot read the certificates in {}", missing.display())), "{error}");
+}
+
+#[tokio::test]
+async fn b_143_a_certificate_that_signed_itself_is_believed_where_it_is_filed_and_nothing_like_it_is() {
+    let keys = Keys::new();
+    keys.own_authority("own");
+    keys.own_authority("alike");
+    let registry = TlsRegistry::showing(&keys, "own", &[]).await;
+    let host = registry.host();
+    let files = Files::new();
+    let filed = format!("certs.d/{host}/ca.crt");
+    files.write(&filed, &keys.read("alike.crt"));
+    let error = resolve(&files, &host).await.expect_err("of the same name by another key");
+    assert!(error.contains("certificate is not trusted"), "{error}");
+    files.write(&filed, &(keys.read("alike.crt") + &keys.read("own.crt")));
+    resolve(&files, &host).await.expect("it is one of those filed");
+
+    let other_name = format!("127.0.0.1:{}", registry.port);
+    files.write(&format!("certs.d/{other_name}/ca.crt"), &keys.read("own.crt"));
+    let error = resolve(&files, &other_name).await.expect_err("it is not the certificate of that name");
+    assert!(error.contains("certificate is not trusted"), "{error}");
+
+    let text = format!("server = 'https://{host}'\nca = 'own.pem'\n");
+    files.write("tree/r.example/hosts.toml", &text).write("tree/r.example/own.pem", &keys.read("own.crt"));
+    resolve(&files, "r.example").await.expect("a hosts.toml files it too");
+}
+
+#[tokio::test]
+async fn b_143_a_certificate_that_signed_itself_is_not_believed_after_its_time() {
+    let keys = Keys::new();
+    keys.own_authority("own");
+    keys.openssl(&["x509", "-in", "own.crt", "-signkey", "own.key", "-days", "-1", "-out", "past.crt"]);
+    std::fs::copy(keys.dir.path().join("own.key"), keys.dir.path().join("past.key")).expect("a file");
+    let registry = TlsRegistry::showing(&keys, "past", &[]).await;
+    let files = Files::new();
+    files.write(&format!("certs.d/{}/ca.crt", registry.host()), &keys.read("past.crt"));
+    let error = resolve(&files, &registry.host()).await.expect_err("it has expired");
+    assert!(error.contains("certificate is not trusted") && error.contains("xpired"), "{error}");
+}
+
+#[tokio::test]
+async fn b_143_a_client_certificate_is_shown_to_a_registry_whose_certificate_signed_itself() {
+    let keys = Keys::new();
+    keys.own_authority("own");
+    let clients = ["-CAfile", "ca.crt", "-Verify", "1", "-verify_return_error"];
+    let registry = TlsRegistry::showing(&keys, "own", &clients).await;
+    let host = registry.host();
+    let name = |file: &str| format!("certs.d/{host}/{file}");
+    let files = Files::new();
+    files.write(&name("ca.crt"), &keys.read("own.crt"));
+    let error = resolve(&files, &host).await.expect_err("it wants to know its clients");
+    assert!(error.contains("cannot reach"), "{error}");
+    files.write(&name("client.cert"), &keys.read("client.crt")).write(&name("client.key"), &keys.read("client.key"));
+    resolve(&files, &host).await.expect("the certificates fit");
 }
 
 fn remove(path: &Path) {
