@@ -216,6 +216,11 @@ pub enum Request {
 }
 
 impl Request {
+    /// True if the cache directory must be there for it.
+    pub(super) fn needs_cache(&self) -> bool {
+        !matches!(self, Self::Wait { .. } | Self::Unmount { .. } | Self::List | Self::Status { .. } | Self::Retire)
+    }
+
     /// True if the daemon answers at once, whatever it is doing.
     pub(super) fn is_quick(&self) -> bool {
         matches!(self, Self::List | Self::Status { .. } | Self::Retire)

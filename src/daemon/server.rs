@@ -10,25 +10,17 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
+use super::events::send;
 use super::mounts::{Mounted, Mounts};
 use super::served::Served;
 use super::socket::Listener;
-use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
+use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report, upkeep};
 use crate::fuse::{self, Elsewhere};
 use crate::image::Images;
 use crate::share::Known;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
-
-/// How long readers must have been quiet before decoded spans are dropped from memory.
-const MEMORY_QUIET: Duration = Duration::from_secs(5);
-
-/// How often the size of the cache is looked at while mounts stay the same: reads add to it.
-const EVICTION: Duration = Duration::from_secs(300);
-
-/// How long after a change the cache is looked at: by then a mount that ended has let go of its layers.
-const SETTLED: Duration = Duration::from_millis(100);
 
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
@@ -143,33 +135,9 @@ impl Server {
         }
     }
 
-    /// Gives memory back while nothing happens, keeps the cache within its limits, and notices what others unmount. Runs
-    /// for ever.
-    pub(super) async fn keep_small(&self) {
-        tokio::join!(
-            self.images.fetcher().shrink_when_idle(MEMORY_QUIET),
-            self.keep_cache_bounded(),
-            self.mounts.places().watch(),
-        );
-    }
-
-    /// Evicts what no mount uses whenever something was mounted, filled or unmounted, and now and then.
-    async fn keep_cache_bounded(&self) {
-        let (mut mounts, grown) = (self.mounts.count(), self.mounts.grown());
-        loop {
-            tokio::select! {
-                changed = mounts.changed() => if changed.is_err() { return std::future::pending().await },
-                () = grown.notified() => {}
-                () = tokio::time::sleep(EVICTION) => {}
-            }
-            tokio::time::sleep(SETTLED).await;
-            self.mounts.served().tidy();
-            match query::evict(&self.images, &self.mounts).await {
-                Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
-                Ok(_) => {}
-                Err(failure) => tracing::warn!(%failure, "cannot evict from the cache"),
-            }
-        }
+    /// Keeps what the mounts share in order. Runs for ever.
+    pub(super) async fn keep(&self) {
+        upkeep::run(&self.images, &self.mounts).await;
     }
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
@@ -203,6 +171,13 @@ impl Server {
             Err(_) => return tracing::debug!("a client said nothing"),
         };
         let answers = Answers { events, writer, queue };
+        if request.needs_cache() {
+            match upkeep::restore_cache(&self.images).await {
+                Ok(None) => {}
+                Ok(Some(text)) => send(&answers.events, Event::Warning { text }).await,
+                Err(failure) => return answers.finish(Err(failure)).await,
+            }
+        }
         if matches!(request, Request::CacheImport) {
             // What the client sends belongs to its request; if it goes away, the parcel is cut short.
             let imported = parcels::import(&self.images, reader).await;

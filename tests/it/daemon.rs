@@ -194,6 +194,22 @@ fn a_daemon_keeps_no_lock_of_who_started_it() {
 }
 
 #[test]
+fn a_cache_directory_that_is_removed_under_its_daemon_is_made_anew_and_told_of() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    fs::remove_dir_all(bench.ocifs.cache()).expect("its user may");
+    let other = bench.ocifs.mount_point("other");
+    let mounted = bench.ocifs.run(["mount", &bench.reference(), other.path().to_str().expect("a plain path")]).ok();
+    let warning = format!("warning: {} was removed while its daemon ran; ", bench.ocifs.cache().display());
+    assert!(mounted.stderr.starts_with(&warning), "{}", mounted.stderr);
+    bench.assert_served();
+    let du = bench.ocifs.run(["cache", "du"]).ok();
+    assert!(du.stderr.is_empty(), "once is enough: {}", du.stderr);
+    let indexes = fs::read_dir(bench.ocifs.cache().join("indexes")).expect("it is there again").count();
+    assert_eq!(indexes, 1, "what is made is kept: {}", du.stdout);
+}
+
+#[test]
 fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do() {
     let Some(bench) = Bench::new() else { return };
     bench.ocifs.run(["cache", "du"]).ok();
