@@ -231,7 +231,7 @@ async fn push(
             sent = &mut pushing => break sent.map_err(|error| Failure::from(&error))?,
             _ = tick.tick() => {
                 let share::Pushing { blobs, finished, there, total } = progress.now();
-                let now = control::Progress { layers: blobs, finished, total, taken: there, received: 0 };
+                let now = control::Progress { layers: blobs, finished, total, taken: there, received: there };
                 send(events, Event::Progress(now)).await;
             }
         }

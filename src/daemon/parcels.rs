@@ -131,7 +131,7 @@ impl Outgoing {
             finished: self.progress.finished(),
             total: self.total,
             taken: self.progress.taken(),
-            received: 0,
+            received: self.progress.taken(),
         }
     }
 
