@@ -10,7 +10,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
-use super::events::send;
 use super::mounts::{Mounted, Mounts};
 use super::served::Served;
 use super::socket::Listener;
@@ -87,7 +86,7 @@ impl Server {
     }
 
     /// Serves clients for ever.
-    pub(super) async fn accept(self: &Arc<Self>, listener: Listener) {
+    pub(super) async fn accept(self: &Arc<Self>, mut listener: Listener) {
         loop {
             match listener.accept().await {
                 Ok(stream) => {
@@ -170,11 +169,21 @@ impl Server {
             Ok(Err(failure)) => return Answers { events, writer, queue }.finish(Err(failure)).await,
             Err(_) => return tracing::debug!("a client said nothing"),
         };
-        let answers = Answers { events, writer, queue };
+        let mut answers = Answers { events, writer, queue };
+        // Whoever asks for what takes its time is not kept wondering whether there is anybody.
+        if !request.is_quick()
+            && let Err(failure) = answers.write(&Event::Progress(control::Progress::default())).await
+        {
+            return tracing::debug!(%failure, "the client went away");
+        }
         if request.needs_cache() {
             match upkeep::restore_cache(&self.images).await {
                 Ok(None) => {}
-                Ok(Some(text)) => send(&answers.events, Event::Warning { text }).await,
+                Ok(Some(text)) => {
+                    if let Err(failure) = answers.write(&Event::Warning { text }).await {
+                        tracing::debug!(%failure, "nobody hears what became of the cache");
+                    }
+                }
                 Err(failure) => return answers.finish(Err(failure)).await,
             }
         }
