@@ -130,16 +130,21 @@ impl ImageArgs {
         })
     }
 
-    /// The files that say how registries are reached, and the one with recorded aliases. Those that the user names must be
-    /// there.
+    /// The files that say how registries are reached, and the one with recorded aliases. Those that the user names, in
+    /// whatever way, must be there.
     fn hosts(&self, context: &Context) -> Result<(control::HostFiles, Option<PathBuf>), Failure> {
         let tree = self.hosts_dir.as_deref().map(absolute).transpose()?;
         let registries = self.registries_conf.as_deref().map(absolute).transpose()?;
         let named = hosts::Named { tree: tree.as_deref(), registries: registries.as_deref() };
         let named = named.or_configured(&context.settings);
         let by_environment = named.by_environment(&context.environment);
-        for file in tree.iter().chain(&registries).chain(&by_environment) {
-            must_open("host configuration", file)?;
+        for (path, is_tree) in [(named.tree, true), (named.registries, false), (by_environment.as_deref(), false)] {
+            let Some(path) = path else { continue };
+            must_open("host configuration", path)?;
+            if path.is_dir() != is_tree {
+                let what = format!("cannot read the host configuration in {}", Printable::path(path));
+                return Err(usage(what, if is_tree { "it is not a directory" } else { "it is a directory" }));
+            }
         }
         let mut files = named.files(&context.environment);
         // The daemon is in another directory, and a variable may hold what is relative to this one.

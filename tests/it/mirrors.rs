@@ -137,8 +137,16 @@ fn b_144_a_mistake_in_a_host_file_fails_the_mount_with_file_and_line() {
     assert_eq!(ran.code(), 2, "{}", ran.stderr);
     assert!(ran.stderr.contains(&format!("{name}: line 2: unknown capability")), "{}", ran.stderr);
     assert!(asked(&bench.registry) == (0, 0), "nobody is asked");
-    let missing = bench.ocifs.run(["inspect", "--hosts-dir=/no/such", &bench.registry.name("team/app:1.0")]);
-    assert_eq!(missing.code(), 2, "{}", missing.stderr);
+    for wrong in
+        ["--hosts-dir=/no/such", "--hosts-dir=/dev/null", "--registries-conf=/no/such", "--registries-conf=/dev"]
+    {
+        let ran = bench.ocifs.run(["inspect", wrong, &bench.registry.name("team/app:1.0")]);
+        assert_eq!(ran.code(), 2, "{wrong}: {}", ran.stderr);
+    }
+    bench.write(".config/ocifs/config.toml", "hosts-dir = '/no/such'\n");
+    let configured = bench.ocifs.run(["inspect", &bench.registry.name("team/app:1.0")]);
+    assert!(configured.code() == 2 && configured.stderr.contains("/no/such"), "{}", configured.stderr);
+    bench.write(".config/ocifs/config.toml", "");
     for (file, code) in [("/no/such", 2), ("hosts/none.conf", 0)] {
         bench.write("hosts/none.conf", "");
         let mut inspect = bench.ocifs.command(["inspect", &bench.registry.name("team/app:1.0")]);
