@@ -1,7 +1,7 @@
 //! Progress on the terminal: one line on standard error that is gone when the command ends.
 //!
-//! A line that wraps cannot be taken away, so it is one message, cut at the width of the terminal: what matters most is at its
-//! beginning. Its speed is that of what comes now ([`Speed`]), whatever was there before.
+//! A line that wraps cannot be taken away, so it is one message, cut at the width of the terminal: what matters most is
+//! at its beginning. Its speed is that of what comes now ([`Speed`]), whatever was there before.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
@@ -122,8 +122,8 @@ struct Speed {
 }
 
 impl Speed {
-    /// Bytes a second, now that `bytes` have come; none before there is something to compare with. What had come when this is
-    /// called first is no speed.
+    /// Bytes a second, now that `bytes` have come; none before there is something to compare with. What had come when this
+    /// is called first is no speed.
     fn rate(&mut self, bytes: u64, now: Instant) -> Option<u64> {
         self.seen.push_back((now, bytes));
         while self.seen.get(1).is_some_and(|(then, _)| now.duration_since(*then) >= WINDOW) {

@@ -38,7 +38,7 @@ pub(super) async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
 }
 
 /// As people see it: bytes that are here count, also while they wait for those before them.
-fn shown(now: Streamed) -> control::Progress {
+pub(super) fn shown(now: Streamed) -> control::Progress {
     let Streamed { layers, finished, total, taken, kept, received } = now;
     let here = kept.saturating_add(received).min(total);
     control::Progress { layers, finished, total, taken: taken.max(here), received }

@@ -228,7 +228,7 @@ impl From<&store::Error> for Failure {
         let failure = Self::of(Code::Cache, error);
         match error {
             store::Error::Busy(_) => {
-                failure.hint("a daemon with another --runtime-dir serves this cache; name that, or another --cache-dir")
+                failure.hint("use the mounts of its daemon, perhaps with another --runtime-dir, or another --cache-dir")
             }
             store::Error::Version { .. } => failure.hint("use the newer ocifs, or another --cache-dir"),
             store::Error::Io { source, .. }
