@@ -1,18 +1,34 @@
 //! Configuration files: TOML with few keys, where a misspelt one is an error that names file and line.
 
+use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::stop::usage;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
 use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::oci::Printable;
+
+/// All keys.
+const KEYS: [&str; 12] = [
+    "cache-dir",
+    "cache-size",
+    "runtime-dir",
+    "fill",
+    "io",
+    "on-outage",
+    "profile-until",
+    "trust-index",
+    "idle-seconds",
+    "plain-http",
+    "hosts-dir",
+    "registries-conf",
+];
 
 /// What one configuration file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,23 +50,6 @@ pub(super) struct ConfigFile {
     pub(super) registries_conf: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Wire {
-    cache_dir: Option<Spanned<PathBuf>>,
-    cache_size: Option<Spanned<String>>,
-    runtime_dir: Option<Spanned<PathBuf>>,
-    fill: Option<Fill>,
-    io: Option<Io>,
-    on_outage: Option<Spanned<String>>,
-    profile_until: Option<Spanned<String>>,
-    trust_index: Option<TrustIndex>,
-    idle_seconds: Option<u32>,
-    plain_http: Option<Vec<Spanned<String>>>,
-    hosts_dir: Option<Spanned<PathBuf>>,
-    registries_conf: Option<Spanned<PathBuf>>,
-}
-
 impl ConfigFile {
     /// Reads a file; one that does not exist says nothing.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
@@ -59,56 +58,75 @@ impl ConfigFile {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(Self::default())
             }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(usage(cannot_use(path), "it is not UTF-8 text"))
+            }
             Err(error) => Err(usage(cannot_use(path), error)),
         }
     }
 
     /// Reads `text`, which is the content of `path`.
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
-        let wrong = |span: Option<Range<usize>>, problem: &str| {
-            let place = span.map_or_else(String::new, |span| format!("line {}: ", line_of(text, span.start)));
-            // The parser quotes what stands in the file.
-            usage(cannot_use(path), format_args!("{place}{}", problem.trim_end().replace('\n', "; ")))
+        let wrong = |offset: usize, problem: fmt::Arguments<'_>| {
+            usage(cannot_use(path), format_args!("line {}: {problem}", line_of(text, offset)))
         };
-        let wire: Wire = toml::from_str(text).map_err(|error| wrong(error.span(), error.message()))?;
-        let absolute = |key: &str, value: Option<Spanned<PathBuf>>| match value {
-            Some(path) if !path.get_ref().is_absolute() => {
-                Err(wrong(Some(path.span()), &format!("{key} must be an absolute path")))
+        let table = DeTable::parse(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            let line = text.lines().nth(line_of(text, offset) - 1).unwrap_or_default().trim();
+            match error.message() {
+                "duplicate key" => wrong(offset, format_args!("{line} sets what was set before")),
+                _ => wrong(offset, format_args!("this cannot be understood: {line:.80}"))
+                    .hint("a line is KEY = VALUE, with text in quotes, as in fill = \"idle\""),
             }
-            path => Ok(path.map(Spanned::into_inner)),
-        };
-        let host = |host: Spanned<String>| match host.get_ref() {
-            text if text.is_empty() || text.contains('/') => {
-                Err(wrong(Some(host.span()), "plain-http lists registries as \"HOST\" or \"HOST:PORT\""))
+        })?;
+        let mut entries: Vec<_> = table.into_inner().into_iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let mut file = Self::default();
+        for (key, value) in entries {
+            let start = value.span().start;
+            file.set(key.get_ref(), value.into_inner()).map_err(|problem| match problem {
+                Problem::Key => wrong(key.span().start, format_args!("there is no key {}", key.get_ref()))
+                    .hint(format!("the keys are {}", KEYS.join(", "))),
+                Problem::Value(allowed) => wrong(start, format_args!("{} must be {allowed}", key.get_ref()))
+                    .hint("`ocifs --help` shows all keys with examples"),
+            })?;
+        }
+        Ok(file)
+    }
+
+    fn set(&mut self, key: &str, value: DeValue<'_>) -> Result<(), Problem> {
+        let known = KEYS.iter().find(|known| **known == key).ok_or(Problem::Key)?;
+        match *known {
+            "cache-dir" => self.cache_dir = Some(path(&value)?),
+            "cache-size" => self.cache_size = Some(written(&value, "a size such as \"20G\"", byte_size::cache_size)?),
+            "runtime-dir" => self.runtime_dir = Some(path(&value)?),
+            "fill" => {
+                self.fill = Some(word(&value, &[("off", Fill::Off), ("idle", Fill::Idle), ("now", Fill::Now)])?);
             }
-            _ => Ok(host.into_inner()),
-        };
-        let until = |text: Spanned<String>| {
-            duration::recording(text.get_ref())
-                .map_err(|problem| wrong(Some(text.span()), &format!("profile-until: {problem}")))
-        };
-        let on_outage = |text: Spanned<String>| {
-            duration::on_outage(text.get_ref())
-                .map_err(|problem| wrong(Some(text.span()), &format!("on-outage: {problem}")))
-        };
-        let size = |text: Spanned<String>| {
-            byte_size::cache_size(text.get_ref())
-                .map_err(|problem| wrong(Some(text.span()), &format!("cache-size: {problem}")))
-        };
-        Ok(Self {
-            cache_dir: absolute("cache-dir", wire.cache_dir)?,
-            cache_size: wire.cache_size.map(size).transpose()?,
-            runtime_dir: absolute("runtime-dir", wire.runtime_dir)?,
-            fill: wire.fill,
-            io: wire.io,
-            on_outage: wire.on_outage.map(on_outage).transpose()?,
-            profile_until: wire.profile_until.map(until).transpose()?,
-            trust_index: wire.trust_index,
-            idle: wire.idle_seconds.map(|seconds| Duration::from_secs(seconds.into())),
-            plain_http: wire.plain_http.map(|hosts| hosts.into_iter().map(host).collect()).transpose()?,
-            hosts_dir: absolute("hosts-dir", wire.hosts_dir)?,
-            registries_conf: absolute("registries-conf", wire.registries_conf)?,
-        })
+            "io" => {
+                let modes = [("auto", Io::Auto), ("passthrough", Io::Passthrough), ("cached", Io::Cached)];
+                self.io = Some(word(&value, &modes)?);
+            }
+            "on-outage" => {
+                self.on_outage = Some(written(&value, "a policy such as \"wait:5m\"", duration::on_outage)?);
+            }
+            "profile-until" => {
+                self.profile_until = Some(written(&value, "a duration such as \"30s\"", duration::recording)?);
+            }
+            "trust-index" => {
+                let trusted = [
+                    ("by-reference", TrustIndex::ByReference),
+                    ("none", TrustIndex::None),
+                    ("registry", TrustIndex::Registry),
+                ];
+                self.trust_index = Some(word(&value, &trusted)?);
+            }
+            "idle-seconds" => self.idle = Some(seconds(&value)?),
+            "plain-http" => self.plain_http = Some(hosts(&value)?),
+            "hosts-dir" => self.hosts_dir = Some(path(&value)?),
+            _ => self.registries_conf = Some(path(&value)?),
+        }
+        Ok(())
     }
 
     /// What this file says, and where it is silent what `other` says.
@@ -128,6 +146,49 @@ impl ConfigFile {
             registries_conf: self.registries_conf.or(other.registries_conf),
         }
     }
+}
+
+/// What is wrong with an entry.
+enum Problem {
+    /// There is no such key.
+    Key,
+    /// The value is none of those that are allowed, which are these.
+    Value(String),
+}
+
+/// A text that `parse` understands; `example` is one.
+fn written<T>(value: &DeValue<'_>, example: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Problem> {
+    let text = value.as_str().ok_or_else(|| Problem::Value(format!("{example}, in quotes")))?;
+    parse(text).map_err(|problem| Problem::Value(format!("{example}, not \"{}\": {problem}", Printable::of(text))))
+}
+
+/// One of `words`.
+fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
+    let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        Problem::Value(words.join(" or "))
+    })
+}
+
+fn path(value: &DeValue<'_>) -> Result<PathBuf, Problem> {
+    let path = value.as_str().map(PathBuf::from).filter(|path| path.is_absolute());
+    path.ok_or_else(|| Problem::Value("an absolute path, in quotes".to_owned()))
+}
+
+fn seconds(value: &DeValue<'_>) -> Result<Duration, Problem> {
+    let number = value.as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+    let seconds = number.ok_or_else(|| Problem::Value("a whole number of seconds, without quotes".to_owned()))?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+fn hosts(value: &DeValue<'_>) -> Result<Vec<String>, Problem> {
+    let host = |value: &Spanned<DeValue<'_>>| {
+        let text = value.get_ref().as_str().filter(|text| !text.is_empty() && !text.contains('/'));
+        text.map(str::to_owned)
+    };
+    let hosts = value.as_array().and_then(|array| array.iter().map(host).collect());
+    hosts.ok_or_else(|| Problem::Value("a list of \"HOST\" or \"HOST:PORT\", such as [\"r.example:5000\"]".to_owned()))
 }
 
 fn cannot_use(path: &Path) -> String {
@@ -169,26 +230,46 @@ mod tests {
         };
         assert_eq!(parse(text), Ok(expected));
         assert_eq!(parse(""), Ok(ConfigFile::default()));
+        for key in KEYS {
+            assert!(text.contains(&format!("{key} = ")), "{key}");
+        }
     }
 
     #[test]
     fn mistakes_name_file_and_line() {
         let cases = [
-            ("fill = 'off'\ncachedir = '/c'\n", 2, "unknown field `cachedir`"),
-            ("\n\nfill = 'sometimes'", 3, "unknown variant `sometimes`"),
-            ("io = 'fast'", 1, "unknown variant `fast`"),
-            ("idle-seconds = -1", 1, "invalid value"),
-            ("on-outage = 'wait:ever'", 1, "on-outage: write it as eio, wait, or wait:DURATION"),
-            ("\nprofile-until = '6m'", 2, "profile-until: a start is recorded for 5 minutes at most"),
-            ("cache-size = '2'", 1, "cache-size: a cache has 1M at least"),
-            ("cache-size = 2", 1, "invalid type"),
-            ("# one\n[mount]\n", 2, "unknown field `mount`"),
-            ("fill =\n", 1, ""),
-            ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path"),
-            ("hosts-dir = 'h'", 1, "hosts-dir must be an absolute path"),
-            ("plain-http = [\n 'a',\n 'http://b',\n]", 3, "plain-http lists registries"),
+            ("fill = 'off'\ncachedir = '/c'\n", 2, "there is no key cachedir"),
+            ("\n\nfill = 'sometimes'", 3, "fill must be \"off\" or \"idle\" or \"now\""),
+            ("fill = 3", 1, "fill must be \"off\" or"),
+            ("io = 'fast'", 1, "io must be \"auto\" or \"passthrough\" or \"cached\""),
+            ("idle-seconds = -1", 1, "idle-seconds must be a whole number of seconds, without quotes"),
+            ("idle-seconds = '1'", 1, "idle-seconds must be a whole number of seconds, without quotes"),
+            (
+                "on-outage = 'wait:ever'",
+                1,
+                "on-outage must be a policy such as \"wait:5m\", not \"wait:ever\": write it as eio, wait, or",
+            ),
+            (
+                "\nprofile-until = '6m'",
+                2,
+                "profile-until must be a duration such as \"30s\", not \"6m\": a start is recorded for 5 minutes",
+            ),
+            ("cache-size = '2'", 1, "cache-size must be a size such as \"20G\", not \"2\": a cache has 1M at least"),
+            ("cache-size = 2", 1, "cache-size must be a size such as \"20G\", in quotes"),
+            ("# one\n[mount]\n", 2, "there is no key mount"),
+            ("fill =\n", 1, "this cannot be understood: fill ="),
+            ("\nfill = now # yes", 2, "this cannot be understood: fill = now # yes"),
+            ("io = 'auto\nfill = 'now'", 1, "this cannot be understood: io = 'auto"),
+            ("fill = 'now'\nfill = 'off'", 2, "fill = 'off' sets what was set before"),
+            ("\ncache-dir = 'c'", 2, "cache-dir must be an absolute path, in quotes"),
+            ("hosts-dir = 'h'", 1, "hosts-dir must be an absolute path, in quotes"),
+            ("plain-http = [\n 'a',\n 'http://b',\n]", 1, "plain-http must be a list of \"HOST\" or"),
+            ("plain-http = 'a'", 1, "plain-http must be a list"),
+            ("zzz = 1\nfill = 1", 1, "there is no key zzz"),
         ];
         for (text, line, problem) in cases {
+            let failure = ConfigFile::parse(text, Path::new("/etc/ocifs/config.toml")).expect_err("a mistake");
+            assert!(failure.hint.is_some() || text.starts_with("fill = 'now'"), "{text:?} has no hint");
             let error = parse(text).expect_err("a mistake");
             let start = format!("cannot use the configuration file /etc/ocifs/config.toml: line {line}: {problem}");
             assert!(error.starts_with(&start), "{text:?} gives {error:?}");

@@ -1,6 +1,6 @@
 //! `ocifs demo`: what ocifs does, on an image of its own.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::ValueHint;
@@ -36,12 +36,40 @@ pub(super) fn run(args: Args, environment: &Environment) -> Result<(), Stop> {
     let program = |command: &str| Program { path: path.clone(), arguments: vec![command.into()] };
     let demo = Demo {
         dir: args.dir.as_deref().map(settled).transpose()?,
-        temporary: environment.temporary(),
+        temporary: settled(&environment.temporary())?,
         daemon: program("daemon"),
         enter: program("enter"),
-        interactive: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        interactive: io::stdin().is_terminal() && io::stdout().is_terminal(),
     };
     let mut output = Output::new();
-    demo::run(&demo, output.raw())?;
-    output.finish()
+    let mut told = Told { out: output.raw(), refusal: None };
+    match (demo::run(&demo, &mut told), told.refusal) {
+        (Err(_), Some(error)) => Err(Stop::output(&error)),
+        (Err(failure), None) => Err(failure.into()),
+        (Ok(()), _) => output.finish(),
+    }
+}
+
+/// Standard output, and why nothing more can be written there.
+struct Told<'a> {
+    out: &'a mut dyn Write,
+    refusal: Option<io::Error>,
+}
+
+impl Told<'_> {
+    fn noted<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.inspect_err(|error| self.refusal = Some(error.kind().into()))
+    }
+}
+
+impl Write for Told<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let outcome = self.out.write(bytes);
+        self.noted(outcome)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let outcome = self.out.flush();
+        self.noted(outcome)
+    }
 }

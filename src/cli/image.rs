@@ -145,7 +145,7 @@ impl ImageArgs {
         let by_file = (named.registries, false, flags.registries.is_none().then_some("registries-conf"));
         for (file, is_tree, configured) in [by_tree, by_file, (by_environment.as_deref(), false, None)] {
             let Some(file) = file.filter(|_| is_remote || configured.is_none()) else { continue };
-            let found = must_open(HOSTS, file).and_then(|()| if is_tree { must_be_directory(file) } else { Ok(()) });
+            let found = must_open(HOSTS, file).and_then(|()| must_be(file, is_tree));
             found.map_err(|failure| match configured {
                 Some(key) => failure.hint(format!("a configuration file names it as {key}")),
                 None => failure,
@@ -175,11 +175,14 @@ fn parsed(text: &str) -> Result<Reference, Failure> {
     })
 }
 
-/// Fails if what the user named as a tree of host configuration is something else.
-fn must_be_directory(tree: &Path) -> Result<(), Failure> {
-    match tree.is_dir() {
-        true => Ok(()),
-        false => Err(usage(format!("cannot read the {HOSTS} in {}", Printable::path(tree)), "it is not a directory")),
+/// Fails if host configuration is a directory where a file is meant, or the other way round.
+fn must_be(file: &Path, is_tree: bool) -> Result<(), Failure> {
+    match (file.is_dir(), is_tree) {
+        (true, true) | (false, false) => Ok(()),
+        (is_directory, _) => Err(usage(
+            format!("cannot read the {HOSTS} in {}", Printable::path(file)),
+            if is_directory { "it is a directory" } else { "it is not a directory" },
+        )),
     }
 }
 

@@ -119,7 +119,10 @@ enum Action {
     ///
     /// The first is the one that a mount uses. Those of the SOCI snapshotter are listed as well: soci for one beside the image,
     /// soci-v2 for one that the image's manifest names.
-    #[command(after_long_help = "Examples:\n  ocifs index list debian:12\n  ocifs index list --json debian:12")]
+    #[command(
+        mut_arg("offline", never_offered),
+        after_long_help = "Examples:\n  ocifs index list debian:12\n  ocifs index list --json debian:12"
+    )]
     List {
         #[command(flatten)]
         image: ImageArgs,
@@ -129,7 +132,10 @@ enum Action {
         json: bool,
     },
     /// Show what the indexes beside an image hold, layer by layer
-    #[command(after_long_help = "Examples:\n  ocifs index show debian:12\n  ocifs index show --json debian:12")]
+    #[command(
+        mut_arg("offline", never_offered),
+        after_long_help = "Examples:\n  ocifs index show debian:12\n  ocifs index show --json debian:12"
+    )]
     Show {
         #[command(flatten)]
         image: ImageArgs,
@@ -143,6 +149,7 @@ enum Action {
     /// The image is not changed. A registry may not allow that a manifest is deleted; it is then taken out of the list, so
     /// that nobody finds it, where the list is kept under a tag.
     #[command(
+        mut_arg("offline", never_offered),
         after_long_help = "Examples:\n  ocifs index rm ghcr.io/owner/name:1.2\n  ocifs index rm --format soci ghcr.io/owner/name:1.2"
     )]
     Rm {
@@ -157,6 +164,11 @@ enum Action {
         #[arg(long, value_enum, value_name = "FORMAT", default_value = "ocifs")]
         format: Format,
     },
+}
+
+/// An option of all commands that read an image, for one by which it is always refused.
+fn never_offered(option: clap::Arg) -> clap::Arg {
+    option.hide(true)
 }
 
 /// Does what was asked for.
@@ -422,6 +434,20 @@ mod tests {
             [&[][..], &["--push"], &["--all-platforms", "--platform", "linux/arm64", "a"], &["--output", "x", "a"]]
         {
             assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_registry_knows_is_not_offered_offline() {
+        use clap::CommandFactory;
+        let program = args::Args::command();
+        let index = program.find_subcommand("index").expect("a command");
+        let is_offered = |command: &clap::Command| {
+            command.get_arguments().any(|option| option.get_id() == "offline" && !option.is_hide_set())
+        };
+        assert!(is_offered(index));
+        for word in ["list", "show", "rm"] {
+            assert!(!is_offered(index.find_subcommand(word).expect("a command")), "{word}");
         }
     }
 

@@ -18,8 +18,11 @@ use crate::oci::Printable;
 /// How long a starting daemon may take to say that it is ready.
 const START: Duration = Duration::from_secs(20);
 
-/// How long a daemon may take to answer what needs nobody else.
+/// How long a daemon may take to answer what needs nobody else, and to show that it has heard of anything else.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long to wait, at first and at most, before a daemon is looked for again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// How a daemon is started.
 #[derive(Debug, Clone)]
@@ -45,14 +48,29 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<UnixStream>,
+    /// The part of a line that has come.
+    line: Vec<u8>,
+    /// How long the next event is waited for.
+    patience: Patience,
     /// Where the daemon writes what it does.
     log: PathBuf,
+}
+
+/// How long events of a daemon are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Whoever answers at once is expected to.
+    Short,
+    /// The first shows that the daemon lives, and what it does then takes its time.
+    First,
+    /// For ever.
+    Endless,
 }
 
 impl Client {
     /// Makes a request, starting the daemon if there is none.
     pub fn request(&self, request: &Request) -> Result<Connection, Failure> {
-        let deadline = Instant::now() + START;
+        let (deadline, mut pause) = (Instant::now() + START, AGAIN.0);
         loop {
             if let Some(connection) = self.request_if_running(request)? {
                 return Ok(connection);
@@ -61,7 +79,8 @@ impl Client {
                 Ok(()) => {}
                 // Another client's daemon won the race, or the last one is still ending: its socket decides.
                 Err(failure) if failure.code == Code::Cache && Instant::now() < deadline && is_busy(&failure) => {
-                    std::thread::sleep(Duration::from_millis(50));
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(AGAIN.1);
                 }
                 Err(failure) => return Err(failure),
             }
@@ -98,13 +117,13 @@ impl Client {
             }
             Err(error) => return Err(unusable("reach the daemon at", &socket, &error)),
         };
-        if request.is_quick() {
-            stream.set_read_timeout(Some(ANSWER)).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
-        }
+        let patience = if request.is_quick() { Patience::Short } else { Patience::First };
+        stream.set_read_timeout(Some(ANSWER)).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
         let mut line = serde_json::to_vec(request).map_err(|error| Failure::of(Code::Other, &error))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(|error| Failure::io("cannot talk to the daemon", &error))?;
-        Ok(Some(Connection { stream: BufReader::new(stream), log: socket.with_extension("log") }))
+        let (stream, log) = (BufReader::new(stream), socket.with_extension("log"));
+        Ok(Some(Connection { stream, line: Vec::new(), patience, log }))
     }
 
     /// Starts a daemon and waits until it is ready or says why it cannot be.
@@ -139,20 +158,39 @@ fn is_busy(failure: &Failure) -> bool {
 }
 
 impl Connection {
-    /// Reads the next event.
+    /// Reads the next event. A daemon that is silent although it should have said something gives a warning, unless it had
+    /// nothing to do but answer: then that is a failure.
     pub fn event(&mut self) -> Result<Event, Failure> {
-        let mut line = Vec::new();
-        let count = self.stream.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Failure::new(Code::Other, format!("the daemon has not answered for {} seconds", ANSWER.as_secs()))
-                    .hint(format!("it may have been stopped; its log is {}", Printable::path(&self.log)))
+        let silent = || format!("the daemon has not answered for {} seconds", ANSWER.as_secs());
+        match self.stream.read_until(b'\n', &mut self.line) {
+            Ok(0) => {
+                return Err(Failure::new(Code::Other, "the daemon ended before it answered").hint(self.see_log()));
             }
-            _ => Failure::io("lost the daemon", &error).hint(self.see_log()),
-        })?;
-        if count == 0 {
-            return Err(Failure::new(Code::Other, "the daemon ended before it answered").hint(self.see_log()));
+            Ok(_) => {}
+            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Err(Failure::io("lost the daemon", &error).hint(self.see_log()));
+            }
+            Err(_) if self.patience == Patience::Short => {
+                let hint = format!("it may have been stopped; {}", self.see_log());
+                return Err(Failure::new(Code::Other, silent()).hint(hint));
+            }
+            Err(_) => {
+                self.wait_for_ever()?;
+                let text = format!("{}; it may have been stopped, and {}", silent(), self.see_log());
+                return Ok(Event::Warning { text });
+            }
         }
+        if self.patience == Patience::First {
+            self.wait_for_ever()?;
+        }
+        let line = std::mem::take(&mut self.line);
         serde_json::from_slice(&line).map_err(|error| Failure::of(Code::Other, &error))
+    }
+
+    fn wait_for_ever(&mut self) -> Result<(), Failure> {
+        self.patience = Patience::Endless;
+        let set = self.stream.get_ref().set_read_timeout(None);
+        set.map_err(|error| Failure::io("cannot talk to the daemon", &error))
     }
 
     fn see_log(&self) -> String {

@@ -216,6 +216,11 @@ pub enum Request {
 }
 
 impl Request {
+    /// True if the cache directory must be there for it.
+    pub(super) fn needs_cache(&self) -> bool {
+        !matches!(self, Self::Wait { .. } | Self::Unmount { .. } | Self::List | Self::Status { .. } | Self::Retire)
+    }
+
     /// True if the daemon answers at once, whatever it is doing.
     pub(super) fn is_quick(&self) -> bool {
         matches!(self, Self::List | Self::Status { .. } | Self::Retire)
@@ -255,9 +260,9 @@ pub enum Event {
 }
 
 /// How far opening an image has come, or completing it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Layers being streamed or filled.
+    /// Layers being streamed or filled; none if that is not known yet, which at least shows that the daemon has heard.
     pub layers: usize,
     /// Layers of them that are read to the end, or complete.
     pub finished: usize,

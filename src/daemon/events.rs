@@ -54,10 +54,11 @@ async fn tell(events: &mpsc::Sender<Event>, progress: &Progress) {
     send(events, Event::Progress(shown(progress.now()))).await;
 }
 
-/// As people see it: bytes that have come out of order, while the first ones are still on their way, count.
-fn shown(now: Streamed) -> control::Progress {
-    let Streamed { layers, finished, total, taken, received } = now;
-    control::Progress { layers, finished, total, taken: taken.max(received.min(total)), received }
+/// As people see it: bytes that are here count, also while they wait for those before them.
+pub(super) fn shown(now: Streamed) -> control::Progress {
+    let Streamed { layers, finished, total, taken, kept, received } = now;
+    let here = kept.saturating_add(received).min(total);
+    control::Progress { layers, finished, total, taken: taken.max(here), received }
 }
 
 /// Tells what the user should know of an image, such as that its registry did not answer.
@@ -80,7 +81,12 @@ mod tests {
 
     #[test]
     fn progress_moves_with_every_byte_and_never_beyond_the_end() {
-        let taken = |taken, received| shown(Streamed { layers: 1, finished: 0, total: 10, taken, received }).taken;
-        assert_eq!((taken(0, 3), taken(4, 3), taken(4, 12)), (3, 4, 10));
+        let taken = |taken, kept, received| {
+            let shown = shown(Streamed { layers: 1, finished: 0, total: 10, taken, kept, received });
+            assert_eq!(shown.received, received, "what was there is no traffic");
+            shown.taken
+        };
+        assert_eq!((taken(0, 0, 3), taken(4, 0, 3), taken(4, 0, 12)), (3, 4, 10));
+        assert_eq!((taken(0, 2, 3), taken(4, 4, 3), taken(10, 4, 12)), (5, 7, 10));
     }
 }

@@ -48,6 +48,10 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+/// What libraries say of a connection around the cause, and nobody learns anything from.
+const HOLLOW: [&str; 5] =
+    ["error sending request", "client error (Connect)", "dns error", "error resolving DNS", "tcp connect error"];
+
 impl Failure {
     /// A failure without a further cause.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
@@ -96,8 +100,9 @@ impl Failure {
     fn add_causes(&mut self, mut cause: Option<&dyn StdError>) {
         while let Some(error) = cause {
             let text = plain(&error.to_string());
+            let is_hollow = HOLLOW.contains(&text.as_str()) && error.source().is_some();
             // Transparent wrappers repeat what they wrap.
-            if text != self.error && self.causes.last() != Some(&text) {
+            if !is_hollow && text != self.error && self.causes.last() != Some(&text) {
                 self.causes.push(text);
             }
             cause = error.source();
@@ -178,9 +183,13 @@ impl From<&source::Error> for Failure {
             ErrorKind::Io => Code::Other,
             ErrorKind::Misconfigured => Code::Usage,
         };
-        Self { hint: error.advice().map(plain), ..Self::of(code, error) }
+        let usual = (code == Code::Unreachable).then_some(OFFLINE);
+        Self { hint: error.advice().or(usual).map(plain), ..Self::of(code, error) }
     }
 }
+
+/// What can be done without whoever cannot be reached.
+const OFFLINE: &str = "check the name and the network; `ocifs mount --offline` shows what the cache has";
 
 /// True if a file may not be read by this user.
 fn is_forbidden(error: &source::Error) -> bool {
@@ -219,7 +228,7 @@ impl From<&store::Error> for Failure {
         let failure = Self::of(Code::Cache, error);
         match error {
             store::Error::Busy(_) => {
-                failure.hint("another daemon serves this cache; use its mounts or another --cache-dir")
+                failure.hint("use the mounts of its daemon, perhaps with another --runtime-dir, or another --cache-dir")
             }
             store::Error::Version { .. } => failure.hint("use the newer ocifs, or another --cache-dir"),
             store::Error::Io { source, .. }
@@ -290,7 +299,9 @@ impl From<&MountError> for Failure {
 /// Adds what to do when /dev/fuse cannot be opened.
 pub(super) fn no_device(failure: Failure, source: &std::io::Error) -> Failure {
     match source.kind() {
-        std::io::ErrorKind::PermissionDenied => failure.hint("this user may not open /dev/fuse"),
+        std::io::ErrorKind::PermissionDenied => {
+            failure.hint("let this user read and write it; everybody may where its mode is 0666, as is usual")
+        }
         _ => failure.hint("load the module with `modprobe fuse`; in a container, pass --device /dev/fuse"),
     }
 }
@@ -299,7 +310,7 @@ impl From<&UnmountError> for Failure {
     fn from(error: &UnmountError) -> Self {
         match error {
             UnmountError::Busy { .. } => {
-                Self::of(Code::Busy, error).hint("end these processes, or detach the mount with `ocifs umount --lazy`")
+                Self::of(Code::Busy, error).hint("end what uses it, or detach the mount with `ocifs umount --lazy`")
             }
             UnmountError::Refused { .. } if !rustix::process::geteuid().is_root() => {
                 Self::of(Code::Denied, error).hint("only root may end the mounts of other users")
@@ -321,6 +332,19 @@ mod tests {
         assert_eq!(code(failed().because(std::io::Error::from(std::io::ErrorKind::PermissionDenied))), Code::Denied);
         assert_eq!(code(failed().because(rustix::io::Errno::IO)), Code::Other);
         assert_eq!(code(failed()), Code::Other);
+    }
+
+    #[test]
+    fn what_says_nothing_around_a_cause_is_left_out_and_an_unreachable_host_is_told_with_advice() {
+        let refused = std::io::Error::other("Connection refused");
+        let inner = source::Error::new(ErrorKind::Io, "tcp connect error").because(refused);
+        let outer = source::Error::new(ErrorKind::Io, "client error (Connect)").because(inner);
+        let failure =
+            Failure::from(&source::Error::new(ErrorKind::Unreachable, "cannot reach r.example").because(outer));
+        assert_eq!(failure.causes, ["Connection refused"]);
+        assert!(failure.hint.is_some_and(|hint| hint.starts_with("check the name and the network")));
+        let alone = source::Error::new(ErrorKind::Io, "cannot").because(source::Error::new(ErrorKind::Io, "dns error"));
+        assert_eq!(Failure::from(&alone).causes, ["dns error"], "it is all that is known");
     }
 
     #[test]

@@ -11,12 +11,12 @@ use bytesize::ByteSize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::control::{self, Event, FillReport};
-use super::events::{TELL, send};
+use super::control::{Event, FillReport};
+use super::events::{TELL, send, shown};
 use super::{Code, Failure, lacking};
 use crate::fetch::{self, Fetcher, Layer, Urgency};
 use crate::fs::Chain;
-use crate::image::{ImageLayer, Images};
+use crate::image::{ImageLayer, Images, Streamed};
 use crate::oci::Printable;
 use crate::source::ErrorKind;
 use crate::store::Store;
@@ -96,8 +96,9 @@ impl Filling {
         self.start(Urgency::Now);
         let mut states = self.state.subscribe();
         let mut tick = tokio::time::interval(TELL);
+        let begun = self.progress();
         loop {
-            send(events, Event::Progress(self.progress())).await;
+            send(events, Event::Progress(shown(since(begun, self.progress())))).await;
             let State { phase, failure } = states.borrow_and_update().clone();
             match failure {
                 // Readers may have completed what it had given up.
@@ -144,16 +145,22 @@ impl Filling {
         self.layers.iter().all(|layer| is_settled(layer))
     }
 
-    fn progress(&self) -> control::Progress {
+    fn progress(&self) -> Streamed {
         let layers = self.layers.iter();
-        control::Progress {
+        Streamed {
             layers: self.layers.len(),
             finished: layers.clone().filter(|layer| is_settled(layer)).count(),
             total: layers.clone().map(|layer| layer.blob.size()).sum(),
             taken: layers.clone().map(|layer| layer.blob.present_bytes()).sum(),
+            kept: 0,
             received: layers.map(|layer| layer.traffic.bytes()).sum(),
         }
     }
+}
+
+/// What has come since it was `begun`; what was here then is kept.
+fn since(begun: Streamed, now: Streamed) -> Streamed {
+    Streamed { kept: begun.taken, received: now.received.saturating_sub(begun.received), ..now }
 }
 
 /// The task of one fill.
@@ -234,4 +241,24 @@ impl Worker {
 /// True if nothing is left to be done for a layer: all of it is here, and its index says what is so.
 fn is_settled(layer: &Layer) -> bool {
     layer.blob.is_complete() && layer.is_proven()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::Progress;
+    use super::*;
+
+    #[test]
+    fn filling_is_shown_byte_by_byte_from_what_was_here_when_somebody_began_to_wait() {
+        let at = |taken, received| Streamed { layers: 1, finished: 0, total: 100, taken, kept: 0, received };
+        let begun = at(40, 25);
+        let told = |now| {
+            let Progress { taken, received, .. } = shown(since(begun, now));
+            (taken, received)
+        };
+        assert_eq!(told(begun), (40, 0), "what came before is no speed");
+        assert_eq!(told(at(40, 30)), (45, 5), "bytes of a range that is not all here");
+        assert_eq!(told(at(60, 45)), (60, 20));
+        assert_eq!(told(at(100, 95)), (100, 70), "what was sent twice is here once");
+    }
 }

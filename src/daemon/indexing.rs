@@ -23,6 +23,12 @@ use crate::registry::Repository;
 use crate::share::{self, Bound, Bundle, Format, Known, LayerBlob, Listed, SociIndex};
 use crate::source::Source;
 
+/// What to do instead of pushing the index of a local image.
+const NOT_PUSHED: &str = "name the image in its registry; `ocifs index --output oci:DIR` writes an index to a layout";
+
+/// What to do instead of looking beside a local image.
+const NOT_LISTED: &str = "indexes lie beside an image in its registry: name it there";
+
 /// The type of an image's manifest where its source did not say: local ones need not.
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -41,7 +47,7 @@ pub(super) async fn make(
     }
     let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
     let repository = match work.push {
-        true => Some(repository(images, &first).await.map_err(about)?.for_pushing()),
+        true => Some(repository(images, &first, NOT_PUSHED).await.map_err(about)?.for_pushing()),
         false => None,
     };
     let (mut made, mut bound) = (Vec::new(), Vec::new());
@@ -225,7 +231,7 @@ async fn push(
             sent = &mut pushing => break sent.map_err(|error| Failure::from(&error))?,
             _ = tick.tick() => {
                 let share::Pushing { blobs, finished, there, total } = progress.now();
-                let now = control::Progress { layers: blobs, finished, total, taken: there, received: 0 };
+                let now = control::Progress { layers: blobs, finished, total, taken: there, received: there };
                 send(events, Event::Progress(now)).await;
             }
         }
@@ -336,7 +342,7 @@ pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec
 
 async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
     let request = request_of(wanted)?;
-    let repository = repository(images, &request).await?;
+    let repository = repository(images, &request, NOT_LISTED).await?;
     let resolved = images.resolve(&request, &Progress::default()).await.map_err(|error| Failure::from(&error))?;
     let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
@@ -429,7 +435,7 @@ pub(super) async fn remove(
     let format = format_of(format)?.name();
     let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
     let listed = look(images, wanted).await.map_err(about)?;
-    let repository = repository(images, &request_of(wanted)?).await.map_err(about)?.for_pushing();
+    let repository = repository(images, &request_of(wanted)?, NOT_LISTED).await.map_err(about)?.for_pushing();
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));
     let is_chosen = |shared: &&SharedIndex| match artifact {
         Some(artifact) => shared.digest == *artifact,
@@ -453,18 +459,16 @@ pub(super) async fn remove(
     Ok(chosen.len())
 }
 
-/// The repository of an image, which a local one does not have.
-async fn repository(images: &Images, request: &Request) -> Result<Repository, Failure> {
+/// The repository of an image, which a local one does not have; `hint` is for that.
+async fn repository(images: &Images, request: &Request, hint: &str) -> Result<Repository, Failure> {
     if request.offline {
         return Err(
             Failure::new(Code::Usage, "indexes in a registry cannot be reached offline").hint("leave out --offline")
         );
     }
     let repository = images.repository(request).await.map_err(|error| Failure::from(&error))?;
-    repository.ok_or_else(|| {
-        Failure::new(Code::Usage, format!("{} is not in a registry", request.reference))
-            .hint("name the image in its registry; `ocifs index --output oci:DIR` writes an index to a layout")
-    })
+    repository
+        .ok_or_else(|| Failure::new(Code::Usage, format!("{} is not in a registry", request.reference)).hint(hint))
 }
 
 fn interrupted() -> Failure {

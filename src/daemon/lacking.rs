@@ -8,7 +8,9 @@ use bytesize::ByteSize;
 use super::control::OnOutage;
 use super::{Code, Failure};
 use crate::fetch::Layer;
-use crate::image::{Image, Lack};
+use crate::image::{Image, Lack, Origin};
+use crate::oci::{Digest, Printable};
+use crate::store::Store;
 
 /// Most layers that one failure names; the others are counted.
 const NAMED: usize = 8;
@@ -30,8 +32,7 @@ pub(super) fn failure(lacking: &[Lack], count: usize) -> Option<Failure> {
     if lacking.is_empty() {
         return None;
     }
-    let what = format!("{} and the mount is offline", sentence(lacking, count));
-    let failure = Failure::new(Code::Unreachable, what).hint("leave out --offline to fetch them");
+    let failure = Failure::new(Code::Unreachable, sentence(lacking, count)).hint("leave out --offline to fetch them");
     let named = lacking.iter().take(NAMED).fold(failure, |failure, lack| {
         let (missing, size) = (ByteSize::b(lack.missing).display().iec(), ByteSize::b(lack.size).display().iec());
         failure.because(format!("layer {} lacks {missing} of {size}", lack.layer))
@@ -56,6 +57,29 @@ pub(super) fn warning(image: &Image, offline: bool, on_outage: OnOutage) -> Opti
     (!lacking.is_empty()).then(|| format!("{}: {then}", sentence(&lacking, distinct.len())))
 }
 
+/// The layers of `image` that were streamed for it now, each once.
+pub(super) fn streamed(image: &Image) -> Vec<Digest> {
+    let mut seen = HashSet::new();
+    let streamed = image.layers.iter().filter(|layer| matches!(layer.origin, Origin::FirstContact));
+    streamed.map(|layer| layer.descriptor.digest).filter(|digest| seen.insert(*digest)).collect()
+}
+
+/// What to tell whose layers were `streamed` in vain, because the cache has no room for what was learned from that; none
+/// if it has. Blocks on the file system.
+pub(super) fn unkept(streamed: &[Digest], store: &Store) -> Option<String> {
+    let is_lost = |layer: &&Digest| !store.index(layer).is_ok_and(|index| index.is_some());
+    let lost = streamed.iter().filter(is_lost).count();
+    let free =
+        || store.free_bytes().map_or_else(|_| "no".to_owned(), |free| ByteSize::b(free).display().iec().to_string());
+    (lost > 0).then(|| {
+        let (dir, all) = (Printable::path(store.dir()), streamed.len());
+        format!(
+            "{dir} has no room for the index of {lost} of {all} layers ({} free): they are streamed again next time",
+            free()
+        )
+    })
+}
+
 /// What becomes of who reads what is not here.
 fn consequence(offline: bool, on_outage: OnOutage) -> &'static str {
     match on_outage {
@@ -68,7 +92,6 @@ fn consequence(offline: bool, on_outage: OnOutage) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Digest;
 
     #[test]
     fn who_wants_errors_in_an_outage_is_told_of_errors() {
@@ -84,7 +107,7 @@ mod tests {
         assert_eq!(failure(&[], 3), None);
         let lacking: Vec<_> = (1..=10).map(lack).collect();
         let failure = failure(&lacking, 12).expect("something is lacking");
-        assert_eq!(failure.error, "10.0 MiB of 10 of 12 layers are not in the cache and the mount is offline");
+        assert_eq!(failure.error, "10.0 MiB of 10 of 12 layers are not in the cache");
         assert_eq!(failure.causes.len(), 9);
         assert_eq!(failure.causes[1], format!("layer {} lacks 1.0 MiB of 2.0 MiB", lacking[1].layer));
         assert_eq!(failure.causes[8], "and 2 more");

@@ -24,6 +24,7 @@ mod served;
 mod server;
 mod signals;
 mod socket;
+mod upkeep;
 mod ztocs;
 
 use std::io::Write;
@@ -132,7 +133,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
     tokio::select! {
         () = server.accept(listener) => {}
         () = server.finished() => {}
-        () = server.keep_small() => {}
+        () = server.keep() => {}
         () = signals.end() => {}
     }
     // The socket is gone with the listener: new clients start a new daemon instead of waiting for this one to end.

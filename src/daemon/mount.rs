@@ -43,6 +43,9 @@ pub(super) async fn mount(
     {
         send(events, Event::Warning { text }).await;
     }
+    if let Some(text) = unkept(images, &image).await? {
+        send(events, Event::Warning { text }).await;
+    }
     if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
         send(events, Event::Warning { text }).await;
     }
@@ -54,6 +57,12 @@ pub(super) async fn mount(
     let report = super::report::mount(&mounted);
     reservation.fill(mounted);
     Ok(report)
+}
+
+/// What to tell of an image whose indexes could not be kept.
+async fn unkept(images: &Images, image: &Image) -> Result<Option<String>, Failure> {
+    let (store, streamed) = (Arc::clone(images.store()), lacking::streamed(image));
+    tokio::task::spawn_blocking(move || lacking::unkept(&streamed, &store)).await.map_err(|_| interrupted())
 }
 
 /// A mount that the kernel has, before anything runs beside it.
@@ -208,6 +217,8 @@ fn check_mount_point(dir: &Path) -> Result<(), Failure> {
             io::ErrorKind::NotFound => {
                 failure.hint(format!("make it first: mkdir -p {}", crate::oci::Printable::path(dir)))
             }
+            io::ErrorKind::NotConnected => failure
+                .hint("a mount above it has lost its daemon: `ocifs list` shows which, `ocifs umount` removes it"),
             io::ErrorKind::NotADirectory => failure.hint("the mount point must be a directory"),
             _ => failure,
         }

@@ -131,7 +131,7 @@ impl Outgoing {
             finished: self.progress.finished(),
             total: self.total,
             taken: self.progress.taken(),
-            received: 0,
+            received: self.progress.taken(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Outgoing {
         }
         if exported.too_long > 0 {
             warnings.push(format!(
-                "{} spans are too long to be exported before their layer is complete: `ocifs wait` completes it",
+                "{} spans are too long to be exported before their layer is complete: `ocifs mount --wait` completes it",
                 exported.too_long
             ));
         }

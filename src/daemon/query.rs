@@ -269,6 +269,12 @@ pub(super) async fn evict(images: &Images, mounts: &Mounts) -> Result<control::U
     finish(task.await)
 }
 
+/// Makes the cache directory anew if it was taken away; true if so.
+pub(super) async fn restore(images: &Images) -> Result<bool, Failure> {
+    let store = Arc::clone(images.store());
+    finish(tokio::task::spawn_blocking(move || store.restore()).await)
+}
+
 /// What the cache holds.
 pub(super) async fn usage(images: &Images) -> Result<control::CacheReport, Failure> {
     let store = Arc::clone(images.store());

@@ -13,26 +13,13 @@ use super::control::{self, Event, Request};
 use super::mounts::{Mounted, Mounts};
 use super::served::Served;
 use super::socket::Listener;
-use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report};
+use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report, upkeep};
 use crate::fuse::{self, Elsewhere};
 use crate::image::Images;
 use crate::share::Known;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
-
-/// How long readers must have been quiet before decoded spans are dropped from memory.
-const MEMORY_QUIET: Duration = Duration::from_secs(5);
-
-/// How often the size of the cache is looked at while mounts stay the same: reads add to it.
-const EVICTION: Duration = Duration::from_secs(300);
-
-/// How long after a change, and after the last read, the cache is looked at: by then a mount that ended has let go of its
-/// layers, and one that began is being read by the program that is to start from it.
-const SETTLED: Duration = Duration::from_secs(2);
-
-/// How long readers may put that off.
-const BUSY: Duration = Duration::from_secs(10);
 
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
@@ -99,7 +86,7 @@ impl Server {
     }
 
     /// Serves clients for ever.
-    pub(super) async fn accept(self: &Arc<Self>, listener: Listener) {
+    pub(super) async fn accept(self: &Arc<Self>, mut listener: Listener) {
         loop {
             match listener.accept().await {
                 Ok(stream) => {
@@ -147,36 +134,9 @@ impl Server {
         }
     }
 
-    /// Gives memory back while nothing happens, keeps the cache within its limits, and notices what others unmount. Runs
-    /// for ever.
-    pub(super) async fn keep_small(&self) {
-        tokio::join!(
-            self.images.fetcher().shrink_when_idle(MEMORY_QUIET),
-            self.keep_cache_bounded(),
-            self.mounts.places().watch(),
-        );
-    }
-
-    /// Evicts what no mount uses whenever something was mounted, filled or unmounted, and now and then.
-    async fn keep_cache_bounded(&self) {
-        let (mut mounts, grown) = (self.mounts.count(), self.mounts.grown());
-        loop {
-            tokio::select! {
-                changed = mounts.changed() => if changed.is_err() { return std::future::pending().await },
-                () = grown.notified() => {}
-                () = tokio::time::sleep(EVICTION) => {}
-            }
-            tokio::time::sleep(SETTLED).await;
-            // It looks at every file of the cache, which a start that reads from the same disk would feel.
-            let quiet = self.images.fetcher().demand().idle_for(SETTLED);
-            drop(tokio::time::timeout(BUSY, quiet).await);
-            self.mounts.served().tidy();
-            match query::evict(&self.images, &self.mounts).await {
-                Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
-                Ok(_) => {}
-                Err(failure) => tracing::warn!(%failure, "cannot evict from the cache"),
-            }
-        }
+    /// Keeps what the mounts share in order. Runs for ever.
+    pub(super) async fn keep(&self) {
+        upkeep::run(&self.images, &self.mounts).await;
     }
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
@@ -209,7 +169,24 @@ impl Server {
             Ok(Err(failure)) => return Answers { events, writer, queue }.finish(Err(failure)).await,
             Err(_) => return tracing::debug!("a client said nothing"),
         };
-        let answers = Answers { events, writer, queue };
+        let mut answers = Answers { events, writer, queue };
+        // Whoever asks for what takes its time is not kept wondering whether there is anybody.
+        if !request.is_quick()
+            && let Err(failure) = answers.write(&Event::Progress(control::Progress::default())).await
+        {
+            return tracing::debug!(%failure, "the client went away");
+        }
+        if request.needs_cache() {
+            match upkeep::restore_cache(&self.images).await {
+                Ok(None) => {}
+                Ok(Some(text)) => {
+                    if let Err(failure) = answers.write(&Event::Warning { text }).await {
+                        tracing::debug!(%failure, "nobody hears what became of the cache");
+                    }
+                }
+                Err(failure) => return answers.finish(Err(failure)).await,
+            }
+        }
         if matches!(request, Request::CacheImport) {
             // What the client sends belongs to its request; if it goes away, the parcel is cut short.
             let imported = parcels::import(&self.images, reader).await;

@@ -7,11 +7,15 @@
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{Code, Failure};
 use crate::oci::{Digest, Printable};
+
+/// How often the socket is looked for while nobody comes.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Permission bits of a directory by which others make names in it.
 const OTHERS_WRITE: u32 = 0o022;
@@ -67,6 +71,8 @@ pub(super) fn unusable(what: &str, socket: &Path, error: &io::Error) -> Failure 
 pub(super) struct Listener {
     inner: UnixListener,
     path: PathBuf,
+    /// Device and number of the socket.
+    place: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -79,25 +85,56 @@ impl Listener {
             Err(error) => return Err(failed(error)),
         }
         let inner = UnixListener::bind(path).map_err(failed)?;
-        let listener = Self { inner, path: path.to_owned() };
+        let listener = Self { inner, place: place(path), path: path.to_owned() };
         // Between the two calls the umask decides; who slips in is found by `is_ours`.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(listener)
     }
 
-    /// The next client of this user.
-    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+    /// The next client of this user. A socket that somebody removes meanwhile is made anew: whatever cleans temporary
+    /// directories must not put the daemon and its mounts out of reach.
+    pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
         loop {
-            let (client, _) = self.inner.accept().await?;
-            if is_ours(&client) {
-                return Ok(client);
+            let accepted = tokio::time::timeout(LOOK, self.inner.accept()).await;
+            match accepted {
+                Ok(client) => {
+                    let (client, _) = client?;
+                    if is_ours(&client) {
+                        return Ok(client);
+                    }
+                }
+                Err(_) => self.restore(),
             }
+        }
+    }
+
+    /// Binds the socket again if nothing is at its path. What is there by now is somebody else's.
+    fn restore(&mut self) {
+        let is_gone = self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let dir = self.path.parent().filter(|_| is_gone);
+        match dir.map(|dir| make_runtime_dir(dir).and_then(|()| Self::bind(&self.path))) {
+            None => {}
+            Some(Ok(listener)) => {
+                tracing::warn!(path = %self.path.display(), "the control socket was removed; it was made anew");
+                // The one before has nothing to remove.
+                self.place = None;
+                *self = listener;
+            }
+            Some(Err(failure)) => tracing::debug!(%failure, "the control socket cannot be made anew"),
         }
     }
 }
 
+/// Device and number of what is at `path`.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok()
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
+        if self.place.is_none() || place(&self.path) != self.place {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(%error, "control socket is gone already");
         }
@@ -169,5 +206,23 @@ mod tests {
         assert_eq!(std::fs::metadata(&socket).expect("it is there").mode() & 0o777, 0o600);
         drop(listener);
         assert!(!socket.exists(), "its name goes with it");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_anew_with_its_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("run/s");
+        make_runtime_dir(socket.parent().expect("a directory")).expect("it can be made");
+        let mut listener = Listener::bind(&socket).expect("it can be bound");
+        std::fs::remove_dir_all(dir.path().join("run")).expect("its user may");
+        listener.restore();
+        let client = std::os::unix::net::UnixStream::connect(&socket).expect("it is there again");
+        listener.accept().await.expect("it is heard");
+        drop(client);
+        std::fs::remove_file(&socket).expect("its user may");
+        std::fs::write(&socket, "of somebody else").expect("a file");
+        listener.restore();
+        drop(listener);
+        assert_eq!(std::fs::read(&socket).expect("it is left alone"), b"of somebody else");
     }
 }

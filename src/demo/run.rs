@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::image::{self, Image, LARGE_FILE};
 use super::registry::{Content, Record, Registry};
 use crate::daemon::control::{self, CacheReport, Drop as DropRequest, Fill, MountReport, Request, StatusReport};
-use crate::daemon::{Client, Code, Failure, Program};
+use crate::daemon::{Client, Code, Failure, Program, socket_path};
 
 /// What runs inside the mounted tree: shows the merge rules and the shell itself at work.
 const SCRIPT: &str = "cat /srv/demo/kept.txt /srv/demo/replaced.txt; \
@@ -27,6 +27,9 @@ const SCRIPT: &str = "cat /srv/demo/kept.txt /srv/demo/replaced.txt; \
 
 /// How long the demo's daemon may take to end before its directory is removed all the same.
 const END: Duration = Duration::from_secs(5);
+
+/// Longest path of a socket (unix(7)).
+const SOCKET_PATH: usize = 107;
 
 /// How the demo is run.
 #[derive(Debug)]
@@ -61,6 +64,13 @@ pub fn run(demo: &Demo, out: &mut dyn Write) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::io("cannot start threads", &error))?;
     let base = demo.temporary.join(format!("ocifs-demo-{}", std::process::id()));
+    let Client { cache_dir, runtime_dir, .. } = client(demo, &base);
+    if socket_path(&cache_dir, &runtime_dir).as_os_str().len() > SOCKET_PATH {
+        let what = format!("cannot run the demo in {}", demo.temporary.display());
+        return Err(Failure::new(Code::Usage, what)
+            .because("the path is too long for the socket of a daemon in it")
+            .hint("set TMPDIR to a directory with a shorter path"));
+    }
     let outcome = runtime.block_on(async {
         let told = told_to_end()?;
         tokio::select! {

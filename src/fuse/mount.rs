@@ -13,6 +13,7 @@ use super::connection::{Connection, MountError, Options};
 use super::kernel::{self, MountPoint};
 use super::places::Places;
 use crate::fs::FileSystem;
+use crate::oci::Printable;
 
 /// Who looks at a mount, as df(1) does, uses it for so long and is not found afterwards: a mount that is in use by nobody
 /// who can be seen is tried again after this, so often.
@@ -32,13 +33,15 @@ pub struct Mount {
 /// Why a mount could not be ended.
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
-    /// Processes still use it.
-    #[error("{path} is in use by {}", describe(holders))]
+    /// Processes still use it, or other mounts are below it.
+    #[error("{path} is in use by {}", describe(holders, mounts))]
     Busy {
         /// The mount point.
         path: PathBuf,
         /// Process number and name of those found.
         holders: Vec<(u32, String)>,
+        /// Where something is mounted below it.
+        mounts: Vec<PathBuf>,
     },
     /// The kernel or fusermount3 refused.
     #[error("cannot unmount {path}")]
@@ -50,11 +53,20 @@ pub enum UnmountError {
     },
 }
 
-fn describe(holders: &[(u32, String)]) -> String {
-    if holders.is_empty() {
-        return "a process that cannot be seen from here, or another mount below it".to_owned();
+fn describe(holders: &[(u32, String)], mounts: &[PathBuf]) -> String {
+    if holders.is_empty() && mounts.is_empty() {
+        return "a process that cannot be seen from here".to_owned();
     }
-    holders.iter().map(|(pid, name)| format!("{name} (pid {pid})")).collect::<Vec<_>>().join(", ")
+    let holders = holders.iter().map(|(pid, name)| format!("{name} (pid {pid})"));
+    let mounts = mounts.iter().map(|path| format!("the mount {}", Printable::path(path)));
+    holders.chain(mounts).collect::<Vec<_>>().join(", ")
+}
+
+/// What is mounted below `dir`, by the kernel's table; nothing if that cannot be read.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read(kernel::TABLE).unwrap_or_default();
+    let paths = kernel::parse(&table).map(|point| point.path);
+    paths.filter(|path| path.starts_with(dir) && path != dir).collect()
 }
 
 /// What is mounted on top at `dir`, by the kernel's table, without touching it.
@@ -98,13 +110,13 @@ fn unmount(dir: &Path, lazy: bool) -> Result<(), UnmountError> {
         return match result {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                let holders = kernel::holders(&path);
-                if holders.is_empty() && glances < GLANCES {
+                let (holders, mounts) = (kernel::holders(&path), below(&path));
+                if holders.is_empty() && mounts.is_empty() && glances < GLANCES {
                     glances += 1;
                     std::thread::sleep(GLANCE);
                     continue;
                 }
-                Err(UnmountError::Busy { path, holders })
+                Err(UnmountError::Busy { path, holders, mounts })
             }
             // Somebody else was faster.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::inline::InlineBlob;
 use super::shared::{Found, Search};
 use super::toc::Tocs;
-use super::{DiffIdMismatch, Error, ImageLayer, Images, Lack, Origin, Progress, Resolved};
+use super::{DiffIdMismatch, Error, Extent, ImageLayer, Images, Lack, Origin, Progress, Resolved};
 use crate::fetch::{self, WindowSource};
 use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
@@ -155,11 +155,16 @@ impl Images {
 
     /// What the cache lacks of a layer, if anything.
     async fn lack(&self, expected: Expected) -> Result<Option<Lack>, Error> {
+        Ok(Some(self.missing(expected).await?).filter(|lack| lack.missing > 0))
+    }
+
+    /// How much of a layer the cache lacks.
+    async fn missing(&self, expected: Expected) -> Result<Lack, Error> {
         let Expected { layer, size, .. } = expected;
         let store = Arc::clone(&self.store);
         let blob = tokio::task::spawn_blocking(move || store.blob(&layer, size)).await;
         let missing = size.saturating_sub(blob.map_err(|_| Error::Interrupted)??.present_bytes());
-        Ok((missing > 0).then_some(Lack { layer, missing, size }))
+        Ok(Lack { layer, missing, size })
     }
 
     /// The index of a layer that nobody made, for this `reason`; made now.
@@ -173,7 +178,10 @@ impl Images {
         let store = Arc::clone(&self.store);
         let expected = contact.expected;
         let watched = self.watch(&contact);
-        progress.add(expected.size, Arc::clone(&watched));
+        let Lack { missing, size, .. } = self.missing(expected).await?;
+        // Somebody may be streaming it already.
+        let kept = (size - missing).saturating_sub(watched.traffic.bytes());
+        progress.add(Extent { size, kept }, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
         let joined = self
             .contacts

@@ -143,9 +143,16 @@ pub struct Image {
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Protects the list, which grows once per layer.
-    layers: Mutex<Vec<(u64, Arc<fetch::Progress>)>>,
+    layers: Mutex<Vec<(Extent, Arc<fetch::Progress>)>>,
     /// Which repository is asked, once that is known.
     asked: OnceLock<Repository>,
+}
+
+/// How long a layer is, and how much of it was here before it was streamed.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    size: u64,
+    kept: u64,
 }
 
 /// Sums over the layers that are being streamed.
@@ -159,6 +166,8 @@ pub struct Streamed {
     pub total: u64,
     /// Bytes read in order.
     pub taken: u64,
+    /// Bytes that were here before.
+    pub kept: u64,
     /// Bytes that came over the network.
     pub received: u64,
 }
@@ -167,12 +176,13 @@ impl Progress {
     /// Where it stands now.
     pub fn now(&self) -> Streamed {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.iter().fold(Streamed { layers: layers.len(), ..Streamed::default() }, |sum, (size, progress)| {
+        layers.iter().fold(Streamed { layers: layers.len(), ..Streamed::default() }, |sum, (extent, progress)| {
             let taken = progress.taken.load(Ordering::Relaxed);
             Streamed {
-                finished: sum.finished + usize::from(taken >= *size),
-                total: sum.total + size,
+                finished: sum.finished + usize::from(taken >= extent.size),
+                total: sum.total + extent.size,
                 taken: sum.taken + taken,
+                kept: sum.kept + extent.kept,
                 received: sum.received + progress.traffic.bytes(),
                 ..sum
             }
@@ -185,8 +195,8 @@ impl Progress {
         hosts.filter_map(|host| Some((host.name, host.silence?))).max_by_key(|(_, silence)| *silence)
     }
 
-    fn add(&self, size: u64, layer: Arc<fetch::Progress>) {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((size, layer));
+    fn add(&self, extent: Extent, layer: Arc<fetch::Progress>) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((extent, layer));
     }
 }
 

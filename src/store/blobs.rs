@@ -84,6 +84,11 @@ impl Registry {
         lock(&self.inner).live_of(digest).filter_map(|(_, blob)| blob.upgrade()).collect()
     }
 
+    /// All values that are in use.
+    pub(super) fn all_live(&self) -> Vec<Arc<Blob>> {
+        lock(&self.inner).live.values().flatten().filter_map(|(_, blob)| blob.upgrade()).collect()
+    }
+
     fn claim_in(&self, inner: &mut Inner, digest: &Digest) -> Claim<'_> {
         inner.claimed.insert(*digest);
         Claim { registry: self, digest: *digest }

@@ -102,6 +102,16 @@ impl Cache {
         inner.open.get(content).is_some_and(|file| file.strong_count() > held)
     }
 
+    /// Forgets all files but those that somebody else has open, whose content stays what it is.
+    pub(super) fn clear(&self) {
+        let mut inner = lock(&self.inner);
+        let bound = inner.recent.cap();
+        let kept = std::mem::replace(&mut inner.recent, LruCache::new(bound));
+        inner.verified.clear();
+        drop(inner);
+        drop(kept);
+    }
+
     /// Forgets a file that is being removed.
     fn forget(&self, content: &Content) {
         let mut inner = lock(&self.inner);

@@ -43,6 +43,28 @@ pub(super) fn acquire(layout: &Layout) -> Result<File, Error> {
     Ok(lock)
 }
 
+/// Makes the directory ready again unless all of it is there, with the lock that is `held`; true if something was missing.
+pub(super) fn restore(layout: &Layout, held: &mut File) -> Result<bool, Error> {
+    if !is_of(layout, held) {
+        *held = acquire(layout)?;
+        return Ok(true);
+    }
+    let is_missing = |part: &Part| !layout.part(*part).is_dir();
+    let missing: Vec<_> = Part::ALL.into_iter().filter(is_missing).collect();
+    for part in &missing {
+        create_dir(&layout.part(*part), false)?;
+    }
+    Ok(!missing.is_empty())
+}
+
+/// True if the lock that is `held` is the one in the directory.
+fn is_of(layout: &Layout, held: &File) -> bool {
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let (known, found) = (held.metadata().map(place), fs::symlink_metadata(layout.root().join(LOCK_FILE)).map(place));
+    // A number is not used again while the file is open.
+    matches!((known, found), (Ok(known), Ok(found)) if known == found)
+}
+
 /// Creates a directory unless it exists. Only the last component must be private, its parents are made as `mkdir -p` does.
 pub(super) fn create_dir(path: &Path, parents: bool) -> Result<(), Error> {
     if parents && let Some(parent) = path.parent() {

@@ -22,7 +22,7 @@
 //! [`Store`] is the open directory; its methods are spread over one file per kind of object. [`Blob`] and [`NewFile`]
 //! are what can be written piece by piece. [`Limits`] bound the whole. All of it is synchronous, but for
 //! [`Blob::arrived`], and may be called from any thread. Lock order: a blob's `transition`, its state; the others (registry of blobs, pool of descriptors, table of
-//! decoded files, limits) are leaves. None but `transition` is held across I/O.
+//! decoded files, limits) are leaves. None but `transition` and the one of the directory's lock is held across I/O.
 
 mod blob;
 mod blobs;
@@ -72,15 +72,16 @@ struct Shared {
     pool: pool::Pool,
     files: files::Cache,
     limits: Mutex<Limits>,
-    /// Holds the lock of the directory.
-    lock: File,
+    /// Holds the lock of the directory. Held while the directory is looked at or made anew.
+    lock: Mutex<File>,
 }
 
 impl Drop for Shared {
     /// Closing the file would not be enough: a child process that is just being started has a copy of the descriptor
     /// until it executes its program, and the lock would last as long.
     fn drop(&mut self) {
-        if let Err(error) = self.lock.unlock() {
+        let file = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = file.unlock() {
             tracing::debug!(%error, "lock left to the closing of its file");
         }
     }
@@ -205,7 +206,7 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         // A daemon changes its working directory.
         let layout = layout::Layout::new(std::path::absolute(dir).context("find", dir)?);
-        let lock = lock::acquire(&layout)?;
+        let lock = Mutex::new(lock::acquire(&layout)?);
         let shared = Shared {
             layout,
             blobs: blobs::Registry::default(),
@@ -220,6 +221,24 @@ impl Store {
     /// The directory, as an absolute path.
     pub fn dir(&self) -> &Path {
         self.shared.layout.root()
+    }
+
+    /// Makes the directory anew if somebody has removed it, or has put another in its place; true if so. Costs a look at
+    /// each of its parts if not.
+    ///
+    /// Blobs in use whose files are gone begin again with nothing. What else is open or mapped stays as it is until it is closed. Fails as
+    /// [`open`](Self::open) does, and can be tried again then.
+    pub fn restore(&self) -> Result<bool, Error> {
+        let shared = &self.shared;
+        if !lock::restore(&shared.layout, &mut lock(&shared.lock))? {
+            return Ok(false);
+        }
+        shared.pool.clear();
+        shared.files.clear();
+        for blob in shared.blobs.all_live() {
+            blob.look_for_file()?;
+        }
+        Ok(true)
     }
 
     /// Some regular file on the file system of the decoded files, for whoever must know what can be done with those.

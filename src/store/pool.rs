@@ -38,6 +38,15 @@ impl Pool {
         drop(evicted);
     }
 
+    /// Keeps nothing any more.
+    pub(super) fn clear(&self) {
+        let mut open = lock(&self.open);
+        let bound = open.cap();
+        let kept = std::mem::replace(&mut *open, LruCache::new(bound));
+        drop(open);
+        drop(kept);
+    }
+
     /// Keeps nothing for `key` any more.
     pub(super) fn forget(&self, key: u64) {
         let forgotten = lock(&self.open).pop(&key);

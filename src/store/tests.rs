@@ -381,3 +381,51 @@ fn a_full_disk_is_reported_as_such_and_records_nothing() -> Result {
     store.put_document(&Digest::sha256(&document), &document)?;
     Ok(())
 }
+
+#[test]
+fn a_directory_that_was_removed_is_made_anew_and_its_blobs_begin_again() -> Result {
+    let scratch = Scratch::new();
+    assert!(!scratch.store.restore()?, "nothing is wrong with it");
+    let blob = scratch.complete(b"layer");
+    let content = scratch.publish(b"file");
+    fs::remove_dir_all(scratch.dir.path())?;
+    assert!(scratch.store.restore()?);
+    assert!(!scratch.store.restore()?, "once is enough");
+    assert!(matches!(Store::open(scratch.dir.path()), Err(Error::Busy(_))), "it is ours as it was");
+    assert_eq!((blob.present_bytes(), scratch.store.file(&content)?.is_none()), (0, true));
+    blob.write(0, b"layer")?;
+    blob.complete(false)?;
+    assert_eq!(scratch.publish(b"file"), content);
+    drop(blob);
+    let scratch = scratch.reopen();
+    assert!(scratch.store.blob(&Digest::sha256(b"layer"), 5)?.is_complete(), "it was kept in the new directory");
+    assert!(scratch.store.file(&content)?.is_some());
+    Ok(())
+}
+
+#[test]
+fn a_part_that_was_removed_is_made_anew() -> Result {
+    let scratch = Scratch::new();
+    let blob = scratch.complete(b"layer");
+    fs::remove_dir_all(scratch.path("profiles"))?;
+    assert!(scratch.store.restore()?);
+    assert!(blob.is_complete(), "its part is there");
+    fs::remove_dir_all(scratch.path("blobs"))?;
+    assert!(scratch.store.restore()?);
+    assert_eq!(blob.present_bytes(), 0);
+    blob.write(0, b"la")?;
+    assert!(!scratch.store.restore()?);
+    assert_eq!(blob.present_bytes(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_another_process_made_meanwhile_is_its_own() -> Result {
+    let scratch = Scratch::new();
+    fs::remove_dir_all(scratch.dir.path())?;
+    let other = Store::open(scratch.dir.path())?;
+    assert!(matches!(scratch.store.restore(), Err(Error::Busy(_))));
+    drop(other);
+    assert!(scratch.store.restore()?);
+    Ok(())
+}

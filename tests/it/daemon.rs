@@ -2,7 +2,7 @@
 //! what is told of one that is gone.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -194,6 +194,36 @@ fn a_daemon_keeps_no_lock_of_who_started_it() {
 }
 
 #[test]
+fn a_cache_directory_that_is_removed_under_its_daemon_is_made_anew_and_told_of() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    fs::remove_dir_all(bench.ocifs.cache()).expect("its user may");
+    let other = bench.ocifs.mount_point("other");
+    let mounted = bench.ocifs.run(["mount", &bench.reference(), other.path().to_str().expect("a plain path")]).ok();
+    let warning = format!("warning: {} was removed while its daemon ran; ", bench.ocifs.cache().display());
+    assert!(mounted.stderr.starts_with(&warning), "{}", mounted.stderr);
+    bench.assert_served();
+    let du = bench.ocifs.run(["cache", "du"]).ok();
+    assert!(du.stderr.is_empty(), "once is enough: {}", du.stderr);
+    let indexes = fs::read_dir(bench.ocifs.cache().join("indexes")).expect("it is there again").count();
+    assert_eq!(indexes, 1, "what is made is kept: {}", du.stdout);
+    fs::remove_dir_all(bench.ocifs.cache()).expect("its user may");
+    let du = bench.ocifs.run(["cache", "du"]).ok();
+    assert!(du.stderr.starts_with(&warning), "whatever is asked for: {}", du.stderr);
+    fs::remove_dir_all(bench.ocifs.cache()).expect("its user may");
+    await_true("it is there for the mounts if nobody asks", || bench.ocifs.cache().join("version").exists());
+}
+
+#[test]
+fn a_daemon_whose_runtime_directory_is_removed_can_be_reached_again() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    fs::remove_dir_all(bench.ocifs.runtime()).expect("its user may");
+    await_true("its socket is there again", || bench.ocifs.daemon().is_some());
+    bench.ocifs.umount(&bench.point);
+}
+
+#[test]
 fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do() {
     let Some(bench) = Bench::new() else { return };
     bench.ocifs.run(["cache", "du"]).ok();
@@ -206,6 +236,18 @@ fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do(
     assert_eq!(refused.code(), 9, "one that serves a mount stays: {}", refused.stderr);
     signal(Pid::from_child(&child), Signal::TERM);
     assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn what_is_mounted_below_a_mount_is_named_when_it_cannot_be_ended() {
+    let Some(bench) = Bench::new() else { return };
+    bench.ocifs.mount(&bench.reference(), &bench.point);
+    let below = bench.point.path().join("hello");
+    rustix::mount::mount_bind("/dev/null", &below).expect("root may");
+    let ran = bench.ocifs.run(["umount", bench.dir()]);
+    rustix::mount::unmount(&below, rustix::mount::UnmountFlags::empty()).expect("it is ours");
+    let error = format!("error: {} is in use by the mount {}\n", bench.dir(), below.display());
+    assert!(ran.code() == 8 && ran.stderr.starts_with(&error), "{}", ran.stderr);
 }
 
 #[test]
@@ -256,6 +298,22 @@ fn a_daemon_that_does_not_answer_is_not_waited_for_without_an_end() {
 }
 
 #[test]
+fn a_daemon_that_does_not_begin_what_takes_its_time_is_told_of_and_waited_for() {
+    let ocifs = Ocifs::new();
+    ocifs.run(["cache", "du"]).ok();
+    let daemon = ocifs.daemon().expect("it runs");
+    signal(daemon, Signal::STOP);
+    let mut command = ocifs.command(["cache", "du"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut told = String::new();
+    let read = BufReader::new(child.stderr.take().expect("a pipe")).read_line(&mut told);
+    signal(daemon, Signal::CONT);
+    read.expect("text");
+    assert!(told.starts_with("warning: the daemon has not answered for 10 seconds; "), "{told}");
+    assert!(child.wait().expect("it ends").success(), "it is served when the daemon goes on");
+}
+
+#[test]
 fn who_stands_in_a_mount_can_end_it_unless_others_do_as_well() {
     let Some(bench) = Bench::new() else { return };
     bench.ocifs.mount(&bench.reference(), &bench.point);
@@ -300,4 +358,32 @@ fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
         drop(terminal.stdin.take());
         terminal.wait().expect("it ends");
     }
+}
+
+#[test]
+fn a_demo_whose_reader_has_read_enough_ends_without_a_complaint() {
+    if !require_fuse() || !require_root() {
+        return;
+    }
+    let (ocifs, temporary) = (Ocifs::new(), temp_dir());
+    let mut command = ocifs.command(["demo"]);
+    command.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it runs");
+    let mut line = String::new();
+    // The reader, and with it the pipe, is gone after one line.
+    BufReader::with_capacity(1, child.stdout.take().expect("a pipe")).read_line(&mut line).expect("text");
+    let output = child.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.is_empty(), "{}: {told}", output.status);
+    assert_eq!(fs::read_dir(temporary.path()).expect("a directory").count(), 0, "it leaves nothing behind");
+}
+
+#[test]
+fn a_demo_that_has_no_place_for_its_socket_says_where_it_would_have_one() {
+    let (ocifs, temporary) = (Ocifs::new(), temp_dir());
+    let long = temporary.path().join("x".repeat(90));
+    fs::create_dir(&long).expect("a directory");
+    let ran = run(ocifs.command(["demo"]).env("TMPDIR", &long));
+    assert!(ran.stderr.ends_with("\nhint: set TMPDIR to a directory with a shorter path\n"), "{}", ran.stderr);
+    assert_eq!((ran.code(), fs::read_dir(&long).expect("a directory").count()), (2, 0));
 }

@@ -210,7 +210,10 @@ fn a_disk_that_is_full_during_first_contact_costs_fetches_and_no_read() {
         let ocifs = Ocifs::new();
         tiny_cache(&ocifs, options);
         let point = ocifs.mount_point("m");
-        ocifs.mount(&bench.reference("1.0"), &point);
+        let told = ocifs.mount(&bench.reference("1.0"), &point).stderr;
+        let indexes = files_below(&ocifs.cache().join("indexes")).len();
+        let layers = ocifs.status(&point)["mounts"][0]["layers"].as_array().map_or(0, Vec::len);
+        assert_eq!(told.contains(" has no room for the index of "), indexes < layers, "{options}: {told}");
         read_all(point.path(), &files).unwrap_or_else(|error| panic!("{options}: {error}"));
         ocifs.umount(&point);
         assert!(ocifs.run(["cache", "verify"]).ok().stdout.ends_with(" good, 0 damaged\n"), "{options}");

@@ -138,8 +138,12 @@ fn b_144_a_mistake_in_a_host_file_fails_the_mount_with_file_and_line() {
     assert!(ran.stderr.contains(&format!("{name}: line 3: unknown capability")), "{}", ran.stderr);
     assert!(asked(&bench.registry) == (0, 0), "nobody is asked");
     let image = bench.registry.name("team/app:1.0");
-    let missing = bench.ocifs.run(["inspect", "--hosts-dir=/no/such", &image]);
-    assert_eq!(missing.code(), 2, "{}", missing.stderr);
+    for wrong in
+        ["--hosts-dir=/no/such", "--hosts-dir=/dev/null", "--registries-conf=/no/such", "--registries-conf=/dev"]
+    {
+        let ran = bench.ocifs.run(["inspect", wrong, &image]);
+        assert_eq!(ran.code(), 2, "{wrong}: {}", ran.stderr);
+    }
     let file = bench.ocifs.run(["inspect", "--hosts-dir=/etc/passwd", &image]);
     assert!(file.code() == 2 && file.stderr.contains("it is not a directory"), "{}", file.stderr);
     for key in ["hosts-dir", "registries-conf"] {

@@ -354,6 +354,20 @@ impl Blob {
         remove_files(&self.shared, &self.digest, &[self.size].into(), complete)
     }
 
+    /// Starts from nothing if the file is not in its directory, even if it is still open.
+    pub(in crate::store) fn look_for_file(&self) -> Result<(), Error> {
+        let _transition = lock(&self.transition);
+        let file = match lock(&self.state).held {
+            Held::Nothing => return Ok(()),
+            Held::Partial { .. } => BlobFile::Partial(self.size),
+            Held::Complete => BlobFile::Complete,
+        };
+        match self.path(file).symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.forget_everything(),
+            _ => Ok(()),
+        }
+    }
+
     /// Starts from nothing if the files of `generation` were taken away behind our back.
     pub(super) fn forget_lost(&self, generation: u64) -> Result<(), Error> {
         let _transition = lock(&self.transition);

@@ -100,6 +100,11 @@ fn what_cannot_be_done_is_told_with_what_could() {
     let ran = machine.ocifs.run(["index", "--push", &local]);
     assert_eq!(ran.code(), 2, "{}", ran.stderr);
     assert!(ran.stderr.contains("is not in a registry") && ran.stderr.contains("--output"), "{}", ran.stderr);
+    for (word, verb) in [("list", "list"), ("show", "list"), ("rm", "remove")] {
+        let ran = machine.ocifs.run(["index", word, &local]);
+        assert!(ran.code() == 2 && ran.stderr.starts_with(&format!("error: cannot {verb} the indexes of ")), "{word}");
+        assert!(ran.stderr.ends_with("\nhint: indexes lie beside an image in its registry: name it there\n"), "{word}");
+    }
     let ran = machine.ocifs.run(["index", "--profile", "/nonexistent", &local]);
     assert!(ran.code() == 2 && ran.stderr.contains("auto, none or a file"), "{}", ran.stderr);
 
