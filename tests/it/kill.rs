@@ -177,7 +177,7 @@ impl Bench {
         ocifs.umount(point);
         assert!(!point.is_mounted(), "{what}: a mount stays below");
         assert!(ocifs.run(["cache", "verify"]).ok().stdout.ends_with(" good, 0 damaged\n"), "{what}");
-        assert_eq!(files_below(&ocifs.cache().join("tmp")), Vec::<std::path::PathBuf>::new(), "{what}");
+        ocifs.await_no_temporary(what);
     }
 }
 

@@ -171,6 +171,17 @@ impl Ocifs {
         Pid::from_raw(status["pid"].as_i64()?.try_into().ok()?)
     }
 
+    /// Waits until no temporary file is left in the cache: whoever decodes files in the background may be at one.
+    #[track_caller]
+    pub(crate) fn await_no_temporary(&self, what: &str) {
+        let begun = Instant::now();
+        let is_left = || fs::read_dir(self.cache().join("tmp")).is_ok_and(|mut entries| entries.next().is_some());
+        while is_left() {
+            assert!(begun.elapsed() < PATIENCE / 2, "temporary files stay: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// How often daemons here asked for the rest of an answer again because nothing of it came for seconds, as they do when
     /// this machine stands still. They tell of it if they were started with [`REPEATS_LOG`].
     pub(crate) fn repeats(&self) -> usize {
