@@ -291,10 +291,7 @@ impl Server {
 
     /// Ends as soon as the asking client is gone, if that is all there is; false if not.
     async fn retire(&self) -> bool {
-        let mut clients = self.clients.subscribe();
-        // One that has its answer counts until it has closed its side.
-        let alone = tokio::time::timeout(FAREWELL, clients.wait_for(|count| *count <= 1)).await;
-        let is_idle = alone.is_ok_and(|alone| alone.is_ok()) && *self.mounts.count().borrow() == 0;
+        let is_idle = is_alone(self.clients.subscribe()).await && *self.mounts.count().borrow() == 0;
         if is_idle {
             self.retiring.notify_one();
         }
@@ -458,6 +455,18 @@ async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Request, 
     })
 }
 
+/// True once at most one client is left; false if others stay. One that has its answer counts until it has closed its side,
+/// and a process that stood still hears of that late, so the time passes in short turns.
+async fn is_alone(mut clients: watch::Receiver<usize>) -> bool {
+    const TURNS: u32 = 20;
+    for _ in 0..TURNS {
+        if let Ok(alone) = tokio::time::timeout(FAREWELL / TURNS, clients.wait_for(|count| *count <= 1)).await {
+            return alone.is_ok();
+        }
+    }
+    false
+}
+
 /// Returns when the client closes its side; it says nothing more after its request.
 async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
     let mut ignored = [0; 64];
@@ -470,5 +479,25 @@ pub fn unmount_without_daemon(dir: &Path, lazy: bool) -> Result<(), Failure> {
         Ok(Some(point)) if point.is_ocifs() => fuse::unmount_stale(dir, lazy).map_err(|error| Failure::from(&error)),
         Ok(_) => Err(not_mounted(dir)),
         Err(error) => Err(Failure::io("cannot read the mount table", &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_left_while_the_daemon_stood_still_do_not_keep_it() {
+        let clients = watch::Sender::new(2);
+        let mut alone = std::pin::pin!(is_alone(clients.subscribe()));
+        assert_eq!(alone.as_mut().now_or_never(), None);
+        tokio::time::advance(5 * FAREWELL).await;
+        assert_eq!(alone.as_mut().now_or_never(), None, "it has not heard of who has gone meanwhile");
+        clients.send_replace(1);
+        assert!(alone.await);
+        clients.send_replace(2);
+        assert!(!is_alone(clients.subscribe()).await, "one that stays");
     }
 }

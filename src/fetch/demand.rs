@@ -93,7 +93,7 @@ mod tests {
 
     const QUIET: Duration = Duration::from_millis(100);
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn idle_begins_only_when_the_last_reader_has_been_gone_for_long_enough() {
         let demand = Demand::default();
         let (first, second) = (demand.enter(), demand.enter());
@@ -108,7 +108,7 @@ mod tests {
         assert!(gone.elapsed() >= QUIET, "the quiet time was not over");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_demand_that_is_idle_already_does_not_wait_again() {
         let demand = Demand::default();
         demand.idle_for(QUIET).await;
@@ -120,7 +120,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_read_that_need_not_wait_is_no_quiet_either() {
         let demand = Demand::default();
         demand.idle_for(QUIET).await;
@@ -130,7 +130,7 @@ mod tests {
         assert!(noted.elapsed() >= QUIET && !demand.is_waiting());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn begins_waits_for_a_reader() {
         let demand = Demand::default();
         assert!(tokio::time::timeout(QUIET, demand.begins()).await.is_err());

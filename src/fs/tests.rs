@@ -1,4 +1,6 @@
 //! The file system in process: an image of one layer, served from memory, without FUSE and without a registry.
+//!
+//! Time passes only while nobody has anything to do: what the publisher waits for never comes before a test has looked.
 
 use std::ops::Range;
 
@@ -124,7 +126,7 @@ impl Scene {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn names_attributes_and_links_are_answered_from_the_tree() {
     let mut decorated = file("d/f", 3);
     decorated.xattrs = vec![Xattr { name: b"user.a".to_vec(), value: b"1".to_vec() }];
@@ -149,7 +151,7 @@ async fn names_attributes_and_links_are_answered_from_the_tree() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_206_a_listing_goes_on_from_any_position() {
     let mut entries = vec![(entry("d", Kind::Directory), vec![])];
     entries.extend((0..100).map(|number| (file(&format!("d/{number:03}"), 0), vec![])));
@@ -167,7 +169,7 @@ async fn a_206_a_listing_goes_on_from_any_position() {
     assert_eq!(directory.entries(u64::MAX).count(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_read_once_is_fetched_once() {
     let bytes = content(2_000_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
@@ -182,7 +184,7 @@ async fn what_is_read_once_is_fetched_once() {
     assert!(scene.blob.1.load(std::sync::atomic::Ordering::Relaxed) <= spans, "one read a span at most");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
@@ -197,7 +199,7 @@ async fn a_file_that_was_read_is_published_and_served_from_its_copy() {
     fs.release(ino);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_read_finds_the_copy_without_an_open() {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
@@ -210,7 +212,7 @@ async fn every_read_finds_the_copy_without_an_open() {
     assert!(matches!(serving(), Serving::Copy(_)));
     assert!(scene.read(ino, 100, 1 << 20).await == bytes[100..]);
     // Eviction may come at any time; the layer has the same bytes, and the file is decoded again.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !fs.copies.store().drop_files().expect("it can be emptied").kept.is_empty() {
         assert!(std::time::Instant::now() < deadline, "who published it or read it keeps it");
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
@@ -221,7 +223,7 @@ async fn every_read_finds_the_copy_without_an_open() {
     assert_eq!(fs.open_files(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_file_is_offered_for_publishing_once() {
     let scene = scene(&[(file("f", 5000), content(5000)), (file("short", 10), vec![1; 10])]);
     let (fs, ids) = (&scene.fs, ["f", "short"].map(|path| scene.fs.node_id(scene.ino(path)).expect("an inode")));
@@ -242,7 +244,7 @@ async fn a_file_is_offered_for_publishing_once() {
     panic!("the publisher keeps it");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn publishing_fetches_nothing() {
     // Longer than what is fetched as a whole when its beginning is read.
     let bytes = content(13 << 20);
@@ -254,7 +256,7 @@ async fn publishing_fetches_nothing() {
     let fetched = || scene.blob.1.load(std::sync::atomic::Ordering::Relaxed);
     let before = fetched();
     // The publisher has looked at the file when it can be offered anew.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !fs.copies.claim(id) {
         assert!(std::time::Instant::now() < deadline, "the publisher keeps a file that it cannot have");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -263,7 +265,7 @@ async fn publishing_fetches_nothing() {
     assert_eq!(fs.copies.store().usage().expect("it can be looked at").files.count, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn handles_that_are_open_at_once_have_one_backing() {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
@@ -281,12 +283,12 @@ async fn handles_that_are_open_at_once_have_one_backing() {
     assert!(scene.open(ino).await.is_some());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_copy_that_is_all_there_is_serves_its_first_open() {
     copy_alone(true).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_copy_that_is_all_there_is_serves_its_first_read() {
     copy_alone(false).await;
 }
@@ -301,10 +303,13 @@ async fn copy_alone(opens: bool) {
     let (tree, dir) = (fs.tree.clone(), fs.copies.store().dir().to_owned());
     let index = fs.layers[0].index.clone();
     drop(fs);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let store = loop {
         match Store::open(&dir) {
             Ok(store) => break Arc::new(store),
-            Err(crate::store::Error::Busy(_)) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            Err(crate::store::Error::Busy(_)) if std::time::Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
             Err(error) => panic!("{error}"),
         }
     };
@@ -327,7 +332,7 @@ async fn copy_alone(opens: bool) {
     assert!(matches!(scene.fs.read(ino, 0, 10), Ok(Read::Ready(_))), "it is verified now");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
     let bytes = content(5000);
     let Scene { fs, blob, _cache: cache } = scene(&[(file("f", bytes.len()), bytes.clone()), (file("g", 0), vec![])]);
@@ -378,7 +383,7 @@ async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
     drop(handle);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_needs_a_window_that_is_not_here_is_not_local() {
     let bytes = content(3_000_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);

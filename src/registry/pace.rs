@@ -185,7 +185,7 @@ mod tests {
 
     const TOO_MANY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn b_097_a_wish_to_wait_holds_for_everybody_who_wants_something_of_the_host() {
         let paces = Paces::new(Duration::from_secs(60));
         let first = paces.enter(&url()).await;
@@ -205,7 +205,7 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_millis(100), "another port is another host");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn b_097_no_host_makes_anybody_wait_longer_than_allowed() {
         let paces = Paces::new(Duration::from_millis(100));
         let first = paces.enter(&url()).await;
@@ -213,10 +213,10 @@ mod tests {
         drop(first);
         let begun = Instant::now();
         drop(paces.enter(&url()).await);
-        assert!((90..2000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        assert!((90..110).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_host_that_throttles_is_asked_less_at_once_and_more_again_as_it_goes_well() {
         let paces = Paces::new(Duration::ZERO);
         let mut running = Vec::new();
@@ -228,6 +228,8 @@ mod tests {
             hosts.get(&origin(&url())).expect("it was asked").lock().limit
         };
         assert_eq!(limit(), HOST_REQUESTS as f64);
+        // Their answers come later than they were sent.
+        sleep(Duration::from_millis(1)).await;
         for permit in &running {
             paces.heard(permit, TOO_MANY, None);
         }
@@ -253,7 +255,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn failures_that_are_no_throttling_change_nothing() {
         let paces = Paces::new(Duration::from_secs(60));
         let permit = paces.enter(&url()).await;
@@ -263,7 +265,7 @@ mod tests {
         assert!(timeout(Duration::from_millis(100), paces.enter(&url())).await.is_ok());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn requests_that_were_given_up_leave_their_room() {
         let paces = Arc::new(Paces::new(Duration::ZERO));
         let permit = paces.enter(&url()).await;

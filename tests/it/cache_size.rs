@@ -45,7 +45,7 @@ impl Bench {
     fn await_layers(&self, count: u64) {
         let begun = Instant::now();
         while self.usage()["blobs"]["count"] != count {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{}", self.usage());
+            assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.usage());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -177,7 +177,7 @@ fn a_partly_filled_mount_is_what_umoci_unpacks() {
 fn a_complete_mount_is_what_umoci_unpacks_without_a_registry() {
     for scene in scenes(4) {
         scene.remount_cold(&["--fill=now"]);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while scene.bytes().0 < scene.bytes().1 {
             assert!(Instant::now() < deadline, "{}", scene.status());
             std::thread::sleep(Duration::from_millis(20));
@@ -199,22 +199,23 @@ fn a_complete_mount_is_what_umoci_unpacks_without_a_registry() {
 fn readers_do_not_notice_that_the_cache_is_emptied() {
     for scene in scenes(5) {
         scene.remount_cold(&["--fill=off"]);
-        let done = AtomicBool::new(false);
-        let drops = std::thread::scope(|scope| {
+        let (done, drops) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
             let emptying = scope.spawn(|| {
-                let mut drops = 0;
                 while !done.load(Ordering::Relaxed) {
                     scene.ocifs.drop_bytes();
-                    drops += 1;
+                    drops.fetch_add(1, Ordering::Relaxed);
                 }
-                drops
             });
             let plan = Plan { threads: 8, rounds: 3, ways: &ALL, forgets: true, patience: Duration::ZERO };
             read_all(&scene.root(), &scene.files, scene.seed, plan);
+            // Until it was emptied a few times, however long that takes.
+            while drops.load(Ordering::Relaxed) < 3 && !emptying.is_finished() {
+                read_all(&scene.root(), &scene.files, scene.seed, Plan { rounds: 1, ..plan });
+            }
             done.store(true, Ordering::Relaxed);
-            emptying.join().expect("the cache can be emptied")
+            emptying.join().expect("the cache can be emptied");
         });
-        assert!(drops > 2, "the cache was emptied {drops} times");
         scene.compare();
     }
 }
@@ -261,7 +262,7 @@ fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
                 rounds: 1,
                 ways: &[Way::Whole, Way::Parts, Way::Direct],
                 forgets: false,
-                patience: Duration::from_secs(30),
+                patience: Duration::from_secs(60),
             };
             let errors = read_all(&scene.root(), &scene.files, scene.seed + round, plan);
             scene.compare();

@@ -17,10 +17,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ocifs::demo::registry::Content;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::support::{Built, Compression, Image, Layer, Ocifs};
+use crate::support::{Built, Compression, Image, Layer, Ocifs, wait_for_end};
 
 /// Numbers that look random and are the same in every run (splitmix64).
 pub(crate) struct Dice(u64);
@@ -147,16 +145,6 @@ pub(crate) fn end_daemon(ocifs: &Ocifs) {
     let pid = ocifs.daemon().expect("a daemon is running");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told to end");
     wait_for_end(pid);
-}
-
-/// Waits until a process has ended, with all of its threads.
-pub(crate) fn wait_for_end(pid: Pid) {
-    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
-    // If it cannot be opened it is gone already.
-    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
-        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).expect("it can be waited for");
-        assert!(ended > 0, "process {pid:?} does not end");
-    }
 }
 
 /// Reads all files through the kernel; the first error ends it. Panics at a wrong byte.

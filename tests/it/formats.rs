@@ -42,7 +42,7 @@ impl Bench {
     /// The tree of an image that the cache knows nothing of, by first contact.
     #[track_caller]
     fn first_contact(&self, reference: &str) -> Tree {
-        self.ocifs.run(["cache", "drop", "--all"]).ok();
+        self.ocifs.drop_all();
         self.show(reference, "first-contact")
     }
 

@@ -62,8 +62,7 @@ impl Bench {
     fn assert_refused(&self, ran: &Ran, code: i32, parts: &[&str]) {
         assert_failure(ran, code, parts);
         assert_eq!(self.ocifs.run(["list", "--json"]).ok().stdout, "[]\n");
-        let temporary = self.ocifs.cache().join("tmp");
-        assert!(!temporary.exists() || files_below(&temporary).is_empty(), "temporary files stay");
+        self.ocifs.await_no_temporary("it was refused");
     }
 
     /// The most memory that the daemon has used so far.
@@ -217,7 +216,7 @@ fn a_disk_that_is_full_during_first_contact_costs_fetches_and_no_read() {
         read_all(point.path(), &files).unwrap_or_else(|error| panic!("{options}: {error}"));
         ocifs.umount(&point);
         assert!(ocifs.run(["cache", "verify"]).ok().stdout.ends_with(" good, 0 damaged\n"), "{options}");
-        assert!(files_below(&ocifs.cache().join("tmp")).is_empty(), "{options}");
+        ocifs.await_no_temporary(options);
     }
 }
 

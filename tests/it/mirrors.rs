@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ocifs::demo::registry::{Answer, Content, Endpoint, Fault};
 
 use crate::damage::{Files, image, read_all};
-use crate::support::{Embedded, Mount, Ocifs, Ran, require_fuse, require_root, run};
+use crate::support::{Embedded, Mount, Ocifs, REPEATS_LOG, Ran, require_fuse, require_root, run};
 
 /// How long the client waits for the head of an answer: the time to connect, and the longest silence after it.
 const SILENT: Duration = Duration::from_secs(40);
@@ -50,7 +50,8 @@ impl Bench {
         let hosts = format!("--hosts-dir={}", self.ocifs.home().join("hosts").display());
         let reference = self.registry.name("team/app:1.0");
         let dir = self.dir();
-        self.ocifs.run(["mount", "--fill=off", "--profile-until=0", &hosts, &reference, &dir])
+        let arguments = ["mount", "--fill=off", "--profile-until=0", &hosts, &reference, &dir];
+        run(self.ocifs.command(arguments).env("OCIFS_LOG", REPEATS_LOG))
     }
 
     fn dir(&self) -> String {
@@ -80,7 +81,8 @@ fn b_145_b_146_a_peer_to_peer_mirror_sends_the_bytes_and_the_registry_says_what_
     let (blobs, _) = asked(&bench.mirror);
     assert!(blobs > 0, "its bytes come from the mirror");
     let (blobs, manifests) = asked(&bench.registry);
-    assert_eq!(blobs, 0);
+    // A request that is made again for want of an answer goes to another host.
+    assert!(blobs <= bench.ocifs.repeats(), "{blobs} of {}", bench.ocifs.repeats());
     assert!(manifests > 0, "the mirror is not asked what a tag means");
     let ns = format!("ns={}", bench.registry.addr()).replace(':', "%3A");
     assert!(bench.mirror.requests().iter().all(|record| record.request.query.contains(&ns)));

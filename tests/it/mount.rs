@@ -2,7 +2,7 @@
 //!
 //! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
 //! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
-//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for. `pushed` what the kernel need not ask for.
+//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for.
 
 mod bytes;
 mod modes;
@@ -68,7 +68,7 @@ impl Mounted {
         for path in paths {
             fs::read(self.path(path)).expect("it is readable");
         }
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while self.ocifs.json(["cache", "du", "--json"])["files"]["count"] != count {
             assert!(Instant::now() < deadline, "the files are not published");
             std::thread::sleep(Duration::from_millis(50));

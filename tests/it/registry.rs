@@ -23,12 +23,12 @@ use ocifs::source::{BlobReader, Error};
 
 use scripted::Server;
 
-/// Options with pauses short enough for tests.
+/// Options with pauses short enough for tests, and time-outs longer than this machine may stand still.
 fn quick() -> Options {
     Options {
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(5),
-        helper_timeout: Duration::from_secs(5),
+        helper_timeout: Duration::from_secs(60),
         first_pause: Duration::from_millis(2),
         longest_pause: Duration::from_secs(2),
         ..Options::default()

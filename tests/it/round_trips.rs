@@ -34,16 +34,25 @@ fn registry() -> Embedded {
 fn cold_mount(registry: &Embedded) -> Vec<Record> {
     let ocifs = Ocifs::new();
     let point = ocifs.mount_point("m");
+    registry.forget_requests();
     ocifs.mount(&registry.name("it:latest"), &point);
     let requests = registry.requests();
     assert_eq!(fs::read(point.path().join("usr/file2")).expect("it is there"), noise(300_000, 2));
     requests
 }
 
-/// Fails if more requests than `most` waited for each other.
+/// Mounts, and fails if more requests than `most` waited for each other. Those that need not wait do so all the same if
+/// this machine stands still between them, so the best of a few mounts counts.
 #[track_caller]
-fn assert_at_most(most: usize, requests: &[Record]) {
-    let trips = round_trips(requests);
+fn mount_in_at_most(most: usize, registry: &Embedded) -> Vec<Record> {
+    let mut requests = cold_mount(registry);
+    for _ in 0..4 {
+        if round_trips(&requests) <= most {
+            break;
+        }
+        requests = cold_mount(registry);
+    }
+    let trips = round_trips(&requests);
     let told: String = requests
         .iter()
         .map(|record| {
@@ -58,6 +67,7 @@ fn assert_at_most(most: usize, requests: &[Record]) {
     assert!(trips <= most, "{trips} round trips:\n{told}");
     // Index, manifest and one layer have to wait for each other: with fewer the counting would be wrong.
     assert!(trips >= 3, "{trips} round trips:\n{told}");
+    requests
 }
 
 #[test]
@@ -67,7 +77,7 @@ fn a_cold_mount_takes_four_round_trips_where_nobody_asks_who_we_are() {
     }
     let registry = registry();
     registry.set_faults(|_| Some(Fault::Delay(LATE)));
-    assert_at_most(4, &cold_mount(&registry));
+    mount_in_at_most(4, &registry);
 }
 
 #[test]
@@ -77,8 +87,7 @@ fn a_cold_mount_takes_six_round_trips_with_a_token() {
     }
     let registry = registry();
     registry.set_faults(|_| Some(Fault::Many(vec![Fault::Bearer(Bearer::default()), Fault::Delay(LATE)])));
-    let requests = cold_mount(&registry);
-    assert_at_most(6, &requests);
+    let requests = mount_in_at_most(6, &registry);
     let refused = requests.iter().filter(|record| record.status == 401).count();
     assert_eq!(refused, 1, "the first request learns that a token is needed, and no other");
 }

@@ -1,3 +1,5 @@
+//! Outages in a time of their own, which passes only while nobody has anything to do: no pause is longer than it says.
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
@@ -84,7 +86,7 @@ async fn read(scene: &Scene, layer: &Arc<Layer>, patience: &Patience, number: u3
     scene.fetcher().part_for(patience, layer, span, 0..decoded.end - decoded.start).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn readers_go_on_by_themselves_when_the_source_is_back() {
     let (scene, layer, flaky) = away(None);
     let patience = patient(None);
@@ -98,7 +100,7 @@ async fn readers_go_on_by_themselves_when_the_source_is_back() {
         Instant::now()
     };
     let (bytes, healed) = tokio::join!(readers, heals);
-    assert!(healed.elapsed() < Duration::from_secs(20), "{:?}", healed.elapsed());
+    assert!(healed.elapsed() < Duration::from_secs(1), "at 1.75 s: {:?}", healed.elapsed());
     for (number, bytes) in bytes.into_iter().enumerate() {
         let range = layer.index.decoded(scene.span(number as u32));
         assert!(bytes.expect("it is back") == scene.stream()[range.start as usize..range.end as usize]);
@@ -106,7 +108,7 @@ async fn readers_go_on_by_themselves_when_the_source_is_back() {
     assert!(scene.fetcher().outage(&layer).is_none() && patience.longest_wait().is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_readers_of_a_source_that_is_away_ask_it_no_more_often_than_one() {
     let (scene, layer, flaky) = away(None);
     let patience = patient(None);
@@ -116,23 +118,24 @@ async fn many_readers_of_a_source_that_is_away_ask_it_no_more_often_than_one() {
     assert!(tokio::time::timeout(Duration::from_secs(2), readers).await.is_err(), "it is away");
     // At 0.25 s, 0.75 s and 1.75 s after the failure.
     let asked = flaky.asked.load(Ordering::SeqCst);
-    assert!((1..=4).contains(&asked), "{asked}");
+    assert_eq!(asked, 3);
     assert!(patience.longest_wait().is_none(), "nobody waits any more");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn patience_ends_when_it_was_said_to() {
     let (scene, layer, _flaky) = away(None);
-    for (policy, least) in [(OnOutage::Fail, 0), (OnOutage::Wait(Some(Duration::from_secs(1))), 1000)] {
+    for (policy, least, most) in [(OnOutage::Fail, 0, 100), (OnOutage::Wait(Some(Duration::from_secs(1))), 1000, 1100)]
+    {
         let began = Instant::now();
         let failed = read(&scene, &layer, &Patience::new(policy), 1).await;
         assert!(matches!(&failed, Err(Error::Source(error)) if error.is_transient()), "{failed:?}");
         let took = began.elapsed().as_millis();
-        assert!((least..20_000).contains(&took), "{policy:?}: {took} ms");
+        assert!((least..most).contains(&took), "{policy:?}: {took} ms");
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_mount_that_is_gone() {
     let (scene, layer, _flaky) = away(None);
     let patience = patient(None);
@@ -149,7 +152,7 @@ async fn nobody_waits_for_a_mount_that_is_gone() {
     assert!(patience.longest_wait().is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_here_is_read_at_once_while_the_source_is_away() {
     let (scene, layer, flaky) = away(None);
     flaky.away.store(false, Ordering::SeqCst);
@@ -162,7 +165,7 @@ async fn what_is_here_is_read_at_once_while_the_source_is_away() {
     assert!(local.is_ok_and(|bytes| bytes.is_ok()) && flaky.asked.load(Ordering::SeqCst) == asked);
 }
 
-/// How long nobody tries a place that was postponed: far longer than a machine may be stalled.
+/// How long nobody tries a place that was postponed.
 const FAR: Duration = Duration::from_secs(60);
 
 /// Lets nobody in line try `place` for as long as that.
@@ -194,16 +197,16 @@ async fn brought_after(pause: Duration, silent: bool) -> Duration {
     brought.elapsed()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_a_source_that_is_away_sees_bytes_that_come_another_way_at_once() {
     // It tries at 0.25 and 0.75 seconds.
     let took = brought_after(Duration::from_millis(600), false).await;
-    assert!(took < FAR / 4, "in line: {took:?}");
+    assert!(took < Duration::from_secs(1), "in line: {took:?}");
     let took = brought_after(Duration::from_millis(600), true).await;
-    assert!(took < FAR / 4, "asking: {took:?}");
+    assert!(took < Duration::from_secs(1), "asking: {took:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_blob_that_cannot_be_had_is_no_outage_while_others_can() {
     let (scene, layer, flaky) = away(Some(|scene| scene.layer.index.compressed(scene.span(5))));
     flaky.away.store(false, Ordering::SeqCst);
@@ -227,7 +230,7 @@ async fn one_blob_that_cannot_be_had_is_no_outage_while_others_can() {
     assert!(matches!(broken.await, Err(Error::Interrupted)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn background_work_rests_and_goes_on_afterwards() {
     let (scene, layer, flaky) = away(None);
     let wanted: Vec<_> = (0..6).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
@@ -261,7 +264,7 @@ async fn an_outage_is_no_reason_to_give_up_what_background_work_wants_however_lo
     assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_span_that_cannot_be_had_holds_up_no_other_and_is_given_up_in_the_end() {
     let (scene, layer, flaky) = away(Some(|scene| {
         // Its first and last bytes belong to its neighbours as well.

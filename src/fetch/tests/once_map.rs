@@ -46,7 +46,7 @@ async fn work_nobody_waits_for_ends_and_can_begin_anew() {
         std::future::pending::<()>().await;
         1
     }));
-    let ended = tokio::time::timeout(Duration::from_secs(5), &mut ended).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), &mut ended).await;
     assert!(ended.expect("the abandoned work ends").is_err(), "its future was dropped");
     assert_eq!(map.join(1, || async { 2 }).await, Some(2));
 }
@@ -77,7 +77,7 @@ async fn work_that_panics_gives_none_and_is_forgotten() {
 fn work_that_a_runtime_refuses_because_it_goes_down_gives_none() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
     let handle = runtime.handle().clone();
-    runtime.shutdown_timeout(Duration::from_secs(20));
+    runtime.shutdown_timeout(Duration::from_secs(60));
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _entered = handle.enter();
@@ -85,6 +85,6 @@ fn work_that_a_runtime_refuses_because_it_goes_down_gives_none() {
         let join = map.join(1, || async { 1 });
         send.send((futures_util::FutureExt::now_or_never(join), map.is_empty()))
     });
-    let answer = receive.recv_timeout(Duration::from_secs(20)).expect("nobody waits for himself");
+    let answer = receive.recv_timeout(Duration::from_secs(60)).expect("nobody waits for himself");
     assert_eq!(answer, (Some(None), true));
 }

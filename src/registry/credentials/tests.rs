@@ -32,7 +32,7 @@ fn stored(directory: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
 
 async fn find(files: &[&PathBuf], host: &str, repository: &str) -> Result<Found, Error> {
     let files = files.iter().map(|&path| path.clone()).collect();
-    Credentials::new(files, Duration::from_secs(5)).find(host, repository).await
+    Credentials::new(files, Duration::from_secs(60)).find(host, repository).await
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -774,18 +774,27 @@ fn d_062_a_process_killed_at_any_instant_loses_nothing_it_had_finished() -> Resu
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         // Counted from its first operation, however long the process takes to start.
         let mut last = lines.by_ref().map_while(std::result::Result::ok).find_map(|line| announced(&line));
+        let done = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&done);
         let reader = thread::spawn(move || {
             let mut said: Vec<(String, Range<u64>)> = Vec::new();
             for line in lines.map_while(std::result::Result::ok) {
                 match (line.as_str(), announced(&line)) {
-                    ("done", _) => said.extend(last.take()),
+                    ("done", _) => {
+                        said.extend(last.take());
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
                     (_, Some(announced)) => last = Some(announced),
                     _ => {}
                 }
             }
             (said, last)
         });
-        thread::sleep(Duration::from_micros(500 + 1700 * round));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while done.load(Ordering::Relaxed) < 6 && Instant::now() < deadline {
+            thread::sleep(Duration::from_micros(100));
+        }
+        thread::sleep(Duration::from_micros(1700 * round));
         child.kill()?;
         child.wait()?;
         let (said, unfinished) = reader.join().expect("no panic");

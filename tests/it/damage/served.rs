@@ -167,7 +167,7 @@ impl Served {
             // Short files have no digest, are never published and are read from their layers.
             let contents: HashSet<_> = nodes.filter_map(|id| tree.node(id).content().copied()).collect();
             assert!(contents.len() > 5, "files are known by their contents");
-            let (wanted, deadline) = (contents.len() as u64, Instant::now() + Duration::from_secs(20));
+            let (wanted, deadline) = (contents.len() as u64, Instant::now() + Duration::from_secs(60));
             while opened.images.store().usage().expect("it can be read").files.count < wanted {
                 assert!(Instant::now() < deadline, "files are not published");
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -225,7 +225,7 @@ impl Served {
 
 /// Opens the cache, waiting for what the last one to have it still does in the background.
 async fn store_at(cache: &Path) -> Store {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match Store::open(cache) {
             Ok(store) => return store,

@@ -67,7 +67,7 @@ fn add_toc_image(layout: &Path, registry: &Embedded, written: &[Written]) {
 
 /// An image mounted with nothing in the cache: what `status` tells of its layers before anything is read, and its tree.
 fn mounted(bench: &Bench, reference: &str) -> (Vec<Value>, Tree) {
-    bench.ocifs.run(["cache", "drop", "--all"]).ok();
+    bench.ocifs.drop_all();
     mounted_again(bench, reference)
 }
 
@@ -156,7 +156,7 @@ fn a_read_fetches_the_chunks_it_needs_and_no_more() {
         let written = write(&long(), How { chunk: 64 << 10, ..How::new(form) });
         let layout = bench.ocifs.home().join(format!("{form:?}"));
         write_image(&layout, &[blob(form, &written)]);
-        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.drop_all();
         bench.ocifs.mount(&oci(&layout), &bench.point);
         let before = bench.layers()[0]["fetched"].as_u64().expect("a number");
         assert_eq!(read(&bench.point, "other").expect("bytes"), noise(5000, 9));
@@ -179,7 +179,7 @@ fn a_226_chunks_that_share_a_member_are_read_each_by_itself_and_all_together() {
         assert!(String::from_utf8_lossy(&written.document).matches("innerOffset").count() > 100);
         let layout = bench.ocifs.home().join(format!("{form:?}"));
         write_image(&layout, &[blob(form, &written)]);
-        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.drop_all();
         bench.ocifs.mount(&oci(&layout), &bench.point);
         for number in [59, 0, 30, 31, 1] {
             assert_eq!(read(&bench.point, &number.to_string()).expect("bytes"), contents[number], "{form:?} {number}");
@@ -211,7 +211,7 @@ fn d_022_d_024_a_damaged_chunk_is_an_error_and_never_bytes() {
         let middle = written.blob.len() / 2;
         bytes[middle..middle + 100].fill(0x55);
         fs::write(&path, &bytes).expect("a blob can be written");
-        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.drop_all();
         bench.ocifs.mount(&oci(&layout), &bench.point);
         assert_eq!(bench.layers()[0]["indexed"], indexed(form));
         let error = read(&bench.point, "long").expect_err("its bytes are damaged");
@@ -244,7 +244,7 @@ fn a_source_that_is_away_is_not_a_toc_that_is_wrong() {
 #[track_caller]
 fn refused(ocifs: &Ocifs, point: &Mount, layout: &Path, blob: &Blob) -> String {
     write_image(layout, std::slice::from_ref(blob));
-    ocifs.run(["cache", "drop", "--all"]).ok();
+    ocifs.drop_all();
     let said = ocifs.mount(&oci(layout), point).stderr;
     assert_eq!(ocifs.status(point)["mounts"][0]["layers"][0]["indexed"], "first-contact", "{said}");
     assert_eq!(read(point, "other").expect("bytes"), noise(5000, 9));
@@ -385,7 +385,7 @@ fn d_026_a_toc_that_is_not_what_the_layer_is_stops_the_mount_once_that_is_known(
         });
         let layout = bench.ocifs.home().join(format!("{form:?}"));
         write_image(&layout, &[blob(form, &written)]);
-        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.drop_all();
         let mount = filled(&bench, &oci(&layout), "failed");
         assert!(mount.to_string().contains("has mode 0644"), "{mount}");
         let error = read(&bench.point, "other").expect_err("nothing is served any more");
@@ -478,7 +478,7 @@ fn a_225_an_image_apart_that_is_not_there_or_has_another_toc_makes_a_layer_plain
     write_image(&layout, std::slice::from_ref(&blob));
     let registry = places::embedded(&layout);
     add_toc_image(&layout, &registry, std::slice::from_ref(&wrong));
-    bench.ocifs.run(["cache", "drop", "--all"]).ok();
+    bench.ocifs.drop_all();
     let said = bench.ocifs.mount(&registry.name("it:latest"), &bench.point).stderr;
     assert!(said.contains("should have digest"), "{said}");
     assert_eq!(bench.layers()[0]["indexed"], "first-contact");

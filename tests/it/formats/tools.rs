@@ -11,7 +11,7 @@ use super::{Bench, oci};
 use crate::support::{Compression, Field, assert_same, output_of, require, rich, skopeo_copy, walk};
 
 /// How long containerd may take to listen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A containerd of our own; dropping it kills it.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ fn a_232_what_ctr_remote_and_skopeo_write_gives_the_same_tree_and_is_lazy_at_onc
         }),
     ];
     for (indexed, layout) in converted {
-        bench.ocifs.run(["cache", "drop", "--all"]).ok();
+        bench.ocifs.drop_all();
         let reference = format!("oci:{}", layout.display());
         eprintln!("{reference}");
         let said = bench.ocifs.mount(&reference, &bench.point).stderr;

@@ -211,7 +211,7 @@ fn a_210_a_failed_fetch_is_eio_and_the_next_read_asks_again() {
             mounted.registry.clear_faults();
             let started = Instant::now();
             assert!(fs::read(&path).expect("the registry is well again") == expected, "{compression:?}: {what}");
-            assert!(started.elapsed() < Duration::from_secs(10), "{compression:?}: {what}: {:?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(50), "{compression:?}: {what}: {:?}", started.elapsed());
         }
         // The directory and what it says were there all the time.
         mounted.remount_lazily();

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use memmap2::Mmap;
 use ocifs::oci::Digest;
 use rustix::fs::{Advice, fadvise};
 
@@ -20,6 +21,23 @@ fn image() -> Image {
     let small = |number: u64| noise(9000, number);
     let layer = Layer::new().file("a", small(1)).file("b", small(2)).file("c", small(3)).file("z", big());
     Image::new().layer(layer)
+}
+
+fn await_true(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not after a minute");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// True if the kernel has the page at `offset`.
+fn is_known(map: &Mmap, offset: u64) -> bool {
+    let mut known = 0;
+    // SAFETY: the page is one of the map, and there is a byte for it.
+    let asked = unsafe { libc::mincore(map.as_ptr().add(offset as usize).cast_mut().cast(), PAGE, &raw mut known) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    known & 1 == 1
 }
 
 #[test]
@@ -53,11 +71,7 @@ fn what_a_profile_says_of_a_file_follows_its_first_bytes() {
     mounted.mount();
 
     // The profile is read beside the mount, so a reader may be too early.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while mounted.status()["profile"]["ahead_done"] != true {
-        assert!(Instant::now() < deadline, "{}", mounted.status());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    await_true(|| mounted.status()["profile"]["ahead_done"] == true);
     let opened = File::open(mounted.path("z")).expect("a file");
     fadvise(&opened, 0, None, Advice::Random).expect("every file system takes advice");
     let read = |offset: u64| {
@@ -67,7 +81,9 @@ fn what_a_profile_says_of_a_file_follows_its_first_bytes() {
     };
     read(PARTS[0]);
     // What is given is given beside the reader.
-    std::thread::sleep(Duration::from_millis(300));
+    // SAFETY: nothing changes or truncates a file of a read-only mount.
+    let map = unsafe { Mmap::map(&opened) }.expect("it can be mapped");
+    await_true(|| PARTS.into_iter().all(|offset| is_known(&map, offset)));
     let before = mounted.requests("read");
     PARTS.into_iter().for_each(read);
     assert_eq!(mounted.requests("read"), before);

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use ocifs::demo::registry::Content;
 use serde_json::Value;
 
-use crate::support::{Embedded, Image, Layer, Mount, Ocifs, noise, output_of, require_fuse, require_root, rich, walk};
+use crate::support::{
+    Embedded, Image, Layer, Mount, Ocifs, has_ended, noise, output_of, require_fuse, require_root, rich, walk,
+};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 /// An installation and a registry with one image.
 struct Setting {
@@ -153,7 +155,7 @@ fn what_a_dropped_cache_held_is_not_kept_for_mounts_to_come() {
     let point = setting.mount("m");
     walk(point.path()).expect("a tree");
     setting.ocifs.umount(&point);
-    setting.ocifs.run(["cache", "drop", "--all"]).ok();
+    setting.ocifs.drop_all();
     let blobs = setting.ocifs.json(["cache", "du", "--json"])["blobs"]["count"].clone();
     assert_eq!(blobs, 0);
     setting.ocifs.mount(&setting.registry.name("it:latest"), &point);
@@ -177,7 +179,7 @@ fn what_is_in_use_is_not_dropped_and_that_is_told_with_the_reason() {
     assert_eq!(used_by().as_deref(), Some("mount"));
     // What the runtime of a container does: from here on the namespace has a mount of its own.
     let mut other = Command::new("unshare");
-    other.args(["--mount", "--propagation=private", "sh", "-c", "echo ready; exec sleep 100"]);
+    other.args(["--mount", "--propagation=private", "sh", "-c", "echo ready; exec sleep 600"]);
     let mut other = other.stdout(Stdio::piped()).spawn().expect("unshare can be run");
     let mut ready = [0; 6];
     other.stdout.take().expect("a pipe").read_exact(&mut ready).expect("it is ready");
@@ -221,6 +223,5 @@ fn a_user_of_a_mount_that_was_detached_is_served_to_the_end() {
     let daemon = setting.ocifs.daemon().expect("it serves");
     drop(file);
     // Asking it would keep it.
-    let process = format!("/proc/{}/fd", daemon.as_raw_nonzero());
-    eventually("the daemon ends", || !fs::exists(&process).unwrap_or(false));
+    eventually("the daemon ends", || has_ended(daemon));
 }

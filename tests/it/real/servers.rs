@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::temp_dir;
 
 /// How long a server may take to listen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server on ports of its own.
 pub(super) struct Server {

@@ -11,21 +11,22 @@ use crate::support::{DockerRegistry, Ocifs, output_of};
 /// `me` with password `correct horse`, as htpasswd -B writes it.
 const HTPASSWD: &str = "me:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n";
 
-/// nginx in front of `registry`, and on its second port a store with the registry's blobs. A URL is good until the second in
-/// which it was given out is over.
+/// nginx in front of `registry`, and on its second port a store with the registry's blobs. A URL is good until the ten
+/// seconds in which it was given out are over.
 fn front(registry: &DockerRegistry) -> Server {
     Server::nginx(2, |ports, _| {
         let blobs = registry.store().join("data/docker/registry/v2/blobs/sha256");
         format!(
-            "server {{ listen 127.0.0.1:{near};\n\
+            "map $time_iso8601 $now {{ '~^(?<tens>.*:.*:[0-9])' $tens; }}\n\
+             server {{ listen 127.0.0.1:{near};\n\
                location / {{ proxy_pass http://{registry}; }}\n\
                location ~ /blobs/ {{\n\
-                 if ($http_authorization) {{ return 307 http://127.0.0.1:{far}$uri?signed=$time_iso8601; }}\n\
+                 if ($http_authorization) {{ return 307 http://127.0.0.1:{far}$uri?signed=$now; }}\n\
                  proxy_pass http://{registry}; }} }}\n\
              server {{ listen 127.0.0.1:{far};\n\
                location ~ '^/v2/.+/blobs/sha256:(?<head>[0-9a-f][0-9a-f])(?<tail>[0-9a-f]+)$' {{\n\
                  if ($http_authorization) {{ return 400; }}\n\
-                 if ($arg_signed != $time_iso8601) {{ return 403; }}\n\
+                 if ($arg_signed != $now) {{ return 403; }}\n\
                  alias {blobs}/$head/$head$tail/data; }} }}",
             near = ports[0],
             far = ports[1],
@@ -72,7 +73,7 @@ fn b_083_blobs_behind_signed_urls_are_read_after_the_urls_have_run_out() {
     assert!(ocifs.end_daemon(), "it ends when it is told to");
     ocifs.run(mount).ok();
     shown.touch(point.path());
-    std::thread::sleep(Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(10_100));
     shown.assert_shown(point.path());
 
     let log = front.log();

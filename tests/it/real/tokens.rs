@@ -145,8 +145,8 @@ fn b_112_b_120_signed_tokens_are_fetched_and_replaced_when_the_registry_stops_ta
     let refused = anybody.run(["mount", &private, &dir]);
     assert!(refused.code() != 0 && refused.stderr.contains("podman login"), "{}", refused.stderr);
 
-    // Who has a login, for the length of a few tokens. Each is taken for two seconds, whatever the server promised.
-    tokens.good_for.store(2, Ordering::SeqCst);
+    // Who has a login, for the length of a few tokens. Each is taken for five seconds, whatever the server promised.
+    tokens.good_for.store(5, Ordering::SeqCst);
     let login = tokens.login(registry.addr()).to_string_lossy().into_owned();
     let mount = |ocifs: &Ocifs, dir: &str| {
         let arguments =
@@ -164,7 +164,7 @@ fn b_112_b_120_signed_tokens_are_fetched_and_replaced_when_the_registry_stops_ta
     mount(&known, &dir).ok();
     shown.touch(point.path());
     let before = tokens.issued();
-    std::thread::sleep(Duration::from_millis(3200));
+    std::thread::sleep(Duration::from_millis(6200));
     shown.assert_shown(point.path());
     assert!(tokens.issued() > before, "the one it had is not taken any more");
 

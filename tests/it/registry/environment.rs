@@ -62,7 +62,7 @@ fn b_137_a_helper_for_the_host_comes_before_the_store_and_the_store_before_the_f
         ("one", r#"read host; case "$host" in 127.*) printf '{"Username":"one","Secret":"p"}';; *) exit 1;; esac"#),
         ("two", r#"printf '{"ServerURL":"x","Username":"two","Secret":"p"}'"#),
         ("none", "echo credentials not found in native keychain; exit 1"),
-        ("hangs", "exec sleep 100"),
+        ("hangs", "exec sleep 600"),
     ] {
         let path = directory.path().join(format!("docker-credential-{name}"));
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("the directory is writable");
@@ -86,20 +86,21 @@ async fn hidden_helpers() {
     let host = server.host();
     let file = Path::new(&directory).join("config.json");
     let auths = format!(r#""auths":{{"{host}":{{"username":"three","password":"p"}}}}"#);
-    let seen = async |helper: &str, store: &str| {
+    let seen = async |helper: &str, store: &str, milliseconds: u64| {
         let json = format!(r#"{{"credHelpers":{{"{host}":"{helper}"}},"credsStore":"{store}",{auths}}}"#);
         std::fs::write(&file, json).expect("the directory is writable");
-        let helper_timeout = std::time::Duration::from_millis(700);
+        let helper_timeout = std::time::Duration::from_millis(milliseconds);
         let options = Options { auth_files: vec![file.clone()], helper_timeout, ..quick() };
         let repository = client(options).repository(&host, "a", Selector::Tag("v1".to_owned()));
         shown(&repository.resolve().await.expect_err("the answer is always an error"))
     };
+    const LONG: u64 = 60_000;
     // The user names one, two and three with the password p, in base64.
-    assert!(seen("one", "two").await.contains("SEEN: Basic b25lOnA="));
-    assert!(seen("", "two").await.contains("SEEN: Basic dHdvOnA="));
-    assert!(seen("none", "none").await.contains("SEEN: Basic dGhyZWU6cA=="));
-    assert!(seen("none", "hangs").await.contains("SEEN: Basic dGhyZWU6cA=="));
-    let hung = seen("hangs", "two").await;
+    assert!(seen("one", "two", LONG).await.contains("SEEN: Basic b25lOnA="));
+    assert!(seen("", "two", LONG).await.contains("SEEN: Basic dHdvOnA="));
+    assert!(seen("none", "none", LONG).await.contains("SEEN: Basic dGhyZWU6cA=="));
+    assert!(seen("none", "hangs", 5000).await.contains("SEEN: Basic dGhyZWU6cA=="));
+    let hung = seen("hangs", "two", 700).await;
     assert!(hung.contains("docker-credential-hangs did not answer within 700ms"), "{hung}");
 }
 

@@ -1,11 +1,12 @@
 //! A registry that throttles is left in peace by everybody, and asked less at once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ocifs::registry::{Options, Selector};
 use ocifs::source::Source;
+use tokio::sync::watch;
 
 use super::scripted::{Reply, Server};
 use super::{client, descriptor, noise, quick, read};
@@ -13,49 +14,50 @@ use super::{client, descriptor, noise, quick, read};
 #[tokio::test]
 async fn b_097_retry_after_holds_for_all_requests_to_the_host() {
     let blob = noise(10_000);
-    let bytes = blob.clone();
-    let server = Server::start(move |request, count| match count {
-        0 => Reply::error(429, "TOOMANYREQUESTS", "slow down").with("Retry-After", "1"),
-        _ => Reply::blob(request, &bytes),
+    let (bytes, times) = (blob.clone(), Arc::new(Mutex::new(Vec::new())));
+    let noted = Arc::clone(&times);
+    let server = Server::start(move |request, count| {
+        noted.lock().expect("no test panics with it").push(Instant::now());
+        match count {
+            0 => Reply::error(429, "TOOMANYREQUESTS", "slow down").with("Retry-After", "1"),
+            _ => Reply::blob(request, &bytes),
+        }
     })
     .await;
-    let client = client(quick());
+    let client = client(Options { attempts: 1, ..quick() });
     let reader =
         |name: &str| client.repository(&server.host(), name, Selector::Tag("v1".into())).blob(&descriptor(&blob));
     let (first, second) = (reader("team/app"), reader("team/other"));
-    let begun = Instant::now();
-    let other = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let bytes = read(&second, 100..200).await;
-        assert!(begun.elapsed() >= Duration::from_millis(990), "it was not asked to wait itself, but waits");
-        bytes
-    };
-    let early = async {
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        server.log().len()
-    };
-    let (one, two, early) = tokio::join!(read(&first, 0..100), other, early);
+    read(&first, 0..100).await.expect_err("one attempt is all it has");
+    let (one, two) = tokio::join!(read(&first, 0..100), read(&second, 100..200));
     assert_eq!(
         (one.expect("a range"), two.expect("a range")),
         (blob[..100].to_vec().into(), blob[100..200].to_vec().into())
     );
-    assert_eq!((early, server.log().len()), (1, 3), "in the meantime nobody asked");
+    let times = times.lock().expect("no test panics with it");
+    let waits: Vec<_> = times[1..].iter().map(|time| time.duration_since(times[0]).as_millis()).collect();
+    // Who was not asked to wait himself waits, too.
+    assert!(waits.len() == 2 && waits.iter().all(|wait| *wait >= 990), "{waits:?}");
 }
 
 #[tokio::test]
 async fn a_registry_that_bears_few_requests_at_once_gets_fewer() {
-    let (blob, running, refused) = (noise(100_000), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (bytes, counted) = (blob.clone(), Arc::clone(&refused));
-    // It bears four requests in thirty milliseconds, and says so to the others.
-    let started = Instant::now();
+    let (blob, refused) = (noise(100_000), Arc::new(AtomicUsize::new(0)));
+    let (bytes, counted, running) = (blob.clone(), Arc::clone(&refused), Arc::new(()));
+    // It bears four requests at once, and says so to the others. The first four take until there is a fifth.
+    let busy = watch::Sender::new(true);
     let server = Server::start(move |request, _| {
-        let window = usize::try_from(started.elapsed().as_millis() / 30).expect("a short test");
-        let before = running.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |state| {
-            Some(if state >> 8 == window { state + 1 } else { window << 8 })
-        });
-        let is_too_many = before.is_ok_and(|state| state >> 8 == window && state & 0xff >= 4);
-        counted.fetch_add(usize::from(is_too_many), Ordering::SeqCst);
-        if is_too_many { Reply::new(429, "").with("Retry-After", "0") } else { Reply::blob(request, &bytes) }
+        if Arc::strong_count(&running) > 4 {
+            counted.fetch_add(1, Ordering::SeqCst);
+            busy.send_replace(false);
+            return Reply::new(429, "").with("Retry-After", "0");
+        }
+        let (mut is_busy, held) = (busy.subscribe(), Arc::clone(&running));
+        Reply::blob(request, &bytes).after(async move {
+            drop(is_busy.wait_for(|is_busy| !is_busy).await);
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            drop(held);
+        })
     })
     .await;
     let options = Options { attempts: 12, first_pause: Duration::from_millis(20), ..quick() };

@@ -72,7 +72,7 @@ impl Registry {
 
     fn answers(&mut self) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(20) {
+        while begun.elapsed() < Duration::from_secs(60) {
             if self.child.try_wait().expect("it is our process").is_some() {
                 return false;
             }

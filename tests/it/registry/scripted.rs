@@ -5,6 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -58,7 +60,7 @@ pub(super) enum Fate {
 }
 
 /// An answer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
@@ -66,11 +68,20 @@ pub(super) struct Reply {
     pub(super) fate: Fate,
     /// Sends the body in chunks, without a length.
     pub(super) chunked: bool,
+    /// Nothing is sent before this is over.
+    after: Option<Shared<BoxFuture<'static, ()>>>,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { status, headers, body, fate, .. } = self;
+        write!(f, "{status} {headers:?}, {} bytes, {fate:?}", body.len())
+    }
 }
 
 impl Reply {
     pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), fate: Fate::Whole, chunked: false }
+        Self { status, headers: Vec::new(), body: body.into(), fate: Fate::Whole, chunked: false, after: None }
     }
 
     pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -80,6 +91,12 @@ impl Reply {
 
     pub(super) fn fated(mut self, fate: Fate) -> Self {
         self.fate = fate;
+        self
+    }
+
+    /// Is sent when `over` is.
+    pub(super) fn after(mut self, over: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.after = Some(over.boxed().shared());
         self
     }
 
@@ -213,7 +230,10 @@ async fn receive(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Re
 }
 
 /// Sends an answer; true if the connection is good for another.
-async fn send(stream: &mut TcpStream, reply: Reply) -> std::io::Result<bool> {
+async fn send(stream: &mut TcpStream, mut reply: Reply) -> std::io::Result<bool> {
+    if let Some(over) = reply.after.take() {
+        over.await;
+    }
     if reply.fate == Fate::Silence {
         tokio::time::sleep(Duration::from_secs(60)).await;
         return Ok(false);

@@ -10,6 +10,9 @@ use tempfile::TempDir;
 
 use super::{require, skopeo_copy, temp_dir};
 
+/// Longest that it may take to listen.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A running docker-registry; dropping it kills it and removes its store.
 #[derive(Debug)]
 pub(crate) struct DockerRegistry {
@@ -61,10 +64,10 @@ impl DockerRegistry {
             send.send(Err(said)).ok();
         });
         let mut registry = Self { child, addr: String::new(), store };
-        registry.addr = match receive.recv_timeout(Duration::from_secs(30)) {
+        registry.addr = match receive.recv_timeout(PATIENCE) {
             Ok(Ok(addr)) => addr,
             Ok(Err(said)) => panic!("docker-registry ended: {said}"),
-            Err(_) => panic!("docker-registry does not listen after 30 seconds"),
+            Err(_) => panic!("docker-registry does not listen after {PATIENCE:?}"),
         };
         Some(registry)
     }

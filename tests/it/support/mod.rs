@@ -20,7 +20,7 @@ pub(crate) use embedded::{Embedded, round_trips};
 pub(crate) use image::{Built, Compression, Content as EntryContent, Entry, Image, Layer, platform};
 pub(crate) use mount::{Mount, detach_below};
 pub(crate) use overlay::Overlay;
-pub(crate) use program::{Ocifs, Ran, run};
+pub(crate) use program::{Ocifs, REPEATS_LOG, Ran, has_ended, run, wait_for_end};
 pub(crate) use rich::{BIG, SPARSE, SPARSE_DATA, big, long_name, noise, rich};
 
 /// True if every one of these programs is here. If one is not: a panic where `CI` is set, else a loud line, and the test

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -17,7 +19,10 @@ use super::{Mount, detach_below, temp_dir};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Longest that a daemon may take to end.
-const FAREWELL: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+const FAREWELL: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+/// The value of `OCIFS_LOG` for daemons whose requests are counted.
+pub(crate) const REPEATS_LOG: &str = "ocifs::fetch=debug";
 
 /// An installation of ocifs: cache, run-time directory, home and mount points in one temporary directory.
 ///
@@ -117,7 +122,7 @@ impl Ocifs {
         let begun = Instant::now();
         loop {
             let ran = self.run([OsStr::new("umount"), point.path().as_ref()]);
-            if !ran.stderr.contains(" is in use by ") || begun.elapsed() > PATIENCE / 4 {
+            if !ran.stderr.contains(" is in use by ") || begun.elapsed() > PATIENCE / 2 {
                 ran.ok();
                 return;
             }
@@ -136,9 +141,20 @@ impl Ocifs {
     /// another test began meanwhile.
     #[track_caller]
     pub(crate) fn drop_bytes(&self) {
+        self.drop_cache(&["--blobs", "--files"]);
+    }
+
+    /// Removes everything that no mount uses.
+    #[track_caller]
+    pub(crate) fn drop_all(&self) {
+        self.drop_cache(&["--all"]);
+    }
+
+    #[track_caller]
+    fn drop_cache(&self, parts: &[&str]) {
         let begun = Instant::now();
         loop {
-            let dropped = self.json(["cache", "drop", "--blobs", "--files", "--json"]);
+            let dropped = self.json([&["cache", "drop", "--json"][..], parts].concat());
             let kept = dropped["kept"].as_array().expect("a list");
             // Files are open in the kernel for whoever reads them, which a mount may do.
             if kept.iter().all(|kept| kept["used_by"] == "mount" || kept["part"] == "files") {
@@ -155,18 +171,68 @@ impl Ocifs {
         Pid::from_raw(status["pid"].as_i64()?.try_into().ok()?)
     }
 
+    /// Waits until no temporary file is left in the cache: whoever decodes files in the background may be at one.
+    #[track_caller]
+    pub(crate) fn await_no_temporary(&self, what: &str) {
+        let begun = Instant::now();
+        let is_left = || fs::read_dir(self.cache().join("tmp")).is_ok_and(|mut entries| entries.next().is_some());
+        while is_left() {
+            assert!(begun.elapsed() < PATIENCE / 2, "temporary files stay: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How often daemons here asked for the rest of an answer again because nothing of it came for seconds, as they do when
+    /// this machine stands still. They tell of it if they were started with [`REPEATS_LOG`].
+    pub(crate) fn repeats(&self) -> usize {
+        let log = self.log();
+        log.lines().filter(|line| line.contains("asking again") || line.contains("asking for the rest")).count()
+    }
+
+    /// What the daemons have logged.
+    pub(crate) fn log(&self) -> String {
+        let files = fs::read_dir(self.runtime()).expect("a directory").map(|entry| entry.expect("an entry").path());
+        let logs = files.filter(|path| path.extension().is_some_and(|kind| kind == "log"));
+        logs.map(|path| fs::read_to_string(path).expect("a text")).collect()
+    }
+
     /// Tells the daemon to end and waits until it has; false if it had to be killed.
     pub(crate) fn end_daemon(&self) -> bool {
         // A process that ended between the question and the answer is as good as one that was told to.
         let Some(daemon) = self.daemon().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return true };
         for signal in [Signal::TERM, Signal::KILL] {
             pidfd_send_signal(&daemon, signal).ok();
-            // The descriptor becomes readable when the process has ended, whoever its parent is.
-            if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&FAREWELL)).is_ok_and(|ready| ready > 0) {
+            if has_ended_within(&daemon, FAREWELL) {
                 return signal == Signal::TERM;
             }
         }
         false
+    }
+}
+
+/// True if a process has ended, whether its parent has heard of it or not.
+pub(crate) fn has_ended(pid: Pid) -> bool {
+    let process = pidfd_open(pid, PidfdFlags::empty());
+    process.map_or(true, |process| has_ended_within(&process, Timespec { tv_sec: 0, tv_nsec: 0 }))
+}
+
+/// Waits until a process has ended, with all of its threads; panics if that takes too long.
+#[track_caller]
+pub(crate) fn wait_for_end(pid: Pid) {
+    let process = pidfd_open(pid, PidfdFlags::empty());
+    let has_ended = process.map_or(true, |process| has_ended_within(&process, FAREWELL));
+    assert!(has_ended, "process {pid:?} does not end in {} seconds", FAREWELL.tv_sec);
+}
+
+/// The descriptor becomes readable when the process has ended, whoever its parent is.
+fn has_ended_within(process: &OwnedFd, patience: Timespec) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(patience.tv_sec.unsigned_abs());
+    loop {
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)) {
+            // A test that was stopped for a while (signal(7), "Interruption of system calls").
+            Err(Errno::INTR) if Instant::now() < deadline => {}
+            outcome => return outcome.is_ok_and(|ready| ready > 0),
+        }
     }
 }
 

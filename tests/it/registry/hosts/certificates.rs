@@ -74,20 +74,33 @@ impl TlsRegistry {
         for name in ["v1", "v1?ns=r.example"] {
             std::fs::write(content.join(name), format!("{head}{MANIFEST}")).expect("a file");
         }
-        let port = free_port();
-        let accept = format!("127.0.0.1:{port}");
-        let mut server = Command::new("openssl");
         let (certificate, key) = (format!("{shown}.crt"), format!("{shown}.key"));
-        server.args(["s_server", "-accept", &accept, "-HTTP", "-cert", &certificate, "-key", &key]).args(more);
-        server.arg("-quiet");
-        server.current_dir(keys.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let registry = Self { server: server.spawn().expect("openssl is installed"), port };
+        // Another process may take a free port first; then the server ends at once and another is tried.
+        for _ in 0..5 {
+            let port = free_port();
+            let accept = format!("127.0.0.1:{port}");
+            let mut server = Command::new("openssl");
+            server.args(["s_server", "-accept", &accept, "-HTTP", "-cert", &certificate, "-key", &key]).args(more);
+            server.arg("-quiet");
+            server.current_dir(keys.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut registry = Self { server: server.spawn().expect("openssl is installed"), port };
+            if registry.listens().await {
+                return registry;
+            }
+        }
+        panic!("the server does not start");
+    }
+
+    async fn listens(&mut self) -> bool {
         let begun = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "the server does not start");
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if self.server.try_wait().expect("it is our process").is_some() {
+                return false;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "the server does not listen after a minute");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        registry
+        true
     }
 
     fn host(&self) -> String {
