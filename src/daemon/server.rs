@@ -455,8 +455,8 @@ async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Request, 
     })
 }
 
-/// True once at most one client is left; false if others stay. One that has its answer counts until it has closed its side,
-/// and a process that stood still hears of that late, so the time passes in short turns.
+/// True once at most one client is left; false if others stay. One that has its answer counts until it has closed its
+/// side, and a process that stood still hears of that late, so the time passes in short turns.
 async fn is_alone(mut clients: watch::Receiver<usize>) -> bool {
     const TURNS: u32 = 20;
     for _ in 0..TURNS {

@@ -278,7 +278,7 @@ fn mounts_whose_daemon_was_killed_are_told_of() {
     await_true("it ends", || has_ended(daemon));
     for command in ["list", "status"] {
         let warning = format!("warning: the daemon of the mount {} is gone, ", bench.dir());
-        // It waits for a second for the daemons of others, and says nothing of mounts that it has not looked at by then.
+        // It waits a second for the daemons of others, and says nothing of mounts that it has not looked at by then.
         await_true(&warning, || bench.ocifs.run([command]).ok().stderr.contains(&warning));
     }
     bench.ocifs.umount(&bench.point);

@@ -60,8 +60,8 @@ fn warm(mounted: &Mounted, kept: impl Fn(&str) -> bool, look: impl Fn()) -> Coun
     panic!("each look asks again");
 }
 
-/// The counters of a mount's requests, without those that a look does not decide: the kernel forgets inodes when it wants
-/// to, and programs that look at all mounts of the machine, ours among them, ask each for its size.
+/// The counters of a mount's requests, without those that a look does not decide: the kernel forgets inodes when it
+/// wants to, and programs that look at all mounts of the machine, ours among them, ask each for its size.
 fn asked(mounted: &Mounted) -> Counts {
     let counts = mounted.status()["kernel_requests"].as_object().expect("an object").clone();
     let number = |count: &Value| count.as_u64().expect("a number");

@@ -182,8 +182,8 @@ impl Ocifs {
         }
     }
 
-    /// How often daemons here asked for the rest of an answer again because nothing of it came for seconds, as they do when
-    /// this machine stands still. They tell of it if they were started with [`REPEATS_LOG`].
+    /// How often daemons here asked for the rest of an answer again because nothing of it came for seconds, as they do
+    /// when this machine stands still. They tell of it if they were started with [`REPEATS_LOG`].
     pub(crate) fn repeats(&self) -> usize {
         let log = self.log();
         log.lines().filter(|line| line.contains("asking again") || line.contains("asking for the rest")).count()
