@@ -49,7 +49,8 @@
 //! The planner of [`fetch`] keeps what is wanted in four strict priorities: what a reader waits for, what it may want next,
 //! what a profile or a reader on its way through the tree foretells, and the rest of the image. It cuts ranges of
 //! neighbouring spans, keeps as many bytes on their way as the line was measured to hold, and asks again when an answer
-//! stalls. What comes before it is read is not decoded but put into the blob store; whoever reads it verifies it.
+//! stalls. What comes before it is read is put into the blob store; what a start will read is also decoded ahead, as far as
+//! readers keep up. Whatever is decoded is verified, each time.
 //!
 //! A source that does not answer is waited for as long as the mount says ([`fetch::Patience`]): one reader tries every few
 //! seconds for all of them, background work rests, and the first answer lets everything go on. How a registry is treated
