@@ -12,6 +12,7 @@
 
 mod anew;
 mod buffers;
+mod decoding;
 mod demand;
 mod fill;
 mod first_contact;
@@ -31,9 +32,8 @@ mod steady;
 mod sync;
 mod windows;
 
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -159,8 +159,9 @@ pub struct Fetcher {
 #[derive(Debug)]
 struct Inner {
     cache: spans::SpanCache,
-    /// Spans that are to be decoded ahead when there is room. Protects the list; held for a few moves.
-    later: Mutex<VecDeque<(Weak<Layer>, SpanId)>>,
+    ahead: decoding::Ahead,
+    /// Spans that are decoded ahead at once.
+    most_ahead: usize,
     flights: OnceMap<spans::Key, Result<Bytes, Error>>,
     decoders: Semaphore,
     /// Room in memory for one window of a large span that is being decoded.
@@ -176,7 +177,8 @@ impl Fetcher {
         Self {
             inner: Arc::new(Inner {
                 cache: spans::SpanCache::new(options.memory),
-                later: Mutex::default(),
+                ahead: decoding::Ahead::default(),
+                most_ahead: options.decoders.max(1),
                 flights: OnceMap::default(),
                 decoders: Semaphore::new(options.decoders.max(1)),
                 window: Semaphore::new(1),
@@ -230,7 +232,7 @@ impl Fetcher {
         };
         self.inner.cache.put(key, bytes.clone(), Use::Read);
         claim.finish(Ok(bytes.clone()));
-        self.decode_ahead(layer, span);
+        self.decode_behind(layer, span);
         Some(bytes)
     }
 
@@ -240,6 +242,7 @@ impl Fetcher {
         loop {
             self.inner.cache.filled().await;
             self.demand().idle_for(quiet).await;
+            self.inner.ahead.clear();
             self.inner.cache.clear();
             self.inner.buffers.clear();
         }
@@ -279,13 +282,14 @@ impl Fetcher {
         }
         let key = spans::Key::new(layer, span);
         if let Some(bytes) = self.inner.cache.get(&key, purpose).or_else(|| layer.large.get(span)) {
+            self.decode_next();
             return Ok(bytes);
         }
         let bytes = self.flight(layer, span).await.unwrap_or(Err(Error::Interrupted))?;
         if purpose == Use::Read {
             drop(self.inner.cache.get(&key, purpose));
         }
-        self.decode_ahead(layer, span);
+        self.decode_behind(layer, span);
         Ok(bytes)
     }
 

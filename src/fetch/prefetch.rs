@@ -5,16 +5,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 
 use super::outage::REST;
-use super::spans::Key;
 use super::{Error, Fetcher, LargeSpans, Layer, Priority, pieces, readahead};
 use crate::index::SpanId;
-use crate::limits::DECODE_AHEAD_SPANS;
 use crate::oci::Digest;
 
 /// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
@@ -179,62 +177,6 @@ impl Fetcher {
             }
         }
         Ok(())
-    }
-
-    /// Decodes the span after `span` if that costs no request and a decoder is free: files that lie together are read
-    /// together, and the reader that waited for this one is busy with it for a while.
-    pub(super) fn decode_ahead(&self, layer: &Arc<Layer>, span: SpanId) {
-        let Some(next) = layer.index.next_span(span) else { return };
-        let is_wanted = self.inner.decoders.available_permits() > 0
-            && self.inner.cache.has_room_ahead()
-            && !self.has_decoded(layer, next)
-            && !LargeSpans::is_large(&layer.index, next)
-            && layer.has(next);
-        if is_wanted {
-            self.decode_beside(layer, next);
-        }
-    }
-
-    /// True if the span is decoded, in memory or beside it.
-    pub(super) fn has_decoded(&self, layer: &Layer, span: SpanId) -> bool {
-        self.inner.cache.has(&Key::new(layer, span)) || layer.large.get(span).is_some()
-    }
-
-    /// Decodes a span that readers will come to, now or when they have read enough of what is decoded already.
-    fn decode_soon(&self, layer: &Arc<Layer>, span: SpanId) {
-        if self.inner.cache.has_room_ahead() {
-            self.decode_beside(layer, span);
-            return;
-        }
-        let mut later = self.inner.later.lock().unwrap_or_else(PoisonError::into_inner);
-        if later.len() < DECODE_AHEAD_SPANS {
-            later.push_back((Arc::downgrade(layer), span));
-        }
-    }
-
-    /// Decodes the next of those that had no room, if there is room now.
-    pub(super) fn decode_next(&self) {
-        while self.inner.cache.has_room_ahead() {
-            let next = self.inner.later.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some((layer, span)) = next else { return };
-            if let Some(layer) = layer.upgrade()
-                && layer.has(span)
-                && !self.has_decoded(&layer, span)
-            {
-                self.decode_beside(&layer, span);
-                return;
-            }
-        }
-    }
-
-    /// Decodes a span whose bytes are here, for a reader to come.
-    fn decode_beside(&self, layer: &Arc<Layer>, span: SpanId) {
-        let flight = self.flight(layer, span);
-        tokio::spawn(async move {
-            if let Some(Err(error)) = flight.await {
-                tracing::debug!(%error, "span is not decoded ahead");
-            }
-        });
     }
 }
 

@@ -129,7 +129,7 @@ impl Worker {
             let (start, end) = (extent.layer_offset, extent.layer_offset + extent.length);
             for span in layer.index.spans(start..end) {
                 self.fetcher.demand().idle_for(PAUSE).await;
-                let decoded = self.fetcher.look_into(layer, span).await?;
+                let decoded = self.fetcher.span(layer, span).await?;
                 let range = layer.index.decoded(span);
                 let (from, to) = (start.max(range.start), end.min(range.end));
                 let bytes = decoded.slice((from - range.start) as usize..(to - range.start) as usize);

@@ -148,12 +148,13 @@ fn b_144_a_mistake_in_a_host_file_fails_the_mount_with_file_and_line() {
     }
     let file = bench.ocifs.run(["inspect", "--hosts-dir=/etc/passwd", &image]);
     assert!(file.code() == 2 && file.stderr.contains("it is not a directory"), "{}", file.stderr);
-    for key in ["hosts-dir", "registries-conf"] {
+    bench.write("empty.conf", "");
+    for (key, good) in [("hosts-dir", ""), ("registries-conf", "empty.conf")] {
         bench.write(".config/ocifs/config.toml", &format!("{key} = '/no/such'\n"));
         let ran = bench.ocifs.run(["inspect", &image]);
         let hint = format!("a configuration file names it as {key}");
         assert!(ran.code() == 2 && ran.stderr.contains("/no/such") && ran.stderr.contains(&hint), "{}", ran.stderr);
-        let named = format!("--{key}={}", bench.ocifs.home().display());
+        let named = format!("--{key}={}", bench.ocifs.home().join(good).display());
         bench.ocifs.run(["inspect", &named, &image]).ok();
     }
     bench.write(".config/ocifs/config.toml", "");
