@@ -67,7 +67,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(settings: Settings) -> Result<Self, Error> {
         let failed = |error: reqwest::Error| {
-            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(error.without_url())
+            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(Reason::of(&error.without_url()))
         };
         // An empty set of certificates keeps these two from loading the system's.
         let local = builder(&settings).no_proxy().tls_certs_only([]).tls_danger_accept_invalid_certs(true);
@@ -181,7 +181,8 @@ impl Transport {
             (true, true) => self.verified.get_or_try_init(|| self.load()).await.cloned().map_err(|error| {
                 let message = format!("{}: TLS to {} is not possible here", cannot(what), origin(&to.url));
                 let hint = "install the CA certificates (package ca-certificates), or name a bundle in SSL_CERT_FILE";
-                Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(error.without_url()).hint(hint))
+                let reason = Reason::of(&error.without_url());
+                Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(reason).hint(hint))
             }),
         }
     }
