@@ -335,15 +335,25 @@ fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushe
 }
 
 /// The artifacts beside an image, the one that a mount would use first.
-pub(super) async fn list(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
-    let listed = look(images, wanted).await;
+pub(super) async fn list(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<Vec<SharedIndex>, Failure> {
+    let listed = look(images, wanted, events).await;
     listed.map_err(|failure| failure.about(format!("cannot list the indexes of {}", wanted.reference)))
 }
 
-async fn look(images: &Images, wanted: &control::Image) -> Result<Vec<SharedIndex>, Failure> {
+async fn look(
+    images: &Images,
+    wanted: &control::Image,
+    events: &mpsc::Sender<Event>,
+) -> Result<Vec<SharedIndex>, Failure> {
     let request = request_of(wanted)?;
     let repository = repository(images, &request, NOT_LISTED).await?;
-    let resolved = images.resolve(&request, &Progress::default()).await.map_err(|error| Failure::from(&error))?;
+    let progress = Progress::default();
+    let resolved = watched(events, &progress, images.resolve(&request, &progress)).await;
+    let resolved = resolved.map_err(|error| Failure::from(&error))?;
     let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
     let beside = verdict(request.trust, is_pinned);
@@ -434,7 +444,7 @@ pub(super) async fn remove(
     let UnwantedIndexes { image: wanted, format, artifact } = unwanted;
     let format = format_of(format)?.name();
     let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
-    let listed = look(images, wanted).await.map_err(about)?;
+    let listed = look(images, wanted, events).await.map_err(about)?;
     let repository = repository(images, &request_of(wanted)?, NOT_LISTED).await.map_err(about)?.for_pushing();
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));
     let is_chosen = |shared: &&SharedIndex| match artifact {

@@ -242,7 +242,11 @@ impl Server {
                 let made = indexing::make(&self.images, &self.known, &work, &events);
                 answers.while_running(made).await.and_then(|images| value(&images))
             }
-            Request::ListIndexes(image) => indexing::list(&self.images, &image).await.and_then(|listed| value(&listed)),
+            Request::ListIndexes(image) => {
+                let events = answers.events.clone();
+                let listed = indexing::list(&self.images, &image, &events);
+                answers.while_running(listed).await.and_then(|listed| value(&listed))
+            }
             Request::RemoveIndexes(unwanted) => {
                 let events = answers.events.clone();
                 let removed = indexing::remove(&self.images, &unwanted, &events);

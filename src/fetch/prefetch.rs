@@ -3,7 +3,7 @@
 //! Everything here hands spans to the planner and decides only which and how urgently. [`ReadAhead`](readahead::ReadAhead) knows one layer's
 //! readers, the file system knows the tree and its directories; profiles and fill know what they want.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use futures_util::StreamExt;
 use super::outage::REST;
 use super::{Error, Fetcher, LargeSpans, Layer, Priority, pieces, readahead};
 use crate::index::SpanId;
-use crate::oci::Digest;
 
 /// Files up to this length are fetched as a whole when their first byte has to be waited for: programs and libraries, of
 /// which a start reads nearly all. Of a longer file it reads a part that nothing foretells.
@@ -131,7 +130,8 @@ impl Fetcher {
 
     /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
     /// where it was. What cannot be had while others can is asked for a few times more, behind all others and after pauses
-    /// that grow, and then left to who reads it. Tries at a source that is away are none of these.
+    /// that grow, and then left to who reads it. Tries at a source that is away, which gives not even what it gave before,
+    /// are none of these.
     pub async fn prefetch_in_the_end(&self, wanted: &[SpanOf], priority: Priority) -> Result<(), Error> {
         self.persist(wanted, priority, REST).await
     }
@@ -139,7 +139,7 @@ impl Fetcher {
     /// Brings `wanted`; the first pause is so long.
     pub(super) async fn persist(&self, wanted: &[SpanOf], priority: Priority, rest: Duration) -> Result<(), Error> {
         let mut left: VecDeque<_> = wanted.iter().map(|wanted| (wanted.clone(), 0)).collect();
-        let mut suspects = Suspects::default();
+        let mut asked = 0;
         while let Some(((layer, _), failures)) = left.front() {
             // One try is enough to find out.
             let is_alone = *failures > 0 || self.is_away(layer);
@@ -155,7 +155,9 @@ impl Fetcher {
                 Error::Source(error) if error.is_transient() => {
                     let is_it = |(other, number): &SpanOf| Arc::ptr_eq(other, &layer) && *number == span;
                     let failed = left.iter().position(|(wanted, _)| is_it(wanted)).and_then(|place| left.remove(place));
-                    let counts = suspects.is_to_blame((&layer, span), away.contains(&layer.place));
+                    // Its own failure, or that of another like it, may be all that made the place seem away.
+                    let counts = !away.contains(&layer.place) || self.still_gives(wanted, &layer.place, asked).await;
+                    asked += 1;
                     let tries =
                         failed.map_or(TRIES, |(_, failures)| if counts { failures + 1 } else { failures.max(1) });
                     left.retain(|((layer, span), _)| !layer.has(*span));
@@ -178,26 +180,25 @@ impl Fetcher {
         }
         Ok(())
     }
-}
 
-/// Which span began the outage of each place, as long as no other has failed in it: it may be what is wrong, and not the
-/// place.
-#[derive(Debug, Default)]
-struct Suspects(HashMap<Arc<str>, (Digest, SpanId)>);
-
-impl Suspects {
-    /// Notes that a try failed, before which its place `was_away` or not. False if nothing of this is the fault of the span.
-    fn is_to_blame(&mut self, (layer, span): (&Layer, SpanId), was_away: bool) -> bool {
-        let (place, it) = (&layer.place, (layer.index.layer(), span));
-        if !was_away {
-            self.0.insert(Arc::clone(place), it);
-            return true;
+    /// True if `place` gives again what came from it before, or says that it has that no more: then it is there, and what
+    /// cannot be had is itself to blame. Of the layers that have something, a `number` chooses whose: one may be lost alone.
+    async fn still_gives(&self, wanted: &[SpanOf], place: &Arc<str>, number: usize) -> bool {
+        let mut seen = HashSet::new();
+        let layers = wanted.iter().map(|(layer, _)| layer).filter(|layer| layer.place == *place);
+        let layers = layers.filter(|layer| seen.insert(layer.index.layer()));
+        let known = layers.filter_map(|layer| {
+            let here = layer.index.span_ids().find(|span| layer.has(*span))?;
+            Some((layer.reader.as_ref()?, layer.index.compressed(here).start))
+        });
+        let known: Vec<_> = known.collect();
+        let Some((reader, at)) = known.get(number % known.len().max(1)) else { return false };
+        let first = async { reader.read(*at..at + 1).await?.next().await.transpose() };
+        let is_there = !first.await.is_err_and(|error| error.is_transient());
+        if is_there {
+            self.outages().answered(place);
         }
-        let is_alone = self.0.get(place) == Some(&it);
-        if !is_alone {
-            self.0.remove(place);
-        }
-        is_alone
+        is_there
     }
 }
 

@@ -234,7 +234,7 @@ impl Images {
 
     /// Follows the reference to one image without touching its layers.
     pub async fn resolve(&self, request: &Request, progress: &Progress) -> Result<Resolved, Error> {
-        let opened = self.watched(request, progress).await?;
+        let opened = self.source_for(request, progress).await?;
         let nothing = Search::new(request, None, &self.store);
         self.documents(request, opened.source(), &nothing).await
     }
@@ -259,7 +259,7 @@ impl Images {
         request: &Request,
         progress: &Arc<Progress>,
     ) -> Result<(Resolved, Vec<ImageLayer>), Error> {
-        let opened = self.watched(request, progress).await?;
+        let opened = self.source_for(request, progress).await?;
         let nothing = Search::new(request, None, &self.store);
         let resolved = self.documents(request, opened.source(), &nothing).await?;
         let mut layers = self.layers(&resolved, opened.source.as_ref(), progress, None).await?;
@@ -272,7 +272,7 @@ impl Images {
     ///
     /// Layers without an index are streamed now; the others are not touched.
     pub async fn open(&self, request: &Request, progress: &Arc<Progress>) -> Result<Image, Error> {
-        let opened = self.watched(request, progress).await?;
+        let opened = self.source_for(request, progress).await?;
         let search = Search::new(request, opened.repository.clone(), &self.store);
         let mut resolved = self.documents(request, opened.source(), &search).await?;
         let tocs = Tocs::new(self, request);
@@ -296,7 +296,7 @@ impl Images {
     }
 
     /// The source of `request`, which `progress` tells of from now on.
-    async fn watched(&self, request: &Request, progress: &Progress) -> Result<Opened, Error> {
+    async fn source_for(&self, request: &Request, progress: &Progress) -> Result<Opened, Error> {
         let opened = self.source(request).await?;
         if let Some(repository) = &opened.repository {
             // It is one and the same for all that one progress is about.

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use lru::LruCache;
-use reqwest::header::AUTHORIZATION;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Response, StatusCode};
 
 use super::call::Call;
@@ -287,10 +287,7 @@ impl Client {
                 self.authorized(endpoint, call, &at).await?
             } else {
                 // A host is as well as the store that it sends us to.
-                let asked = endpoint.host.health().ask();
-                let answer = self.transport().send(call, &at, call.headers()).await;
-                asked.heard(&answer);
-                answer?
+                self.ask(endpoint, call, &at, call.headers()).await?
             };
             if !call.follows(response.status()) {
                 return Ok((response, at));
@@ -299,6 +296,21 @@ impl Client {
         }
         let message = format!("{}: more than {REDIRECTS} redirects, last to {}", cannot(call.what), origin(&at.url));
         Err(Fault::lasting(Error::new(ErrorKind::Invalid, message)))
+    }
+
+    /// Sends one request, and notes how its host does. While we hold back ourselves, nobody is silent.
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        at: &Location,
+        headers: HeaderMap,
+    ) -> Result<Response, Fault> {
+        let permit = self.transport().enter(at).await;
+        let asked = endpoint.host.health().ask();
+        let answer = self.transport().send(call, at, headers, permit).await;
+        asked.heard(&answer);
+        answer
     }
 
     /// Asks the registry, answering its challenges.
@@ -315,10 +327,7 @@ impl Client {
             if let Some(grant) = &grant {
                 headers.insert(AUTHORIZATION, token::header(call.what, &grant.header)?);
             }
-            let asked = endpoint.host.health().ask();
-            let answer = self.transport().send(call, at, headers).await;
-            asked.heard(&answer);
-            let response = answer?;
+            let response = self.ask(endpoint, call, at, headers).await?;
             let status = response.status();
             if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 return Ok(response);
@@ -467,4 +476,35 @@ pub(super) async fn not_allowed(what: &str, response: Response, deed: &str) -> F
     let error = Error::new(ErrorKind::Denied, fault.error.to_string());
     fault.error = error.hint(format!("the registry does not allow {deed}; ask whoever runs it"));
     fault
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn b_097_a_host_that_we_do_not_ask_because_it_wished_so_is_not_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("somebody comes");
+            stream.read(&mut [0; 512]).await.expect("he asks");
+            let head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 50\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(head).await.expect("he listens");
+            std::future::pending::<()>().await;
+        });
+        let client = Client::new(Options::default()).expect("nothing from outside is needed");
+        let host = client.host(&Site::of(&address.to_string(), true));
+        let endpoint = Endpoint::own(Arc::clone(&host), "a".to_owned(), Access::Pull);
+        let call = Call { what: "x", accept: None, range: None, message: None };
+        let (refusal, _) = client.request(&endpoint, &["tags", "list"], &call).await.expect("an answer");
+        assert_eq!((refusal.status(), host.health().silence()), (StatusCode::TOO_MANY_REQUESTS, None));
+        let mut waits = std::pin::pin!(client.request(&endpoint, &["tags", "list"], &call));
+        assert!(waits.as_mut().now_or_never().is_none(), "it is to come back later");
+        assert_eq!(host.health().silence(), None, "nobody has asked it yet");
+    }
 }

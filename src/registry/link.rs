@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, Identity, Proxy};
 
+use super::error::Reason;
 use super::tls;
 use super::transport::{Settings, builder};
 use crate::limits::CERTIFICATE_BYTES;
@@ -186,7 +187,7 @@ fn build(wishes: &Wishes, settings: &Settings) -> Result<Client, Error> {
         let config = tls::config(authorities, shown).map_err(|error| impossible().because(error))?;
         builder = builder.tls_backend_preconfigured(config);
     }
-    builder.build().map_err(|error| impossible().because(error.without_url()))
+    builder.build().map_err(|error| impossible().because(Reason::of(&error.without_url())))
 }
 
 /// A client certificate with its key.

@@ -196,7 +196,8 @@ fn verdict(role: Role, mut faults: Vec<(bool, Fault)>) -> Option<Fault> {
     Some(fault)
 }
 
-/// When to try again: when the first of them may be back, and as often as the most patient of them is worth.
+/// When to try again: when the first of them may be back, and as often as the most patient of them is worth, but for one
+/// that is silent.
 fn joined(faults: &[(bool, Fault)]) -> Retry {
     faults.iter().map(|(_, fault)| fault.retry).fold(Retry::Never, |one, other| match (one, other) {
         (Retry::Never, retry) | (retry, Retry::Never) => retry,
@@ -204,8 +205,9 @@ fn joined(faults: &[(bool, Fault)]) -> Retry {
         (Retry::Briefly | Retry::Once, Retry::Later(_)) | (Retry::Later(_), Retry::Briefly | Retry::Once) => {
             Retry::Later(None)
         }
-        (Retry::Once, Retry::Once) => Retry::Once,
-        (Retry::Briefly | Retry::Once, Retry::Briefly | Retry::Once) => Retry::Briefly,
+        (Retry::Briefly, Retry::Briefly) => Retry::Briefly,
+        // Each round waits for the one that is silent, and would wait as long again.
+        (Retry::Briefly | Retry::Once, Retry::Briefly | Retry::Once) => Retry::Once,
         (Retry::Later(one), Retry::Later(other)) => Retry::Later(one.zip(other).map(|(one, other)| one.min(other))),
     })
 }
@@ -281,6 +283,18 @@ mod tests {
         let slow = Fault { retry: Retry::Later(Some(Duration::from_secs(60))), ..away("r") };
         let fault = verdict(Role::Pull, vec![(false, away("m")), (true, slow)]).expect("two faults");
         assert_eq!((fault.retry, fault.error.to_string().contains("r failed (")), (Retry::Later(None), true));
+    }
+
+    #[test]
+    fn b_096_beside_a_host_that_is_not_there_one_that_is_silent_is_tried_no_more_often() {
+        let joined = |mirror, own| {
+            let faults = [(false, mirror), (true, own)].map(|(own, retry)| (own, Fault { retry, ..away("x") }));
+            super::joined(&faults)
+        };
+        assert_eq!(joined(Retry::Briefly, Retry::Once), Retry::Once);
+        assert_eq!(joined(Retry::Once, Retry::Briefly), Retry::Once);
+        assert_eq!(joined(Retry::Briefly, Retry::Briefly), Retry::Briefly);
+        assert_eq!(joined(Retry::Once, Retry::Later(None)), Retry::Later(None));
     }
 
     #[test]

@@ -62,9 +62,11 @@ struct Believed {
 }
 
 impl Believed {
-    /// True if the user filed this very certificate, and nothing but that it calls itself an authority speaks against it.
+    /// True if the user filed this very certificate, and the first that speaks against it is that it calls itself an
+    /// authority.
     fn is_filed(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
-        // Its time is looked at before its kind, so that one that has expired ends with another error.
+        // Its time is looked at before its kind, so that one that has expired ends with another error. What it may be used
+        // for is looked at after that, and so never here: who files a certificate for a host wants it believed there.
         let verdict = || {
             let algorithms = self.provider.signature_verification_algorithms.all;
             let server = KeyUsage::server_auth();

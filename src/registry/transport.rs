@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::address::Reach;
 use super::call::{Call, Message};
 use super::error::{Fault, Reason, Retry, cannot, origin, unanswered};
-use super::pace::Paces;
+use super::pace::{Paces, Permit};
 use super::redirect::Location;
 use super::retry;
 use super::warning::Warnings;
@@ -67,7 +67,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(settings: Settings) -> Result<Self, Error> {
         let failed = |error: reqwest::Error| {
-            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(error.without_url())
+            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(Reason::of(&error.without_url()))
         };
         // An empty set of certificates keeps these two from loading the system's.
         let local = builder(&settings).no_proxy().tls_certs_only([]).tls_danger_accept_invalid_certs(true);
@@ -95,31 +95,50 @@ impl Transport {
     /// Sends a GET, and returns the head of the answer whatever its status.
     pub(super) async fn get(&self, what: &str, to: &Location, headers: HeaderMap) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.get(to.url.clone()).headers(headers);
-        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0))).await
+        let permit = self.enter(to).await;
+        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0)), permit).await
+    }
+
+    /// Waits until the host may be asked.
+    pub(super) async fn enter(&self, to: &Location) -> Permit {
+        self.paces.enter(&to.url).await
     }
 
     /// Sends the request of `call`, and returns the head of the answer whatever its status.
-    pub(super) async fn send(&self, call: &Call<'_>, to: &Location, headers: HeaderMap) -> Result<Response, Fault> {
-        let Some(message) = call.message else { return self.get(call.what, to, headers).await };
-        let request = self.pool(call.what, to).await?.request(message.method.clone(), to.url.clone()).headers(headers);
+    pub(super) async fn send(
+        &self,
+        call: &Call<'_>,
+        to: &Location,
+        headers: HeaderMap,
+        permit: Permit,
+    ) -> Result<Response, Fault> {
+        let pool = self.pool(call.what, to).await?;
         let taken = Arc::new(AtomicUsize::new(0));
-        self.answer(call.what, &to.url, with_body(request, message, &taken), (Patience::Sending, &taken)).await
+        let (request, patience) = match call.message {
+            Some(message) => {
+                let request = pool.request(message.method.clone(), to.url.clone()).headers(headers);
+                (with_body(request, message, &taken), Patience::Sending)
+            }
+            None => (pool.get(to.url.clone()).headers(headers), Patience::Asking),
+        };
+        self.answer(call.what, &to.url, request, (patience, &taken), permit).await
     }
 
     /// Posts a form, and returns the head of the answer whatever its status.
     pub(super) async fn post(&self, what: &str, to: &Location, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let request = self.pool(what, to).await?.post(to.url.clone()).form(form);
-        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0))).await
+        let permit = self.enter(to).await;
+        self.answer(what, &to.url, request, (Patience::Asking, &AtomicUsize::new(0)), permit).await
     }
 
-    /// Waits until the host may be asked, and then for the answer to `request` as long as the peer takes its body, which
-    /// counts in `taken`.
+    /// Waits for the answer to `request` as long as the peer takes its body, which counts in `taken`.
     async fn answer(
         &self,
         what: &str,
         url: &Url,
         request: RequestBuilder,
         (patience, taken): (Patience, &AtomicUsize),
+        permit: Permit,
     ) -> Result<Response, Fault> {
         let Settings { stall, connect, .. } = self.settings;
         let (patience, retry) = match patience {
@@ -127,7 +146,6 @@ impl Transport {
             // What a registry has to do with what it was sent takes its time.
             Patience::Sending => (stall.saturating_add(connect), Retry::Later(None)),
         };
-        let permit = self.paces.enter(url).await;
         let mut sending = std::pin::pin!(request.send());
         let mut before = 0;
         loop {
@@ -163,7 +181,8 @@ impl Transport {
             (true, true) => self.verified.get_or_try_init(|| self.load()).await.cloned().map_err(|error| {
                 let message = format!("{}: TLS to {} is not possible here", cannot(what), origin(&to.url));
                 let hint = "install the CA certificates (package ca-certificates), or name a bundle in SSL_CERT_FILE";
-                Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(error.without_url()).hint(hint))
+                let reason = Reason::of(&error.without_url());
+                Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(reason).hint(hint))
             }),
         }
     }

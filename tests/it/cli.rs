@@ -371,12 +371,15 @@ fn b_096_who_waits_for_a_registry_that_says_nothing_is_told_so() {
     // Connections are made, and nobody ever takes one.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
     let addr = silent.local_addr().expect("a bound socket has an address");
-    let mut command = bench.ocifs.command(["inspect", &format!("{addr}/a:1")]);
-    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("the program runs");
-    let stderr = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
-    let line = std::io::BufRead::lines(stderr).next().expect("it says something").expect("text");
-    child.kill().and_then(|()| child.wait()).expect("it is ours");
-    assert!(line.starts_with(&format!("warning: {addr} has said nothing for ")), "{line}");
+    for command in [&["inspect"][..], &["index", "list"]] {
+        let mut ocifs = bench.ocifs.command(command);
+        ocifs.arg(format!("{addr}/a:1")).stderr(std::process::Stdio::piped());
+        let mut child = ocifs.spawn().expect("the program runs");
+        let stderr = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
+        let line = std::io::BufRead::lines(stderr).next().expect("it says something").expect("text");
+        child.kill().and_then(|()| child.wait()).expect("it is ours");
+        assert!(line.starts_with(&format!("warning: {addr} has said nothing for ")), "{command:?}: {line}");
+    }
 }
 
 #[test]

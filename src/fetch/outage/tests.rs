@@ -249,19 +249,41 @@ async fn background_work_rests_and_goes_on_afterwards() {
 
 #[tokio::test]
 async fn an_outage_is_no_reason_to_give_up_what_background_work_wants_however_long_it_lasts() {
-    let (scene, layer, flaky) = away(None);
-    let wanted: Vec<_> = (0..3).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
-    let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(1));
-    let heals = async {
-        // Twice as often as would do to give up all of them.
-        while flaky.asked.load(Ordering::SeqCst) < 50 {
-            sleep(Duration::from_millis(1)).await;
+    for gave_before in [false, true] {
+        let (scene, layer, flaky) = away(None);
+        if gave_before {
+            flaky.away.store(false, Ordering::SeqCst);
+            read(&scene, &layer, &Patience::new(OnOutage::Fail), 5).await.expect("it is there");
+            flaky.away.store(true, Ordering::SeqCst);
         }
-        flaky.away.store(false, Ordering::SeqCst);
-    };
-    let both = async { tokio::join!(ahead, heals).0 };
-    tokio::time::timeout(Duration::from_secs(20), both).await.expect("it ends").expect("all can be had");
-    assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+        let wanted: Vec<_> = (0..3).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+        let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(1));
+        let heals = async {
+            // Twice as often as would do to give up all of them.
+            while flaky.asked.load(Ordering::SeqCst) < 100 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            flaky.away.store(false, Ordering::SeqCst);
+        };
+        let both = async { tokio::join!(ahead, heals).0 };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("it ends").expect("all can be had");
+        assert!(wanted.iter().all(|(layer, span)| layer.has(*span)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn spans_that_cannot_be_had_are_given_up_in_the_end_however_many_there_are() {
+    let (scene, layer, flaky) = away(Some(|scene| {
+        // Their first and last bytes belong to their neighbours as well.
+        let compressed = |number| scene.layer.index.compressed(scene.span(number));
+        compressed(1).start + 1..compressed(3).end - 1
+    }));
+    flaky.away.store(false, Ordering::SeqCst);
+    let wanted: Vec<_> = (0..6).map(|number| (Arc::clone(&layer), scene.span(number))).collect();
+    let ahead = scene.fetcher().persist(&wanted, Priority::Profile, Duration::from_millis(10));
+    tokio::time::timeout(Duration::from_secs(300), ahead).await.expect("it ends").expect("nothing else is wrong");
+    let here: Vec<_> = (0..6).filter(|number| layer.has(scene.span(*number))).collect();
+    assert_eq!(here, [0, 4, 5]);
 }
 
 #[tokio::test(start_paused = true)]
