@@ -19,7 +19,7 @@ use crate::fs::Chain;
 use crate::image::{ImageLayer, Images, Streamed};
 use crate::oci::Printable;
 use crate::source::ErrorKind;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// The fill of one mount; ends when dropped.
 #[derive(Debug)]
@@ -43,15 +43,18 @@ struct State {
     failure: Option<Failure>,
 }
 
-/// How often it is looked whether the cache has room again.
+/// How often it is looked whether the cache has room again, and the least that a cache which took nothing is left alone.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// The most that it is left alone: each try fetches what it may not take either.
+const LONGEST: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
     #[default]
     Off,
     Running,
-    /// For the source to come back.
+    /// For the source to come back, or for the cache to take something again.
     Waiting,
     Complete,
     Failed,
@@ -190,9 +193,11 @@ impl Worker {
         self.become_state(phase, given_up);
     }
 
-    /// Completes one layer, however long its source is away.
+    /// Completes one layer, however long its source is away, or the cache takes nothing.
     async fn complete(&self, layer: &Arc<Layer>, given_up: Option<&Failure>) -> Result<(), Failure> {
+        let mut pause = LOOK;
         while !is_settled(layer) {
+            let present = layer.blob.present_bytes();
             match fetch::fill(&self.fetcher, layer, self.urgency).await {
                 Ok(()) => {
                     tracing::info!(layer = %layer.index.layer(), "layer is complete");
@@ -205,12 +210,17 @@ impl Worker {
                     self.become_state(Phase::Running, given_up.cloned());
                 }
                 Err(error) => {
-                    let Some(failure) = self.lack_of_room(layer).await else {
+                    let lack = self.lack_of_room(layer).await;
+                    if lack.is_none() && !is_refused(&error) {
                         tracing::warn!(layer = %layer.index.layer(), error = %Chain(&error), "fill gives up");
                         return Err(Failure::from(&error));
-                    };
+                    }
+                    let failure = lack.unwrap_or_else(|| Failure::from(&error));
                     tracing::warn!(layer = %layer.index.layer(), error = %failure, "fill waits");
                     self.become_state(Phase::Waiting, Some(failure));
+                    pause = if layer.blob.present_bytes() > present { LOOK } else { pause };
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(LONGEST);
                     while self.lack_of_room(layer).await.is_some() {
                         tokio::time::sleep(LOOK).await;
                     }
@@ -236,6 +246,11 @@ impl Worker {
     fn become_state(&self, phase: Phase, failure: Option<Failure>) {
         self.state.send_replace(State { phase, failure });
     }
+}
+
+/// True if the cache did not take what was fetched. It may have had no room for a moment, or have been taken away.
+fn is_refused(error: &fetch::Error) -> bool {
+    matches!(error, fetch::Error::Store(error) if matches!(**error, store::Error::Io { .. }))
 }
 
 /// True if nothing is left to be done for a layer: all of it is here, and its index says what is so.
