@@ -31,6 +31,8 @@ pub(super) struct Filling {
     state: Arc<watch::Sender<State>>,
     /// Told after each layer that was fetched, and at the end.
     grown: Arc<Notify>,
+    /// Told when what was complete may not be so any more.
+    again: Arc<Notify>,
     /// The task, once there is one. Protects only the handle.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -77,7 +79,7 @@ impl Filling {
         let distinct = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
         let layers = distinct.map(|layer| Arc::clone(&layer.layer)).collect();
         let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-        Self { fetcher, store, layers, state: Arc::default(), grown, task: Mutex::default() }
+        Self { fetcher, store, layers, state: Arc::default(), grown, again: Arc::default(), task: Mutex::default() }
     }
 
     /// Begins, if that has not happened already.
@@ -87,9 +89,20 @@ impl Filling {
             self.state.send_modify(|state| state.phase = Phase::Running);
             let (fetcher, store) = (self.fetcher.clone(), Arc::clone(&self.store));
             let (state, grown) = (Arc::clone(&self.state), Arc::clone(&self.grown));
-            let worker = Worker { fetcher, store, state, grown, urgency };
+            let again = Arc::clone(&self.again);
+            let worker = Worker { fetcher, store, state, grown, again, urgency };
             *task = Some(tokio::spawn(worker.run(self.layers.clone())).abort_handle());
         }
+    }
+
+    /// Looks again for what is missing, if it has ever begun: the cache has lost something.
+    pub(super) fn look_again(&self) {
+        self.state.send_if_modified(|state| {
+            let was_complete = state.phase == Phase::Complete;
+            state.phase = if was_complete { Phase::Running } else { state.phase };
+            was_complete
+        });
+        self.again.notify_one();
     }
 
     /// Begins if need be, and returns once every layer is complete, or with the first failure. Tells progress to `events`.
@@ -172,12 +185,21 @@ struct Worker {
     store: Arc<Store>,
     state: Arc<watch::Sender<State>>,
     grown: Arc<Notify>,
+    again: Arc<Notify>,
     urgency: Urgency,
 }
 
 impl Worker {
-    /// Completes the layers from the bottom, one after the other.
+    /// Completes the layers, and again whenever it is to look again.
     async fn run(self, layers: Vec<Arc<Layer>>) {
+        loop {
+            self.complete_all(layers.clone()).await;
+            self.again.notified().await;
+        }
+    }
+
+    /// Completes the layers from the bottom, one after the other.
+    async fn complete_all(&self, layers: Vec<Arc<Layer>>) {
         let (layers, lacking): (Vec<_>, Vec<_>) =
             layers.into_iter().partition(|layer| layer.reader.is_some() || lacking::of(layer).missing == 0);
         let lacks: Vec<_> = lacking.iter().map(|layer| lacking::of(layer)).collect();

@@ -65,7 +65,7 @@ async fn keep_cache_in_place(images: &Images, mounts: &Mounts) {
     let mut last = None;
     while count.wait_for(|count| *count > 0).await.is_ok() {
         tokio::time::sleep(LOOK).await;
-        let failure = restore_cache(images).await.err();
+        let failure = restore_cache(images, mounts).await.err();
         if let Some(failure) = failure.as_ref().filter(|failure| last.as_ref() != Some(*failure)) {
             tracing::warn!(%failure, "the cache directory is gone, and cannot be made anew");
         }
@@ -74,8 +74,9 @@ async fn keep_cache_in_place(images: &Images, mounts: &Mounts) {
 }
 
 /// Makes anew what was taken away of the cache directory; what is to be told of that, if anything was.
-pub(super) async fn restore_cache(images: &Images) -> Result<Option<String>, Failure> {
+pub(super) async fn restore_cache(images: &Images, mounts: &Mounts) -> Result<Option<String>, Failure> {
     let Some(missing) = query::restore(images).await? else { return Ok(None) };
+    mounts.all().iter().for_each(|mounted| mounted.filling.look_again());
     let text = told_of(&missing, &Printable::path(images.store().dir()).to_string());
     tracing::warn!("{text}");
     Ok(Some(text))
@@ -83,7 +84,7 @@ pub(super) async fn restore_cache(images: &Images) -> Result<Option<String>, Fai
 
 /// What is told of a cache `dir` of which this was missing.
 fn told_of(missing: &Missing, dir: &str) -> String {
-    const NEEDED: &str = "what is mounted may need its registry again";
+    const NEEDED: &str = "what is mounted needs its registry until it is filled again";
     match missing {
         Missing::Everything => {
             format!("{dir} was removed while its daemon ran; it was made anew, what was in it is lost, and {NEEDED}")

@@ -340,3 +340,20 @@ fn a_fill_whose_bytes_the_cache_did_not_take_though_it_has_room_goes_on_when_it_
     bench.ocifs.umount(&bench.point);
     bench.ocifs.umount(&other);
 }
+
+#[test]
+fn a_mount_whose_cache_directory_was_removed_is_filled_again() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mount(&["--wait", &bench.reference()]).ok();
+    let local = || bench.status()["bytes_local"].clone();
+    assert_eq!(local(), bench.status()["bytes_needed"]);
+    fs::rename(bench.ocifs.cache(), bench.ocifs.home().join("gone")).expect("its user may");
+    bench.ocifs.run(["cache", "du"]).ok();
+    let begun = Instant::now();
+    while local() != bench.status()["bytes_needed"] || files_below(&bench.ocifs.cache().join("blobs")).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is not filled: {}", bench.status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bench.read_all();
+    bench.ocifs.umount(&bench.point);
+}
