@@ -76,6 +76,7 @@ async fn keep_cache_in_place(images: &Images, mounts: &Mounts) {
 /// Makes anew what was taken away of the cache directory; what is to be told of that, if anything was.
 pub(super) async fn restore_cache(images: &Images, mounts: &Mounts) -> Result<Option<String>, Failure> {
     let Some(missing) = query::restore(images).await? else { return Ok(None) };
+    mounts.served().forget_all();
     mounts.all().iter().for_each(|mounted| mounted.filling.look_again());
     let text = told_of(&missing, &Printable::path(images.store().dir()).to_string());
     tracing::warn!("{text}");
