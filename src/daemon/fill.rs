@@ -19,7 +19,7 @@ use crate::fs::Chain;
 use crate::image::{ImageLayer, Images, Streamed};
 use crate::oci::Printable;
 use crate::source::ErrorKind;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// The fill of one mount; ends when dropped.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Filling {
     state: Arc<watch::Sender<State>>,
     /// Told after each layer that was fetched, and at the end.
     grown: Arc<Notify>,
+    /// Told when what was complete may not be so any more.
+    again: Arc<Notify>,
     /// The task, once there is one. Protects only the handle.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -43,15 +45,18 @@ struct State {
     failure: Option<Failure>,
 }
 
-/// How often it is looked whether the cache has room again.
+/// How often it is looked whether the cache has room again, and the least that a cache which took nothing is left alone.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// The most that it is left alone: each try fetches what it may not take either.
+const LONGEST: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
     #[default]
     Off,
     Running,
-    /// For the source to come back.
+    /// For the source to come back, or for the cache to take something again.
     Waiting,
     Complete,
     Failed,
@@ -74,7 +79,7 @@ impl Filling {
         let distinct = layers.iter().filter(|layer| seen.insert(layer.descriptor.digest));
         let layers = distinct.map(|layer| Arc::clone(&layer.layer)).collect();
         let (fetcher, store) = (images.fetcher().clone(), Arc::clone(images.store()));
-        Self { fetcher, store, layers, state: Arc::default(), grown, task: Mutex::default() }
+        Self { fetcher, store, layers, state: Arc::default(), grown, again: Arc::default(), task: Mutex::default() }
     }
 
     /// Begins, if that has not happened already.
@@ -84,9 +89,20 @@ impl Filling {
             self.state.send_modify(|state| state.phase = Phase::Running);
             let (fetcher, store) = (self.fetcher.clone(), Arc::clone(&self.store));
             let (state, grown) = (Arc::clone(&self.state), Arc::clone(&self.grown));
-            let worker = Worker { fetcher, store, state, grown, urgency };
+            let again = Arc::clone(&self.again);
+            let worker = Worker { fetcher, store, state, grown, again, urgency };
             *task = Some(tokio::spawn(worker.run(self.layers.clone())).abort_handle());
         }
+    }
+
+    /// Looks again for what is missing, if it has ever begun: the cache has lost something.
+    pub(super) fn look_again(&self) {
+        self.state.send_if_modified(|state| {
+            let was_complete = state.phase == Phase::Complete;
+            state.phase = if was_complete { Phase::Running } else { state.phase };
+            was_complete
+        });
+        self.again.notify_one();
     }
 
     /// Begins if need be, and returns once every layer is complete, or with the first failure. Tells progress to `events`.
@@ -169,12 +185,21 @@ struct Worker {
     store: Arc<Store>,
     state: Arc<watch::Sender<State>>,
     grown: Arc<Notify>,
+    again: Arc<Notify>,
     urgency: Urgency,
 }
 
 impl Worker {
-    /// Completes the layers from the bottom, one after the other.
+    /// Completes the layers, and again whenever it is to look again.
     async fn run(self, layers: Vec<Arc<Layer>>) {
+        loop {
+            self.complete_all(layers.clone()).await;
+            self.again.notified().await;
+        }
+    }
+
+    /// Completes the layers from the bottom, one after the other.
+    async fn complete_all(&self, layers: Vec<Arc<Layer>>) {
         let (layers, lacking): (Vec<_>, Vec<_>) =
             layers.into_iter().partition(|layer| layer.reader.is_some() || lacking::of(layer).missing == 0);
         let lacks: Vec<_> = lacking.iter().map(|layer| lacking::of(layer)).collect();
@@ -190,9 +215,11 @@ impl Worker {
         self.become_state(phase, given_up);
     }
 
-    /// Completes one layer, however long its source is away.
+    /// Completes one layer, however long its source is away, or the cache takes nothing.
     async fn complete(&self, layer: &Arc<Layer>, given_up: Option<&Failure>) -> Result<(), Failure> {
+        let mut pause = LOOK;
         while !is_settled(layer) {
+            let present = layer.blob.present_bytes();
             match fetch::fill(&self.fetcher, layer, self.urgency).await {
                 Ok(()) => {
                     tracing::info!(layer = %layer.index.layer(), "layer is complete");
@@ -205,12 +232,17 @@ impl Worker {
                     self.become_state(Phase::Running, given_up.cloned());
                 }
                 Err(error) => {
-                    let Some(failure) = self.lack_of_room(layer).await else {
+                    let lack = self.lack_of_room(layer).await;
+                    if lack.is_none() && !is_refused(&error) {
                         tracing::warn!(layer = %layer.index.layer(), error = %Chain(&error), "fill gives up");
                         return Err(Failure::from(&error));
-                    };
+                    }
+                    let failure = lack.unwrap_or_else(|| Failure::from(&error));
                     tracing::warn!(layer = %layer.index.layer(), error = %failure, "fill waits");
                     self.become_state(Phase::Waiting, Some(failure));
+                    pause = if layer.blob.present_bytes() > present { LOOK } else { pause };
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(LONGEST);
                     while self.lack_of_room(layer).await.is_some() {
                         tokio::time::sleep(LOOK).await;
                     }
@@ -236,6 +268,11 @@ impl Worker {
     fn become_state(&self, phase: Phase, failure: Option<Failure>) {
         self.state.send_replace(State { phase, failure });
     }
+}
+
+/// True if the cache did not take what was fetched. It may have had no room for a moment, or have been taken away.
+fn is_refused(error: &fetch::Error) -> bool {
+    matches!(error, fetch::Error::Store(error) if matches!(**error, store::Error::Io { .. }))
 }
 
 /// True if nothing is left to be done for a layer: all of it is here, and its index says what is so.

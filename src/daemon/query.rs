@@ -17,7 +17,7 @@ use crate::fs::{Ino, Read};
 use crate::image::{Image, Images, Progress, Request, Trust};
 use crate::index::LayerIndex;
 use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
-use crate::store::{Dropped, Store, Usage};
+use crate::store::{Dropped, Missing, Store, Usage};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Bytes of a file that are read and sent at once.
@@ -269,8 +269,8 @@ pub(super) async fn evict(images: &Images, mounts: &Mounts) -> Result<control::U
     finish(task.await)
 }
 
-/// Makes the cache directory anew if it was taken away; true if so.
-pub(super) async fn restore(images: &Images) -> Result<bool, Failure> {
+/// Makes anew what was taken away of the cache directory; what that was.
+pub(super) async fn restore(images: &Images) -> Result<Option<Missing>, Failure> {
     let store = Arc::clone(images.store());
     finish(tokio::task::spawn_blocking(move || store.restore()).await)
 }

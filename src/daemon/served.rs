@@ -124,7 +124,9 @@ impl Entry {
 
     /// True if a mount with this key may have it.
     fn fits(&self, key: &Key) -> bool {
-        let is_complete = |served: &Arc<Elsewhere<Served>>| served.layers.iter().all(|layer| layer.blob.is_complete());
+        // An index that came without its windows asks for them.
+        let is_here = |layer: &Arc<fetch::Layer>| layer.blob.is_complete() && layer.index.has_windows();
+        let is_complete = |served: &Arc<Elsewhere<Served>>| served.layers.iter().all(is_here);
         self.key.wanted == key.wanted
             && self.serves()
             // Nobody is asked for what is here, and it stays while it is served.
@@ -171,13 +173,19 @@ impl Table {
 
     /// Hands out no more what serves `key`: it maps parts of the cache that had to be made anew.
     pub(super) fn forget(&self, key: &Key) {
+        self.forget_where(|entry| entry.key.wanted == key.wanted);
+    }
+
+    /// Hands out no more what there is: the cache has lost what it was complete by, and what it lacks now is asked for by
+    /// whoever mounted it first.
+    pub(super) fn forget_all(&self) {
+        self.forget_where(|_| true);
+    }
+
+    fn forget_where(&self, is_unwanted: impl Fn(&Entry) -> bool) {
         let mut list = self.lock();
-        let forgotten: Vec<_> = list
-            .entries
-            .iter_mut()
-            .filter(|entry| entry.key.wanted == key.wanted)
-            .filter_map(|entry| entry.served.take())
-            .collect();
+        let unwanted = list.entries.iter_mut().filter(|entry| is_unwanted(entry));
+        let forgotten: Vec<_> = unwanted.filter_map(|entry| entry.served.take()).collect();
         drop(list);
         drop(forgotten);
     }

@@ -177,7 +177,7 @@ impl Server {
             return tracing::debug!(%failure, "the client went away");
         }
         if request.needs_cache() {
-            match upkeep::restore_cache(&self.images).await {
+            match upkeep::restore_cache(&self.images, &self.mounts).await {
                 Ok(None) => {}
                 Ok(Some(text)) => {
                     if let Err(failure) = answers.write(&Event::Warning { text }).await {

@@ -8,6 +8,7 @@ use super::mounts::Mounts;
 use super::{Failure, query};
 use crate::image::Images;
 use crate::oci::Printable;
+use crate::store::Missing;
 
 /// How long readers must have been quiet before decoded spans are dropped from memory.
 const MEMORY_QUIET: Duration = Duration::from_secs(5);
@@ -64,7 +65,7 @@ async fn keep_cache_in_place(images: &Images, mounts: &Mounts) {
     let mut last = None;
     while count.wait_for(|count| *count > 0).await.is_ok() {
         tokio::time::sleep(LOOK).await;
-        let failure = restore_cache(images).await.err();
+        let failure = restore_cache(images, mounts).await.err();
         if let Some(failure) = failure.as_ref().filter(|failure| last.as_ref() != Some(*failure)) {
             tracing::warn!(%failure, "the cache directory is gone, and cannot be made anew");
         }
@@ -72,13 +73,27 @@ async fn keep_cache_in_place(images: &Images, mounts: &Mounts) {
     }
 }
 
-/// Makes the cache directory anew if it was taken away; what is to be told of that, if it was.
-pub(super) async fn restore_cache(images: &Images) -> Result<Option<String>, Failure> {
-    if !query::restore(images).await? {
-        return Ok(None);
-    }
-    let dir = Printable::path(images.store().dir()).to_string();
-    let text = format!("{dir} was removed while its daemon ran; it was made anew, and what was in it is lost");
+/// Makes anew what was taken away of the cache directory; what is to be told of that, if anything was.
+pub(super) async fn restore_cache(images: &Images, mounts: &Mounts) -> Result<Option<String>, Failure> {
+    let Some(missing) = query::restore(images).await? else { return Ok(None) };
+    mounts.served().forget_all();
+    mounts.all().iter().for_each(|mounted| mounted.filling.look_again());
+    let text = told_of(&missing, &Printable::path(images.store().dir()).to_string());
     tracing::warn!("{text}");
     Ok(Some(text))
+}
+
+/// What is told of a cache `dir` of which this was missing.
+fn told_of(missing: &Missing, dir: &str) -> String {
+    const NEEDED: &str = "what is mounted needs its registry until it is filled again";
+    match missing {
+        Missing::Everything => {
+            format!("{dir} was removed while its daemon ran; it was made anew, what was in it is lost, and {NEEDED}")
+        }
+        Missing::Parts(parts) => {
+            let parts = parts.join(", ");
+            format!("{parts} of {dir} were removed while its daemon ran; what was in them is lost, and {NEEDED}")
+        }
+        Missing::Lock => format!("the lock of {dir} was removed or replaced while its daemon ran; it was made anew"),
+    }
 }

@@ -41,7 +41,7 @@ impl Part {
         Self::Temporary,
     ];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::References => "refs",
             Self::Documents => "manifests",

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::Path;
 
 use super::layout::{Layout, Part};
-use super::{Context as _, Error, object};
+use super::{Context as _, Error, Missing, object};
 
 /// The version of the directory's form. An incompatible change of any object's form raises it.
 const VERSION: u32 = 1;
@@ -43,18 +43,27 @@ pub(super) fn acquire(layout: &Layout) -> Result<File, Error> {
     Ok(lock)
 }
 
-/// Makes the directory ready again unless all of it is there, with the lock that is `held`; true if something was missing.
-pub(super) fn restore(layout: &Layout, held: &mut File) -> Result<bool, Error> {
+/// What is missing of the directory whose lock is `held`; none if nothing is.
+pub(super) fn missing(layout: &Layout, held: &File) -> Option<Missing> {
+    let is_missing = |part: &Part| !layout.part(*part).is_dir();
+    let parts: Vec<_> = Part::ALL.into_iter().filter(is_missing).collect();
+    match parts.len() {
+        0 if is_of(layout, held) => None,
+        0 => Some(Missing::Lock),
+        count if count == Part::ALL.len() => Some(Missing::Everything),
+        _ => Some(Missing::Parts(parts.into_iter().map(Part::name).collect())),
+    }
+}
+
+/// Makes the directory ready again, with the lock that is `held`, whatever is missing of it.
+pub(super) fn restore(layout: &Layout, held: &mut File) -> Result<(), Error> {
     if !is_of(layout, held) {
         *held = acquire(layout)?;
-        return Ok(true);
     }
-    let is_missing = |part: &Part| !layout.part(*part).is_dir();
-    let missing: Vec<_> = Part::ALL.into_iter().filter(is_missing).collect();
-    for part in &missing {
-        create_dir(&layout.part(*part), false)?;
+    for part in Part::ALL {
+        create_dir(&layout.part(part), false)?;
     }
-    Ok(!missing.is_empty())
+    Ok(())
 }
 
 /// True if the lock that is `held` is the one in the directory.

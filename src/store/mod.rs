@@ -21,8 +21,9 @@
 //!
 //! [`Store`] is the open directory; its methods are spread over one file per kind of object. [`Blob`] and [`NewFile`]
 //! are what can be written piece by piece. [`Limits`] bound the whole. All of it is synchronous, but for
-//! [`Blob::arrived`], and may be called from any thread. Lock order: a blob's `transition`, its state; the others (registry of blobs, pool of descriptors, table of
-//! decoded files, limits) are leaves. None but `transition` and the one of the directory's lock is held across I/O.
+//! [`Blob::arrived`], and may be called from any thread. Lock order: the one of the directory, a blob's `transition`, its
+//! state; the others (registry of blobs, pool of descriptors, table of decoded files, limits) are leaves. None but the first
+//! two is held across I/O.
 
 mod blob;
 mod blobs;
@@ -72,16 +73,36 @@ struct Shared {
     pool: pool::Pool,
     files: files::Cache,
     limits: Mutex<Limits>,
-    /// Holds the lock of the directory. Held while the directory is looked at or made anew.
-    lock: Mutex<File>,
+    /// Held while the directory is looked at or made anew.
+    lock: Mutex<Possession>,
+}
+
+/// What makes the directory ours.
+#[derive(Debug)]
+struct Possession {
+    /// Holds its lock.
+    file: File,
+    /// What was missing and is not all put right yet.
+    missing: Option<Missing>,
+}
+
+/// What somebody had removed of the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// All of it.
+    Everything,
+    /// These parts.
+    Parts(Vec<&'static str>),
+    /// Its lock and no part, or all of it was exchanged for another cache directory.
+    Lock,
 }
 
 impl Drop for Shared {
     /// Closing the file would not be enough: a child process that is just being started has a copy of the descriptor
     /// until it executes its program, and the lock would last as long.
     fn drop(&mut self) {
-        let file = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.unlock() {
+        let possession = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = possession.file.unlock() {
             tracing::debug!(%error, "lock left to the closing of its file");
         }
     }
@@ -206,7 +227,7 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         // A daemon changes its working directory.
         let layout = layout::Layout::new(std::path::absolute(dir).context("find", dir)?);
-        let lock = Mutex::new(lock::acquire(&layout)?);
+        let lock = Mutex::new(Possession { file: lock::acquire(&layout)?, missing: None });
         let shared = Shared {
             layout,
             blobs: blobs::Registry::default(),
@@ -223,22 +244,25 @@ impl Store {
         self.shared.layout.root()
     }
 
-    /// Makes the directory anew if somebody has removed it, or has put another in its place; true if so. Costs a look at
-    /// each of its parts if not.
+    /// Makes anew what somebody has removed of the directory, or all of it if another is in its place; what that was, none if
+    /// nothing. Costs a look at each of its parts if so.
     ///
-    /// Blobs in use whose files are gone begin again with nothing. What else is open or mapped stays as it is until it is closed. Fails as
-    /// [`open`](Self::open) does, and can be tried again then.
-    pub fn restore(&self) -> Result<bool, Error> {
+    /// Blobs in use whose files are gone begin again with nothing. What else is open or mapped stays as it is until it is
+    /// closed. Fails as [`open`](Self::open) does; the next call goes on with it then.
+    pub fn restore(&self) -> Result<Option<Missing>, Error> {
         let shared = &self.shared;
-        if !lock::restore(&shared.layout, &mut lock(&shared.lock))? {
-            return Ok(false);
+        let mut possession = lock(&shared.lock);
+        let Possession { file, missing } = &mut *possession;
+        *missing = missing.take().or_else(|| lock::missing(&shared.layout, file));
+        if missing.is_some() {
+            lock::restore(&shared.layout, file)?;
+            shared.pool.clear();
+            shared.files.clear();
+            for blob in shared.blobs.all_live() {
+                blob.look_for_file()?;
+            }
         }
-        shared.pool.clear();
-        shared.files.clear();
-        for blob in shared.blobs.all_live() {
-            blob.look_for_file()?;
-        }
-        Ok(true)
+        Ok(missing.take())
     }
 
     /// Some regular file on the file system of the decoded files, for whoever must know what can be done with those.

@@ -385,12 +385,12 @@ fn a_full_disk_is_reported_as_such_and_records_nothing() -> Result {
 #[test]
 fn a_directory_that_was_removed_is_made_anew_and_its_blobs_begin_again() -> Result {
     let scratch = Scratch::new();
-    assert!(!scratch.store.restore()?, "nothing is wrong with it");
+    assert_eq!(scratch.store.restore()?, None, "nothing is wrong with it");
     let blob = scratch.complete(b"layer");
     let content = scratch.publish(b"file");
     fs::remove_dir_all(scratch.dir.path())?;
-    assert!(scratch.store.restore()?);
-    assert!(!scratch.store.restore()?, "once is enough");
+    assert_eq!(scratch.store.restore()?, Some(Missing::Everything));
+    assert_eq!(scratch.store.restore()?, None, "once is enough");
     assert!(matches!(Store::open(scratch.dir.path()), Err(Error::Busy(_))), "it is ours as it was");
     assert_eq!((blob.present_bytes(), scratch.store.file(&content)?.is_none()), (0, true));
     blob.write(0, b"layer")?;
@@ -408,13 +408,16 @@ fn a_part_that_was_removed_is_made_anew() -> Result {
     let scratch = Scratch::new();
     let blob = scratch.complete(b"layer");
     fs::remove_dir_all(scratch.path("profiles"))?;
-    assert!(scratch.store.restore()?);
+    assert_eq!(scratch.store.restore()?, Some(Missing::Parts(vec!["profiles"])));
+    assert!(blob.is_complete(), "its part is there");
+    fs::remove_file(scratch.path("lock"))?;
+    assert_eq!(scratch.store.restore()?, Some(Missing::Lock));
     assert!(blob.is_complete(), "its part is there");
     fs::remove_dir_all(scratch.path("blobs"))?;
-    assert!(scratch.store.restore()?);
+    assert_eq!(scratch.store.restore()?, Some(Missing::Parts(vec!["blobs"])));
     assert_eq!(blob.present_bytes(), 0);
     blob.write(0, b"la")?;
-    assert!(!scratch.store.restore()?);
+    assert_eq!(scratch.store.restore()?, None);
     assert_eq!(blob.present_bytes(), 2);
     Ok(())
 }
@@ -426,6 +429,24 @@ fn a_directory_that_another_process_made_meanwhile_is_its_own() -> Result {
     let other = Store::open(scratch.dir.path())?;
     assert!(matches!(scratch.store.restore(), Err(Error::Busy(_))));
     drop(other);
-    assert!(scratch.store.restore()?);
+    assert_eq!(scratch.store.restore()?, Some(Missing::Everything));
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_could_not_be_put_right_is_so_at_the_next_call() -> Result {
+    let scratch = Scratch::new();
+    let blob = scratch.store.blob(&Digest::sha256(b"layer"), 5)?;
+    blob.write(0, b"la")?;
+    fs::remove_dir_all(scratch.path("blobs"))?;
+    // A directory that has the name of the map cannot be removed as a file.
+    let map = scratch.store.shared.layout.blob(&blob.digest(), BlobFile::Map(5));
+    fs::create_dir_all(&map)?;
+    fs::remove_dir(scratch.path("trees"))?;
+    assert!(scratch.store.restore().is_err());
+    assert!(scratch.path("trees").is_dir(), "what is missing is made first");
+    fs::remove_dir(&map)?;
+    assert_eq!(scratch.store.restore()?, Some(Missing::Parts(vec!["trees"])), "it was not done with");
+    assert_eq!(scratch.store.restore()?, None);
     Ok(())
 }

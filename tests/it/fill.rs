@@ -2,6 +2,7 @@
 //! registry, and what cannot be completed is told.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -300,4 +301,59 @@ fn a_fill_without_room_in_the_cache_says_so_and_goes_on_when_there_is_some() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(fs::read(point.path().join("noise")).expect("it is there") == bytes);
+}
+
+/// A directory that takes nothing, until this is dropped.
+struct ReadOnly<'a>(&'a Path);
+
+impl<'a> ReadOnly<'a> {
+    fn new(dir: &'a Path) -> Self {
+        rustix::mount::mount_bind(dir, dir).expect("root may");
+        let read_only = Self(dir);
+        let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount_remount(dir, flags, c"").expect("root may");
+        read_only
+    }
+}
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).expect("it is ours");
+    }
+}
+
+#[test]
+fn a_fill_whose_bytes_the_cache_did_not_take_though_it_has_room_goes_on_when_it_takes_them() {
+    let Some(bench) = Bench::new() else { return };
+    // What another mount has open needs nothing of the directory before it is written to.
+    let other = bench.ocifs.mount_point("other");
+    let dir = other.path().to_str().expect("a plain path");
+    bench.ocifs.run(["mount", "--fill=off", "--profile-until=0", &bench.reference(), dir]).ok();
+    let blobs = bench.ocifs.cache().join("blobs");
+    let refusing = ReadOnly::new(&blobs);
+    let ran = bench.mount(&["--wait", &bench.reference()]);
+    assert_incomplete(&bench, &ran, 9, "cannot ");
+    assert_eq!(bench.status()["filling"]["state"], "waiting", "{}", bench.status());
+    drop(refusing);
+    bench.await_state("complete");
+    bench.read_all();
+    bench.ocifs.umount(&bench.point);
+    bench.ocifs.umount(&other);
+}
+
+#[test]
+fn a_mount_whose_cache_directory_was_removed_is_filled_again() {
+    let Some(bench) = Bench::new() else { return };
+    bench.mount(&["--wait", &bench.reference()]).ok();
+    let local = || bench.status()["bytes_local"].clone();
+    assert_eq!(local(), bench.status()["bytes_needed"]);
+    fs::rename(bench.ocifs.cache(), bench.ocifs.home().join("gone")).expect("its user may");
+    bench.ocifs.run(["cache", "du"]).ok();
+    let begun = Instant::now();
+    while local() != bench.status()["bytes_needed"] || files_below(&bench.ocifs.cache().join("blobs")).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is not filled: {}", bench.status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bench.read_all();
+    bench.ocifs.umount(&bench.point);
 }
