@@ -75,8 +75,8 @@ variables win over both.
   trust-index = \"registry\"        # by-reference, none or registry; see ocifs mount --help
   idle-seconds = 30               # how long a daemon without mounts waits
   plain-http = [\"r.example:5000\"] # registries that speak plain HTTP
-  hosts-dir = \"/etc/containerd/certs.d\" # mirrors, as containerd has them
-  registries-conf = \"/etc/containers/registries.conf\" # mirrors and short names, as podman has them";
+  # hosts-dir = \"/etc/containerd/certs.d\" # must exist; mirrors, as containerd has them
+  # registries-conf = \"/etc/containers/registries.conf\" # must exist; mirrors and short names, as podman has them";
 
 /// What `ocifs --help` says last.
 pub(super) fn after_long() -> String {

@@ -138,6 +138,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
     }
     // The socket is gone with the listener: new clients start a new daemon instead of waiting for this one to end.
     server.unmount_all().await;
+    server.evict_last().await;
     Ok(End::Finished)
 }
 

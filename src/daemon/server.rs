@@ -159,6 +159,11 @@ impl Server {
         }
     }
 
+    /// Brings the cache within its limits before the daemon ends.
+    pub(super) async fn evict_last(&self) {
+        upkeep::evict_last(&self.images, &self.mounts).await;
+    }
+
     async fn serve(&self, stream: UnixStream) {
         let (reader, writer) = stream.into_split();
         let (events, queue) = mpsc::channel(64);

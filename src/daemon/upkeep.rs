@@ -23,6 +23,12 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How long readers may put that off.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// How long the mounts that a daemon has ended may take to let go of their layers before it looks for the last time.
+const SEEN_OFF: Duration = Duration::from_secs(1);
+
+/// How long that last look may take.
+const LAST: Duration = Duration::from_secs(5);
+
 /// How often the cache directory is looked for while something is mounted.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -50,11 +56,25 @@ async fn keep_cache_bounded(images: &Images, mounts: &Mounts) {
         let quiet = images.fetcher().demand().idle_for(SETTLED);
         drop(tokio::time::timeout(BUSY, quiet).await);
         mounts.served().tidy();
-        match query::evict(images, mounts).await {
-            Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
-            Ok(_) => {}
-            Err(failure) => tracing::warn!(%failure, "cannot evict from the cache"),
-        }
+        evict(images, mounts).await;
+    }
+}
+
+async fn evict(images: &Images, mounts: &Mounts) {
+    match query::evict(images, mounts).await {
+        Ok(freed) if freed.count > 0 => tracing::info!(?freed, "evicted from the cache"),
+        Ok(_) => {}
+        Err(failure) => tracing::warn!(%failure, "cannot evict from the cache"),
+    }
+}
+
+/// Evicts once more when the daemon ends and its mounts were ended: one that lives for seconds never comes to it otherwise.
+pub(super) async fn evict_last(images: &Images, mounts: &Mounts) {
+    // One that is still in use stays, and keeps what it has.
+    let mut count = mounts.count();
+    drop(tokio::time::timeout(SEEN_OFF, count.wait_for(|count| *count == 0)).await);
+    if tokio::time::timeout(LAST, evict(images, mounts)).await.is_err() {
+        tracing::debug!("the daemon ends without another look at the size of the cache");
     }
 }
 

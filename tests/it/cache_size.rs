@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use ocifs::demo::registry::Content;
 use serde_json::Value;
 
+use crate::damage::files_below;
 use crate::support::{Embedded, Image, Layer, Mount, Ocifs, noise, require_fuse, require_root, run};
 
 /// Length of the one file of each image, which compresses to little more than a MiB.
@@ -85,6 +86,18 @@ fn mounts_may_exceed_the_cache_and_what_is_too_much_goes_with_them() {
         bench.ocifs.umount(point);
     }
     bench.await_layers(0);
+}
+
+#[test]
+fn a_daemon_that_ends_soon_leaves_a_cache_within_its_size() {
+    let Some(bench) = Bench::new() else { return };
+    for tag in ["a", "b", "c"] {
+        let _point = bench.mount("1M", tag);
+        // With the mount, and before it would have come to it by itself.
+        assert!(bench.ocifs.end_daemon(), "it ends when it is told to");
+        let kept = files_below(&bench.ocifs.cache().join("blobs"));
+        assert!(kept.is_empty(), "{tag}: {kept:?}");
+    }
 }
 
 #[test]
