@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::inline::InlineBlob;
 use super::shared::{Found, Search};
 use super::toc::Tocs;
-use super::{DiffIdMismatch, Error, Extent, ImageLayer, Images, Lack, Origin, Progress, Resolved};
+use super::{DiffIdMismatch, Error, ImageLayer, Images, Lack, Origin, Progress, Resolved, Whole};
 use crate::fetch::{self, WindowSource};
 use crate::index::toc::Format;
 use crate::index::{Expected, LayerIndex};
@@ -181,7 +181,7 @@ impl Images {
         let Lack { missing, size, .. } = self.missing(expected).await?;
         // Somebody may be streaming it already.
         let kept = (size - missing).saturating_sub(watched.traffic.bytes());
-        progress.add(Extent { size, kept }, Arc::clone(&watched));
+        progress.add(Whole { size, kept }, Arc::clone(&watched));
         let streamed = Some(Arc::clone(&watched));
         let joined = self
             .contacts

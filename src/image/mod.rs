@@ -143,14 +143,14 @@ pub struct Image {
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Protects the list, which grows once per layer.
-    layers: Mutex<Vec<(Extent, Arc<fetch::Progress>)>>,
+    layers: Mutex<Vec<(Whole, Arc<fetch::Progress>)>>,
     /// Which repository is asked, once that is known.
     asked: OnceLock<Repository>,
 }
 
 /// How long a layer is, and how much of it was here before it was streamed.
 #[derive(Debug, Clone, Copy)]
-struct Extent {
+struct Whole {
     size: u64,
     kept: u64,
 }
@@ -195,7 +195,7 @@ impl Progress {
         hosts.filter_map(|host| Some((host.name, host.silence?))).max_by_key(|(_, silence)| *silence)
     }
 
-    fn add(&self, extent: Extent, layer: Arc<fetch::Progress>) {
+    fn add(&self, extent: Whole, layer: Arc<fetch::Progress>) {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((extent, layer));
     }
 }

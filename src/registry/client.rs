@@ -492,7 +492,8 @@ mod tests {
         let address = listener.local_addr().expect("a bound socket has an address");
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("somebody comes");
-            stream.read(&mut [0; 512]).await.expect("he asks");
+            let asked = stream.read(&mut [0; 512]).await.expect("he asks");
+            assert!(asked > 0, "he asks");
             let head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 50\r\nContent-Length: 0\r\n\r\n";
             stream.write_all(head).await.expect("he listens");
             std::future::pending::<()>().await;
