@@ -15,7 +15,7 @@ use std::sync::Arc;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::command::{self, Target};
-use super::interpreter::{Body, Directory, Found, Interpreter, directory};
+use super::interpreter::{Body, Directory, Found, Interpreter, directory, libraries};
 use super::names::{self, Place};
 use super::programs::{Linked, Walk};
 use super::turns::{self, Order};
@@ -341,7 +341,7 @@ impl<'a> Finder<'a> {
         let is_package = directory.is_some();
         // They are large, and lead to others, so they go before the package though it has to lead to them first.
         let package = directory.as_ref().filter(|_| !name.contains('.'));
-        for library in package.map_or_else(Vec::new, |package| self.python.libraries(self.tree, package)) {
+        for library in package.map_or_else(Vec::new, |package| libraries(self.tree, package)) {
             self.wait(name, false, Body::Library(library));
         }
         if let Some(body) = body {

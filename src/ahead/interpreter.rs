@@ -153,15 +153,6 @@ impl Interpreter {
         }
     }
 
-    /// The libraries that a package which is not in another one brought for its extensions: `auditwheel` puts them into a
-    /// directory beside it, called as it is.
-    pub(super) fn libraries(&self, tree: &Tree, package: &Directory) -> Vec<Place> {
-        let Some(beside) = directory(tree, &[&package.path[..], b".libs"].concat(), "") else { return Vec::new() };
-        let children = tree.children(beside.node, 0).take(AHEAD_FILES);
-        let libraries = children.filter(|child| tree.node(child.node).kind() == NodeKind::Regular);
-        libraries.map(|child| Place { node: child.node, path: names::join(&beside.path, child.name) }).collect()
-    }
-
     /// The names that may be those of modules outside packages. Of huge directories not all are looked at.
     pub(super) fn names(&self, tree: &Tree) -> HashSet<String> {
         let children = self.path.iter().flat_map(|dir| tree.children(dir.node, 0).take(AHEAD_MODULES));
@@ -193,6 +184,15 @@ impl Interpreter {
     pub(super) fn has_frozen(&self, name: &str) -> bool {
         self.minor >= 11 && FROZEN.contains(&name)
     }
+}
+
+/// The libraries that a package which is not in another one brought for its extensions: `auditwheel` puts them into a
+/// directory beside it, called as it is.
+pub(super) fn libraries(tree: &Tree, package: &Directory) -> Vec<Place> {
+    let Some(beside) = directory(tree, &[&package.path[..], b".libs"].concat(), "") else { return Vec::new() };
+    let children = tree.children(beside.node, 0).take(AHEAD_FILES);
+    let libraries = children.filter(|child| tree.node(child.node).kind() == NodeKind::Regular);
+    libraries.map(|child| Place { node: child.node, path: names::join(&beside.path, child.name) }).collect()
 }
 
 /// What the names of extension modules end with (`importlib.machinery.EXTENSION_SUFFIXES`).

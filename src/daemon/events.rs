@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::control::{self, Event};
-use crate::image::{self, Image, Images, Progress, Request, Streamed};
+use crate::image::{self, Image, Images, Progress, Request, Resolved, Streamed};
 use crate::oci::Message;
 
 /// How often progress is told.
@@ -27,6 +27,16 @@ pub(super) async fn open_image(
     let image = watched(events, &progress, images.open(request, &progress)).await;
     tell(events, &progress).await;
     image
+}
+
+/// Follows a reference to an image, telling who is waited for.
+pub(super) async fn resolve_image(
+    images: &Images,
+    request: &Request,
+    events: &mpsc::Sender<Event>,
+) -> Result<Resolved, image::Error> {
+    let progress = Progress::default();
+    watched(events, &progress, images.resolve(request, &progress)).await
 }
 
 /// Does `work`, telling how far it is by `progress`, and once of each host that is waited for and says nothing.

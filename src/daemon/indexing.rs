@@ -13,7 +13,7 @@ use super::control::{
     self, ConvertedImage, Event, IndexProfile, IndexedImage, IndexedLayer, PushReport, SharedIndex, SharedLayer,
     UnwantedIndexes,
 };
-use super::events::{TELL, send, warn_of, watched};
+use super::events::{TELL, resolve_image, send, warn_of, watched};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
 use crate::image::{ImageLayer, Images, Progress, Request, Resolved, Verdict, soci_pin, verdict, verdict_of_pins};
@@ -351,8 +351,7 @@ async fn look(
 ) -> Result<Vec<SharedIndex>, Failure> {
     let request = request_of(wanted)?;
     let repository = repository(images, &request, NOT_LISTED).await?;
-    let progress = Progress::default();
-    let resolved = watched(events, &progress, images.resolve(&request, &progress)).await;
+    let resolved = resolve_image(images, &request, events).await;
     let resolved = resolved.map_err(|error| Failure::from(&error))?;
     let found = found(&repository, &resolved).await?;
     let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());

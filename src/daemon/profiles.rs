@@ -12,13 +12,13 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::control::{self, Event, ProfileReport, ProfileText};
-use super::events::{warn_of, watched};
+use super::events::{resolve_image, warn_of};
 use super::query::request_of;
 use super::{Code, Failure};
 use crate::ahead::{self, Files, Progress, Reason};
 use crate::fs::FileSystem;
 use crate::fs::profile::{Recorder, Until, origin_now};
-use crate::image::{self, Image, Images, Resolved};
+use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
 use crate::store::Store;
@@ -270,8 +270,7 @@ fn none(reference: &str) -> Failure {
 
 async fn resolve(images: &Images, wanted: &control::Image, events: &mpsc::Sender<Event>) -> Result<Resolved, Failure> {
     let request = request_of(wanted)?;
-    let progress = image::Progress::default();
-    let resolved = watched(events, &progress, images.resolve(&request, &progress)).await;
+    let resolved = resolve_image(images, &request, events).await;
     let resolved =
         resolved.map_err(|error| Failure::from(&error).about(format!("cannot find {}", wanted.reference)))?;
     warn_of(&resolved.warnings, events).await;

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::control::{self, Event, Listed};
-use super::events::{open_image, warn_of, watched};
+use super::events::{open_image, resolve_image, warn_of};
 use super::mounts::Mounts;
 use super::report;
 use super::{Code, Failure};
 use crate::fs::{Ino, Read};
-use crate::image::{Image, Images, Progress, Request, Trust};
+use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
 use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
 use crate::store::{Dropped, Missing, Store, Usage};
@@ -55,8 +55,7 @@ pub(super) async fn inspect(
     events: &mpsc::Sender<Event>,
 ) -> Result<control::ImageReport, Failure> {
     let request = request_of(wanted)?;
-    let progress = Progress::default();
-    let resolved = watched(events, &progress, images.resolve(&request, &progress))
+    let resolved = resolve_image(images, &request, events)
         .await
         .map_err(|error| Failure::from(&error).about(format!("cannot inspect {}", wanted.reference)))?;
     warn_of(&resolved.warnings, events).await;

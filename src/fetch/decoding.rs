@@ -16,8 +16,10 @@ use crate::index::SpanId;
 use crate::limits::DECODE_AHEAD_SPANS;
 
 /// What is to be decoded ahead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ahead {
+    /// How many are decoded at once.
+    most: usize,
     /// Protects the list; held for a few moves.
     state: Mutex<State>,
 }
@@ -47,6 +49,10 @@ impl Drop for Running {
 }
 
 impl Ahead {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, state: Mutex::default() }
+    }
+
     /// Forgets what waits.
     pub(super) fn clear(&self) {
         let dropped = std::mem::take(&mut self.lock().waiting);
@@ -60,6 +66,11 @@ impl Ahead {
             waiting.pop_front();
         }
         waiting.push_back(Waiting { layer: Arc::downgrade(layer), span, since: Instant::now() });
+    }
+
+    /// True if nothing waits, as is so whenever no start is being fetched.
+    fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
     }
 
     fn forget(&self, layer: &Arc<Layer>, span: SpanId) {
@@ -94,7 +105,9 @@ impl Fetcher {
 
     /// Decodes what comes next of all that waits, as far as there is room.
     pub(super) fn decode_next(&self) {
-        while let Some(running) = self.room_ahead() {
+        while !self.inner.ahead.is_empty()
+            && let Some(running) = self.room_ahead()
+        {
             let next = self.inner.ahead.lock().waiting.pop_front();
             let Some(Waiting { layer, span, since }) = next else { return };
             if let Some(layer) = layer.upgrade().filter(|_| since.elapsed() < UNREAD) {
@@ -114,7 +127,7 @@ impl Fetcher {
             return None;
         }
         let mut state = self.inner.ahead.lock();
-        if state.running >= self.inner.most_ahead {
+        if state.running >= self.inner.ahead.most {
             return None;
         }
         state.running += 1;

@@ -160,8 +160,6 @@ pub struct Fetcher {
 struct Inner {
     cache: spans::SpanCache,
     ahead: decoding::Ahead,
-    /// Spans that are decoded ahead at once.
-    most_ahead: usize,
     flights: OnceMap<spans::Key, Result<Bytes, Error>>,
     decoders: Semaphore,
     /// Room in memory for one window of a large span that is being decoded.
@@ -177,8 +175,7 @@ impl Fetcher {
         Self {
             inner: Arc::new(Inner {
                 cache: spans::SpanCache::new(options.memory),
-                ahead: decoding::Ahead::default(),
-                most_ahead: options.decoders.max(1),
+                ahead: decoding::Ahead::new(options.decoders.max(1)),
                 flights: OnceMap::default(),
                 decoders: Semaphore::new(options.decoders.max(1)),
                 window: Semaphore::new(1),
@@ -200,11 +197,7 @@ impl Fetcher {
         if layer.condemned().is_some() {
             return None;
         }
-        let kept = self.inner.cache.get(&spans::Key::new(layer, span), Use::Read);
-        if kept.is_some() {
-            self.decode_next();
-        }
-        kept.or_else(|| layer.large.get(span))
+        self.in_memory(layer, span, Use::Read)
     }
 
     /// The decoded span if it can be had without waiting for anybody: from memory, or decoded by the calling thread from
@@ -280,17 +273,24 @@ impl Fetcher {
         if let Some(error) = layer.condemned() {
             return Err(error.clone());
         }
-        let key = spans::Key::new(layer, span);
-        if let Some(bytes) = self.inner.cache.get(&key, purpose).or_else(|| layer.large.get(span)) {
-            self.decode_next();
+        if let Some(bytes) = self.in_memory(layer, span, purpose) {
             return Ok(bytes);
         }
         let bytes = self.flight(layer, span).await.unwrap_or(Err(Error::Interrupted))?;
         if purpose == Use::Read {
-            drop(self.inner.cache.get(&key, purpose));
+            drop(self.inner.cache.get(&spans::Key::new(layer, span), purpose));
         }
         self.decode_behind(layer, span);
         Ok(bytes)
+    }
+
+    /// The decoded span if it is in memory. What a reader has taken makes room for others.
+    fn in_memory(&self, layer: &Layer, span: SpanId, purpose: Use) -> Option<Bytes> {
+        let kept = self.inner.cache.get(&spans::Key::new(layer, span), purpose);
+        if kept.is_some() {
+            self.decode_next();
+        }
+        kept.or_else(|| layer.large.get(span))
     }
 
     /// Joins or starts the fetch of a span that is not in memory.

@@ -176,13 +176,13 @@ impl Progress {
     /// Where it stands now.
     pub fn now(&self) -> Streamed {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.iter().fold(Streamed { layers: layers.len(), ..Streamed::default() }, |sum, (extent, progress)| {
+        layers.iter().fold(Streamed { layers: layers.len(), ..Streamed::default() }, |sum, (whole, progress)| {
             let taken = progress.taken.load(Ordering::Relaxed);
             Streamed {
-                finished: sum.finished + usize::from(taken >= extent.size),
-                total: sum.total + extent.size,
+                finished: sum.finished + usize::from(taken >= whole.size),
+                total: sum.total + whole.size,
                 taken: sum.taken + taken,
-                kept: sum.kept + extent.kept,
+                kept: sum.kept + whole.kept,
                 received: sum.received + progress.traffic.bytes(),
                 ..sum
             }
@@ -195,8 +195,8 @@ impl Progress {
         hosts.filter_map(|host| Some((host.name, host.silence?))).max_by_key(|(_, silence)| *silence)
     }
 
-    fn add(&self, extent: Whole, layer: Arc<fetch::Progress>) {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((extent, layer));
+    fn add(&self, whole: Whole, layer: Arc<fetch::Progress>) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).push((whole, layer));
     }
 }
 

@@ -168,7 +168,6 @@ pub(super) fn answer(at: &Url, status: StatusCode, complaint: &Complaint) -> Str
 
 /// The fault of a request that got no answer.
 pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
-    let error = error.without_url();
     let trouble = Trouble::of(&error);
     let host = origin(at);
     let (problem, hint) = match trouble {
@@ -188,7 +187,7 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
     };
     let mut shown = Error::new(ErrorKind::Unreachable, format!("{}: cannot reach {host}: {problem}", cannot(what)));
     if !matches!(trouble, Trouble::Refused | Trouble::NoConnection | Trouble::Timeout) {
-        shown = shown.because(Reason::of(&error));
+        shown = shown.because(Reason::of(error));
     }
     if let Some(hint) = hint {
         shown = shown.hint(hint);
@@ -211,8 +210,10 @@ pub(super) fn unanswered(what: &str, at: &Url, error: reqwest::Error) -> Fault {
 pub(super) struct Reason(String);
 
 impl Reason {
-    pub(super) fn of(error: &reqwest::Error) -> Self {
-        let mut last: &dyn std::error::Error = error;
+    /// Without the URL, which may be signed.
+    pub(super) fn of(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut last: &dyn std::error::Error = &error;
         while let Some(cause) = last.source() {
             last = cause;
         }

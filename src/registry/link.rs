@@ -187,7 +187,7 @@ fn build(wishes: &Wishes, settings: &Settings) -> Result<Client, Error> {
         let config = tls::config(authorities, shown).map_err(|error| impossible().because(error))?;
         builder = builder.tls_backend_preconfigured(config);
     }
-    builder.build().map_err(|error| impossible().because(Reason::of(&error.without_url())))
+    builder.build().map_err(|error| impossible().because(Reason::of(error)))
 }
 
 /// A client certificate with its key.

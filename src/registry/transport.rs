@@ -67,7 +67,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(settings: Settings) -> Result<Self, Error> {
         let failed = |error: reqwest::Error| {
-            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(Reason::of(&error.without_url()))
+            Error::new(ErrorKind::Invalid, "cannot set up the HTTP client").because(Reason::of(error))
         };
         // An empty set of certificates keeps these two from loading the system's.
         let local = builder(&settings).no_proxy().tls_certs_only([]).tls_danger_accept_invalid_certs(true);
@@ -181,7 +181,7 @@ impl Transport {
             (true, true) => self.verified.get_or_try_init(|| self.load()).await.cloned().map_err(|error| {
                 let message = format!("{}: TLS to {} is not possible here", cannot(what), origin(&to.url));
                 let hint = "install the CA certificates (package ca-certificates), or name a bundle in SSL_CERT_FILE";
-                let reason = Reason::of(&error.without_url());
+                let reason = Reason::of(error);
                 Fault::lasting(Error::new(ErrorKind::Unreachable, message).because(reason).hint(hint))
             }),
         }
@@ -330,7 +330,7 @@ pub(super) async fn read_prefix(mut response: Response, limit: u64, time: Durati
 
 fn broken(what: &str, url: &Url, error: reqwest::Error) -> Fault {
     let message = format!("{}: {} broke off in the middle", cannot(what), origin(url));
-    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(Reason::of(&error.without_url())))
+    Fault::passing(Error::new(ErrorKind::Unreachable, message).because(Reason::of(error)))
 }
 
 #[cfg(test)]
