@@ -10,6 +10,9 @@
 use super::inflate::{Inflater, Stopped};
 use super::{Error, WINDOW};
 
+/// Bytes that are compared at once.
+const WORD: usize = 16;
+
 /// Finds the needed bytes of windows; keeps its buffers for the next.
 #[derive(Debug)]
 pub struct Tracer {
@@ -55,8 +58,12 @@ impl Tracer {
         let Some(length) = decode(inflater, (bits, byte), ahead.clone(), low, from_low)? else { return Ok(()) };
         let Some(_) = decode(inflater, (bits, byte), ahead, high, from_high)? else { return Ok(()) };
         let mut trimmed = [0; WINDOW];
-        for (low, high) in from_low[..length].iter().zip(&from_high[..length]) {
-            if low != high {
+        // Most bytes are literals or copies of such, so whole words are compared first.
+        for (low, high) in from_low[..length].chunks(WORD).zip(from_high[..length].chunks(WORD)) {
+            if low == high {
+                continue;
+            }
+            for (low, high) in low.iter().zip(high).filter(|(low, high)| low != high) {
                 let position = usize::from(*low) | usize::from(high & 0x7f) << 8;
                 trimmed[position] = window[position];
             }

@@ -88,7 +88,7 @@ impl WindowWriter {
 fn runs(window: &[u8; WINDOW]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut at = 0;
-    while let Some(zeros) = window[at..].iter().position(|byte| *byte != 0) {
+    while let Some(zeros) = leading_zeros(&window[at..]) {
         let start = at + zeros;
         let mut end = start;
         while let Some(gap) = window[end..].iter().take(BRIDGE + 1).position(|byte| *byte != 0) {
@@ -99,6 +99,14 @@ fn runs(window: &[u8; WINDOW]) -> Vec<u8> {
         at = end;
     }
     out
+}
+
+/// How many zeros come before the first other byte; none if nothing else comes.
+fn leading_zeros(bytes: &[u8]) -> Option<usize> {
+    const WORD: usize = 16;
+    let skipped = WORD * bytes.chunks_exact(WORD).take_while(|word| *word == [0; WORD]).count();
+    let more = bytes[skipped..].iter().position(|byte| *byte != 0)?;
+    Some(skipped + more)
 }
 
 /// Takes window number `slot` out of a group's bytes; none if they are damaged.

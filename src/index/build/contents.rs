@@ -14,8 +14,6 @@ use crate::tar::{Entry, Kind, Parser, Sink};
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) chunk: Chunk,
-    /// Where payloads of files begin, in order: good places for spans to begin.
-    pub(super) files: Vec<u64>,
     /// About how many bytes of index all entries so far take.
     pub(super) entry_bytes: u64,
 }
@@ -33,9 +31,8 @@ pub(super) fn run(chunks: &Receiver<Chunk>, seen: &SyncSender<Seen>) -> Result<E
     for chunk in chunks {
         parser.push(&chunk.bytes, &mut contents)?;
         contents.check()?;
-        let files = std::mem::take(&mut contents.files);
         let entry_bytes = contents.writer.estimate();
-        seen.send(Seen { chunk, files, entry_bytes }).map_err(|_| Stop::Downstream)?;
+        seen.send(Seen { chunk, entry_bytes }).map_err(|_| Stop::Downstream)?;
     }
     parser.finish()?;
     contents.close();
@@ -47,7 +44,6 @@ pub(super) fn run(chunks: &Receiver<Chunk>, seen: &SyncSender<Seen>) -> Result<E
 struct Contents {
     writer: EntryWriter,
     current: Option<(Entry, Option<FileHash>)>,
-    files: Vec<u64>,
     /// Hole bytes that may still be hashed.
     holes: u64,
     too_long: bool,
@@ -55,13 +51,7 @@ struct Contents {
 
 impl Contents {
     fn new() -> Self {
-        Self {
-            writer: EntryWriter::new(),
-            current: None,
-            files: Vec::new(),
-            holes: SPARSE_HASH_LAYER_BYTES,
-            too_long: false,
-        }
+        Self { writer: EntryWriter::new(), current: None, holes: SPARSE_HASH_LAYER_BYTES, too_long: false }
     }
 
     fn check(&self) -> Result<(), Stop> {
@@ -99,9 +89,6 @@ impl Contents {
 impl Sink for Contents {
     fn entry(&mut self, entry: Entry) {
         self.close();
-        if let Kind::Regular { segments, .. } = &entry.kind {
-            self.files.extend(segments.first().map(|segment| segment.layer_offset));
-        }
         let hash = self.hash(&entry);
         self.current = Some((entry, hash));
     }
