@@ -103,8 +103,8 @@
 //!
 //! Tasks on the runtime: one a client of the control socket, one a mount that waits for its end, one a mount that
 //! publishes files, one a mount that fills, one a mount that fetches ahead, one a mount that waits for the end of its
-//! recording, one an image that is looked up for indexes beside it, and one for each span, layer, window section or read
-//! in flight, or file that is fetched ahead.
+//! recording, one a connection that keeps processors awake, one an image that is looked up for indexes beside it, and one
+//! for each span, layer, window section or read in flight, or file that is fetched ahead.
 
 pub mod limits;
 

@@ -15,12 +15,13 @@ use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::oci::Printable;
 
 /// All keys.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "cache-dir",
     "cache-size",
     "runtime-dir",
     "fill",
     "io",
+    "low-latency",
     "on-outage",
     "profile-until",
     "trust-index",
@@ -39,6 +40,7 @@ pub(super) struct ConfigFile {
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
     pub(super) io: Option<Io>,
+    pub(super) low_latency: Option<bool>,
     pub(super) on_outage: Option<OnOutage>,
     /// Seconds.
     pub(super) profile_until: Option<u32>,
@@ -107,6 +109,7 @@ impl ConfigFile {
                 let modes = [("auto", Io::Auto), ("passthrough", Io::Passthrough), ("cached", Io::Cached)];
                 self.io = Some(word(&value, &modes)?);
             }
+            "low-latency" => self.low_latency = Some(word(&value, &[("auto", true), ("off", false)])?),
             "on-outage" => {
                 self.on_outage = Some(written(&value, "a policy such as \"wait:5m\"", duration::on_outage)?);
             }
@@ -137,6 +140,7 @@ impl ConfigFile {
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
+            low_latency: self.low_latency.or(other.low_latency),
             on_outage: self.on_outage.or(other.on_outage),
             profile_until: self.profile_until.or(other.profile_until),
             trust_index: self.trust_index.or(other.trust_index),
@@ -211,7 +215,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
+        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nlow-latency = 'off'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
                     trust-index = 'registry'\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\nhosts-dir = '/h'\nregistries-conf = '/r.conf'\n";
         let expected = ConfigFile {
@@ -220,6 +224,7 @@ mod tests {
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
+            low_latency: Some(false),
             on_outage: Some(OnOutage::Wait(Some(3600))),
             profile_until: Some(120),
             trust_index: Some(TrustIndex::Registry),
@@ -242,6 +247,7 @@ mod tests {
             ("\n\nfill = 'sometimes'", 3, "fill must be \"off\" or \"idle\" or \"now\""),
             ("fill = 3", 1, "fill must be \"off\" or"),
             ("io = 'fast'", 1, "io must be \"auto\" or \"passthrough\" or \"cached\""),
+            ("low-latency = true", 1, "low-latency must be \"auto\" or \"off\""),
             ("idle-seconds = -1", 1, "idle-seconds must be a whole number of seconds, without quotes"),
             ("idle-seconds = '1'", 1, "idle-seconds must be a whole number of seconds, without quotes"),
             (

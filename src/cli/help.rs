@@ -70,6 +70,7 @@ variables win over both.
   runtime-dir = \"/run/ocifs\"
   fill = \"idle\"                   # off, idle or now
   io = \"auto\"                     # auto, passthrough or cached
+  low-latency = \"auto\"            # auto or off; see ocifs mount --help
   on-outage = \"wait:5m\"         # wait, wait:DURATION or eio; see ocifs mount --help
   profile-until = \"30s\"          # how long starts are recorded; 0: not at all
   trust-index = \"registry\"        # by-reference, none or registry; see ocifs mount --help

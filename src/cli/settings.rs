@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub(super) fill: Fill,
     /// How files are read.
     pub(super) io: Io,
+    /// Whether processors are kept from sleeping while programs start, where that pays.
+    pub(super) low_latency: bool,
     /// What reads do while a registry does not answer.
     pub(super) on_outage: OnOutage,
     /// How long starts are recorded, in seconds; none until they are quiet.
@@ -87,6 +89,7 @@ impl Settings {
             runtime_dir,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
+            low_latency: file.low_latency.unwrap_or(true),
             on_outage: file.on_outage.unwrap_or_default(),
             profile_until: file.profile_until,
             trust_index: file.trust_index.unwrap_or_default(),

@@ -114,7 +114,7 @@ fn describe(mount: &MountReport) -> String {
         ),
         ("hosts", hosts(mount)),
         ("io", format!("{io} ({})", Printable::of(&mount.io_reason))),
-        ("kernel", count(mount.kernel_requests.values().sum(), "request")),
+        ("kernel", kernel(mount)),
         ("outage", outage(mount)),
         ("fill", filling(mount.fill, &mount.filling)),
         ("profile", profile(&mount.profile)),
@@ -137,6 +137,15 @@ fn hosts(mount: &MountReport) -> String {
     });
     let rule = mount.hosts_rule.as_ref().map_or_else(String::new, |rule| format!(" by {}", Printable::of(rule)));
     hosts.collect::<Vec<_>>().join(", ") + &rule
+}
+
+/// What the kernel asked, and what was done for it.
+fn kernel(mount: &MountReport) -> String {
+    let requests = count(mount.kernel_requests.values().sum(), "request");
+    match mount.low_latency_ms {
+        0 => requests,
+        held => format!("{requests}, no processor slept for {held} ms"),
+    }
 }
 
 /// The outage that the mount is in, and what its readers do; or would do.
@@ -298,6 +307,7 @@ mod tests {
                 io_reason: "files are small: 28 KiB on average".to_owned(),
                 open_files: None,
                 kernel_requests: [("lookup".to_owned(), 3), ("read".to_owned(), 4)].into(),
+                low_latency_ms: 1240,
                 entries: 7,
                 profile: ProfileReport {
                     state: "stored".to_owned(),
@@ -322,6 +332,12 @@ mod tests {
     }
 
     #[test]
+    fn of_processors_that_were_free_to_sleep_nothing_is_said() {
+        let mount = MountReport { low_latency_ms: 0, ..report().mounts.remove(0) };
+        assert_eq!(kernel(&mount), "7 requests");
+    }
+
+    #[test]
     fn status_says_what_is_local_and_why_a_layer_is_not_lazy() {
         let expected = "\
 daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the way
@@ -336,7 +352,7 @@ daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the 
   open files known to the kernel alone
   hosts      m.example (0 B to all mounts, it\\nfailed), r.example:5000 (1.0 MiB to all mounts) by /etc/h/hosts.toml
   io         cached (files are small: 28 KiB on average)
-  kernel     7 requests
+  kernel     7 requests, no processor slept for 1240 ms
   outage     none (wait:5m)
   fill       idle, failed: gone: for\\never
   profile    stored

@@ -111,6 +111,9 @@ pub struct Mount {
     /// How files are read.
     #[serde(default)]
     pub io: Io,
+    /// Whether processors are kept from sleeping while programs start, where that pays.
+    #[serde(default)]
+    pub low_latency: bool,
     /// What readers do while the registry does not answer.
     #[serde(default)]
     pub on_outage: OnOutage,
@@ -343,6 +346,9 @@ pub struct MountReport {
     pub hosts_rule: Option<String>,
     /// Requests that the kernel has sent, by kind.
     pub kernel_requests: BTreeMap<String, u64>,
+    /// For how long processors were kept from sleeping for it, in milliseconds.
+    #[serde(default)]
+    pub low_latency_ms: u64,
     /// Names in the tree.
     pub entries: u64,
     /// The recording of its start, and what was fetched ahead.

@@ -182,9 +182,10 @@ async fn connect(mounts: &Arc<Mounts>, wanted: &control::Mount, fs: Arc<FileSyst
         control::Io::Passthrough => fuse::Io::Passthrough,
         control::Io::Cached => fuse::Io::Cached,
     };
+    let low_latency = wanted.low_latency;
     let (dir, runtime, places) = (wanted.dir.clone(), tokio::runtime::Handle::current(), mounts.places().clone());
     let attached = tokio::task::spawn_blocking(move || {
-        let options = fuse::Options { source: "ocifs", access, io };
+        let options = fuse::Options { source: "ocifs", access, io, low_latency };
         fuse::Mount::new(fs, runtime, &dir, options, &places)
     });
     attached.await.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -45,13 +46,19 @@ pub(super) struct Counts {
     pub(super) kernel: Vec<(&'static str, u64)>,
     /// Bytes and requests of each layer, from the bottom.
     pub(super) layers: Vec<(u64, u64)>,
+    /// For how long processors were kept from sleeping.
+    pub(super) awake: Duration,
 }
 
 impl Counts {
     /// How often until now.
     pub(super) fn now(served: &Served) -> Self {
         let traffic = |layer: &Arc<crate::fetch::Layer>| (layer.traffic.bytes(), layer.traffic.requests());
-        Self { kernel: served.connection.requests().collect(), layers: served.layers.iter().map(traffic).collect() }
+        Self {
+            kernel: served.connection.requests().collect(),
+            layers: served.layers.iter().map(traffic).collect(),
+            awake: served.connection.kept_awake(),
+        }
     }
 }
 

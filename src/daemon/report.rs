@@ -19,6 +19,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
     let before = mounted.before.layers.iter().copied().chain(std::iter::repeat((0, 0)));
     let layers: Vec<_> = image.layers.iter().zip(before).map(|(one, before)| layer(one, before)).collect();
     let io = mounted.served.connection.io();
+    let awake = mounted.served.connection.kept_awake() - mounted.before.awake;
     MountReport {
         dir: mounted.request.dir.clone(),
         reference: mounted.request.image.reference.clone(),
@@ -41,6 +42,7 @@ pub(super) fn mount(mounted: &Mounted) -> MountReport {
         hosts_rule: image.repository.as_ref().and_then(Repository::rule),
         open_files: mounted.served.connection.sees_opens().then(|| mounted.served.fs.open_files()),
         kernel_requests: kernel_requests(mounted),
+        low_latency_ms: u64::try_from(awake.as_millis()).unwrap_or(u64::MAX),
         entries: u64::from(image.tree.node_count()),
         profile: mounted.profiling.report(),
         layers,

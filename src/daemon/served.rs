@@ -49,6 +49,7 @@ struct Wanted {
     is_remote: bool,
     source: Option<Arc<str>>,
     io: control::Io,
+    low_latency: bool,
     /// The kernel does not say through which directory a file is read, so the patience is the connection's.
     on_outage: control::OnOutage,
     offline: bool,
@@ -67,6 +68,7 @@ impl Key {
             is_remote: image.is_remote,
             source: image.layers.first().map(|layer| Arc::clone(&layer.layer.source_name)),
             io: wanted.io,
+            low_latency: wanted.low_latency,
             on_outage: wanted.on_outage,
             offline: wanted.image.offline,
             plain_http: wanted.image.plain_http,

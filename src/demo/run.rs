@@ -215,6 +215,7 @@ impl Stage<'_> {
             dir: self.dir.clone(),
             fill: Fill::Off,
             io: control::Io::Auto,
+            low_latency: true,
             on_outage: control::OnOutage::Eio,
             profile_until: Some(0),
             cache_size: None,

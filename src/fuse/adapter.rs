@@ -16,6 +16,7 @@ use super::io::Opens;
 use super::killed;
 use super::push::Pusher;
 use super::requests::{Kind, Requests};
+use super::wakeful::Pulse;
 use crate::fs::{self, Attr, FileSystem, FileType, Ino, Open, Read, StatFs};
 
 /// How long the kernel may keep what it was told. The tree never changes, so the only reason for an end is that the
@@ -50,6 +51,8 @@ pub(super) struct Adapter {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) requests: Requests,
+    /// Beats with each of them.
+    pub(super) pulse: Arc<Pulse>,
     /// What the kernel said when the connection began.
     pub(super) offer: OnceLock<Offer>,
     /// Gives the kernel what it will ask for; where files are cached.
@@ -88,6 +91,7 @@ impl Shared {
 impl Adapter {
     fn count(&self, kind: Kind) {
         self.shared.requests.count(kind);
+        self.shared.pulse.beat();
     }
 
     fn refuse(&self, reply: impl FnOnce()) {

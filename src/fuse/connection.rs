@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
@@ -20,6 +21,7 @@ use super::io::{Chosen, Io, Mode, Opens, Plan};
 use super::kernel;
 use super::mount::on_one_line;
 use super::push::Pusher;
+use super::wakeful::Wakeful;
 use crate::fs::{FileSystem, Ino};
 
 /// Threads that take requests of one connection. Each answers from memory or hands the request on, so few are enough.
@@ -43,6 +45,8 @@ pub struct Options<'a> {
     pub access: Access,
     /// How files are to be read.
     pub io: Io,
+    /// Whether processors are kept from sleeping while programs start, where that pays.
+    pub low_latency: bool,
 }
 
 /// A file system that the kernel knows.
@@ -53,6 +57,8 @@ pub struct Connection {
     notifier: Notifier,
     /// Protects the mount that is in no directory, of which all others are copies. None if there can be only one.
     spare: Mutex<Option<Elsewhere<OwnedFd>>>,
+    /// None if processors may sleep.
+    wakeful: Option<Wakeful>,
     ended: watch::Receiver<bool>,
 }
 
@@ -97,6 +103,7 @@ impl Connection {
         let sample = fs.sample();
         let passthrough = plan.is_passthrough();
         let (files, served, handle) = (Arc::clone(&fs), Arc::downgrade(&fs), runtime.clone());
+        let wakeful = options.low_latency.then(|| Wakeful::new(Arc::clone(&shared.pulse), runtime.clone()));
         let adapter = Adapter { fs, runtime, passthrough, shared: Arc::clone(&shared) };
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
@@ -141,7 +148,7 @@ impl Connection {
         if let Err(source) = thread {
             return Err(MountError::Handshake { path: dir.to_owned(), source });
         }
-        Ok(Self { shared, opens, notifier, spare: Mutex::new(spare.map(Elsewhere::new)), ended })
+        Ok(Self { shared, opens, notifier, spare: Mutex::new(spare.map(Elsewhere::new)), wakeful, ended })
     }
 
     /// Mounts it in `dir`, once more if it is mounted already; false if it is and can be mounted only once.
@@ -154,6 +161,9 @@ impl Connection {
                 kernel::put(original, dir)?;
                 *spare = None;
             }
+        }
+        if let Some(wakeful) = &self.wakeful {
+            wakeful.expect_start();
         }
         Ok(true)
     }
@@ -176,6 +186,11 @@ impl Connection {
     /// How many requests the kernel has sent, by kind.
     pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.shared.requests.counts()
+    }
+
+    /// For how long processors were kept from sleeping.
+    pub fn kept_awake(&self) -> Duration {
+        self.shared.pulse.held()
     }
 
     /// Has the kernel forget the attributes, the listings and the data of the inodes up to `last`, so that it asks for them

@@ -7,7 +7,8 @@
 //! Caching is total, because the tree never changes: look-ups, attributes and negative look-ups are valid for ever,
 //! directories, symbolic links and file data stay cached across opens. Permission checks are the kernel's
 //! (`default_permissions`), and so is every refusal to write: the mount itself is read-only, so that the kernel answers
-//! EROFS without asking. How files are opened is chosen for each mount ([`Io`]).
+//! EROFS without asking. How files are opened is chosen for each mount ([`Io`]). While
+//! a program starts on one, processors are kept from sleeping between its requests (`wakeful`).
 
 mod adapter;
 mod connection;
@@ -19,6 +20,7 @@ mod mount;
 mod places;
 mod push;
 mod requests;
+mod wakeful;
 
 pub use connection::{Access, Connection, MountError, Options};
 pub use elsewhere::Elsewhere;

@@ -102,7 +102,7 @@ async fn d_026_a_mount_of_a_lie_stops_serving_even_what_the_kernel_remembers() {
         let layer = Arc::new(layer.with_claim(Arc::clone(&store), Digest::sha256(b"claim")));
         let fetcher = Fetcher::new(Options::default());
         let files = Arc::new(FileSystem::new(tree, vec![Arc::clone(&layer)], fetcher.clone(), store));
-        let options = fuse::Options { source: "ocifs", access: fuse::Access::Owner, io };
+        let options = fuse::Options { source: "ocifs", access: fuse::Access::Owner, io, low_latency: false };
         let (runtime, dir) = (tokio::runtime::Handle::current(), point.clone());
         let mounted = tokio::task::spawn_blocking(move || {
             fuse::Mount::new(files, runtime, &dir, options, &fuse::Places::default())

@@ -2,8 +2,10 @@
 //!
 //! One image with everything in it ([`crate::support::rich`]) is mounted from an embedded registry; `stat` has what
 //! stat(2) and readdir(3) show, `bytes` what reading gives, `refused` what fails and how, `overlay` the mount below
-//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for.
+//! another file system, `modes` which of the ways to read is taken, `pushed` what the kernel need not ask for, `awake` what
+//! keeps processors from sleeping.
 
+mod awake;
 mod bytes;
 mod modes;
 mod overlay;
