@@ -97,6 +97,37 @@ fn help_shows_commands_exit_codes_and_files() {
 }
 
 #[test]
+fn text_that_cannot_be_written_is_told_and_text_that_nobody_reads_on_is_not() {
+    let bench = Bench::new();
+    let texts: [&[&str]; 6] = [
+        &["--help"],
+        &["--version"],
+        &["mount", "--help"],
+        &["help", "references"],
+        &["completions", "bash"],
+        &["man"],
+    ];
+    for args in texts {
+        let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let ran = bench.ocifs.command(args).stdout(full).stderr(Stdio::piped()).spawn().expect("it runs");
+        let ran = ran.wait_with_output().expect("it ends");
+        let told = "error: cannot write to standard output\ncause: No space left on device (os error 28)\n";
+        assert_eq!((String::from_utf8_lossy(&ran.stderr).as_ref(), ran.status.code()), (told, Some(1)), "{args:?}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ran = bench.ocifs.command(args).stdout(writer).stderr(Stdio::piped()).spawn().expect("it runs");
+        let ran = ran.wait_with_output().expect("it ends");
+        assert_eq!((String::from_utf8_lossy(&ran.stderr).as_ref(), ran.status.code()), ("", Some(0)), "{args:?}");
+    }
+    // What is wrong with arguments is told on standard error, whatever standard output is.
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    assert_eq!(
+        bench.ocifs.command(["nonsense"]).stdout(full).stderr(Stdio::null()).status().expect("it runs").code(),
+        Some(2)
+    );
+}
+
+#[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let bench = Bench::new();
     for args in [vec![], vec!["mount"], vec!["mount", "--no-such-option"], vec!["nonsense"], vec!["cache"]] {
