@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::{ValueEnum, ValueHint};
+use tokio::signal::unix::SignalKind;
 
 use super::context::Context;
 use super::duration;
@@ -206,6 +207,6 @@ fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     let client = context.client()?;
     match client.in_place_of_idle_daemon(|| daemon::run(&options, None, Some(mount.clone())))? {
         End::Finished => Ok(()),
-        End::Interrupted => Err(Stop::Interrupted),
+        End::Interrupted => Err(Stop::Interrupted(SignalKind::interrupt())),
     }
 }
