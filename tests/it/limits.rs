@@ -239,6 +239,23 @@ fn a_disk_that_is_full_costs_fetches_and_no_read_of_a_layer_too_large_for_memory
 }
 
 #[test]
+fn an_index_that_is_not_kept_for_another_reason_than_room_is_told_with_that_reason() {
+    let Some(bench) = Bench::new() else { return };
+    bench.add(&Image::new().layer(Layer::new().file("f", "x")), "1.0");
+    bench.ocifs.run(["ls", &bench.reference("1.0")]).ok();
+    bench.ocifs.run(["cache", "drop", "--indexes"]).ok();
+    let temporary = bench.ocifs.cache().join("tmp");
+    fs::remove_dir_all(&temporary).expect("nobody writes");
+    fs::write(&temporary, "").expect("a file");
+    let point = bench.ocifs.mount_point("m");
+    let told = bench.ocifs.mount(&bench.reference("1.0"), &point).stderr;
+    assert!(told.contains(" does not keep the index of 1 of 1 layers (cannot write "), "{told}");
+    assert!(told.contains(": Not a directory (os error 20)): they are streamed again next time"), "{told}");
+    assert_eq!(fs::read(point.path().join("f")).expect("it is served"), b"x");
+    bench.ocifs.umount(&point);
+}
+
+#[test]
 fn a_disk_without_room_for_the_cache_directory_itself_is_exit_code_9() {
     let Some(bench) = Bench::new() else { return };
     bench.add(&Image::new().layer(Layer::new().file("f", "x")), "1.0");
