@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::mount::{How, When, Whose};
 use super::stop::usage;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
@@ -100,27 +102,15 @@ impl ConfigFile {
             "cache-dir" => self.cache_dir = Some(path(&value)?),
             "cache-size" => self.cache_size = Some(written(&value, "a size such as \"20G\"", byte_size::cache_size)?),
             "runtime-dir" => self.runtime_dir = Some(path(&value)?),
-            "fill" => {
-                self.fill = Some(word(&value, &[("off", Fill::Off), ("idle", Fill::Idle), ("now", Fill::Now)])?);
-            }
-            "io" => {
-                let modes = [("auto", Io::Auto), ("passthrough", Io::Passthrough), ("cached", Io::Cached)];
-                self.io = Some(word(&value, &modes)?);
-            }
+            "fill" => self.fill = Some(word::<When, _>(&value)?),
+            "io" => self.io = Some(word::<How, _>(&value)?),
             "on-outage" => {
                 self.on_outage = Some(written(&value, "a policy such as \"wait:5m\"", duration::on_outage)?);
             }
             "profile-until" => {
                 self.profile_until = Some(written(&value, "a duration such as \"30s\"", duration::recording)?);
             }
-            "trust-index" => {
-                let trusted = [
-                    ("by-reference", TrustIndex::ByReference),
-                    ("none", TrustIndex::None),
-                    ("registry", TrustIndex::Registry),
-                ];
-                self.trust_index = Some(word(&value, &trusted)?);
-            }
+            "trust-index" => self.trust_index = Some(word::<Whose, _>(&value)?),
             "idle-seconds" => self.idle = Some(seconds(&value)?),
             "plain-http" => self.plain_http = Some(hosts(&value)?),
             "hosts-dir" => self.hosts_dir = Some(path(&value)?),
@@ -162,11 +152,12 @@ fn written<T>(value: &DeValue<'_>, example: &str, parse: impl Fn(&str) -> Result
     parse(text).map_err(|problem| Problem::Value(format!("{example}, not \"{}\": {problem}", Printable::of(text))))
 }
 
-/// One of `words`.
-fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
-    let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
-    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+/// One of the words that an option takes.
+fn word<Word: ValueEnum, T: From<Word>>(value: &DeValue<'_>) -> Result<T, Problem> {
+    let found = value.as_str().and_then(|text| Word::from_str(text, false).ok());
+    found.map(T::from).ok_or_else(|| {
+        let words = Word::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let words: Vec<_> = words.map(|word| format!("\"{}\"", word.get_name())).collect();
         Problem::Value(words.join(" or "))
     })
 }

@@ -102,7 +102,9 @@ pub(super) struct Args {
 
 /// Whose indexes are believed.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Whose {
+pub(super) enum Whose {
+    /// Those in the image's repository if the reference is a tag
+    ByReference,
     /// Nobody's: layers that this machine does not know are streamed once
     None,
     /// Those in the image's repository, also if the reference has a digest
@@ -111,7 +113,7 @@ enum Whose {
 
 /// When the rest of an image is fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum When {
+pub(super) enum When {
     /// Never
     Off,
     /// While no reader waits
@@ -122,7 +124,7 @@ enum When {
 
 /// How files are read.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How {
+pub(super) enum How {
     /// By what the image holds and the machine can do
     Auto,
     /// Complete files at the speed of the disk, sharing memory between images; needs root and Linux 6.9. Each open asks
@@ -130,6 +132,16 @@ enum How {
     Passthrough,
     /// From memory once they were read; opening asks nobody
     Cached,
+}
+
+impl From<Whose> for TrustIndex {
+    fn from(whose: Whose) -> Self {
+        match whose {
+            Whose::ByReference => Self::ByReference,
+            Whose::None => Self::None,
+            Whose::Registry => Self::Registry,
+        }
+    }
 }
 
 impl From<How> for Io {
@@ -161,11 +173,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     }
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
-    let trust_index = match args.trust_index {
-        Option::None => context.settings.trust_index,
-        Some(Whose::None) => TrustIndex::None,
-        Some(Whose::Registry) => TrustIndex::Registry,
-    };
+    let trust_index = args.trust_index.map_or(context.settings.trust_index, TrustIndex::from);
     let mount = control::Mount {
         image: control::Image { trust_index, ..args.image.request(context)? },
         dir: settled(&args.dir)?,
