@@ -232,6 +232,7 @@ mod tests {
             ("fill = 'off'\ncachedir = '/c'\n", 2, "there is no key cachedir"),
             ("\n\nfill = 'sometimes'", 3, "fill must be \"off\" or \"idle\" or \"now\""),
             ("fill = 3", 1, "fill must be \"off\" or"),
+            ("trust-index = 'all'", 1, "trust-index must be \"by-reference\" or \"none\" or \"registry\""),
             ("io = 'fast'", 1, "io must be \"auto\" or \"passthrough\" or \"cached\""),
             ("idle-seconds = -1", 1, "idle-seconds must be a whole number of seconds, without quotes"),
             ("idle-seconds = '1'", 1, "idle-seconds must be a whole number of seconds, without quotes"),
