@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::mount::{How, Latency, When, Whose};
 use super::stop::usage;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
@@ -102,28 +104,16 @@ impl ConfigFile {
             "cache-dir" => self.cache_dir = Some(path(&value)?),
             "cache-size" => self.cache_size = Some(written(&value, "a size such as \"20G\"", byte_size::cache_size)?),
             "runtime-dir" => self.runtime_dir = Some(path(&value)?),
-            "fill" => {
-                self.fill = Some(word(&value, &[("off", Fill::Off), ("idle", Fill::Idle), ("now", Fill::Now)])?);
-            }
-            "io" => {
-                let modes = [("auto", Io::Auto), ("passthrough", Io::Passthrough), ("cached", Io::Cached)];
-                self.io = Some(word(&value, &modes)?);
-            }
-            "low-latency" => self.low_latency = Some(word(&value, &[("auto", true), ("off", false)])?),
+            "fill" => self.fill = Some(word::<When, _>(&value)?),
+            "io" => self.io = Some(word::<How, _>(&value)?),
+            "low-latency" => self.low_latency = Some(word::<Latency, _>(&value)?),
             "on-outage" => {
                 self.on_outage = Some(written(&value, "a policy such as \"wait:5m\"", duration::on_outage)?);
             }
             "profile-until" => {
                 self.profile_until = Some(written(&value, "a duration such as \"30s\"", duration::recording)?);
             }
-            "trust-index" => {
-                let trusted = [
-                    ("by-reference", TrustIndex::ByReference),
-                    ("none", TrustIndex::None),
-                    ("registry", TrustIndex::Registry),
-                ];
-                self.trust_index = Some(word(&value, &trusted)?);
-            }
+            "trust-index" => self.trust_index = Some(word::<Whose, _>(&value)?),
             "idle-seconds" => self.idle = Some(seconds(&value)?),
             "plain-http" => self.plain_http = Some(hosts(&value)?),
             "hosts-dir" => self.hosts_dir = Some(path(&value)?),
@@ -166,11 +156,12 @@ fn written<T>(value: &DeValue<'_>, example: &str, parse: impl Fn(&str) -> Result
     parse(text).map_err(|problem| Problem::Value(format!("{example}, not \"{}\": {problem}", Printable::of(text))))
 }
 
-/// One of `words`.
-fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
-    let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
-    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+/// One of the words that an option takes.
+fn word<Word: ValueEnum, T: From<Word>>(value: &DeValue<'_>) -> Result<T, Problem> {
+    let found = value.as_str().and_then(|text| Word::from_str(text, false).ok());
+    found.map(T::from).ok_or_else(|| {
+        let words = Word::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let words: Vec<_> = words.map(|word| format!("\"{}\"", word.get_name())).collect();
         Problem::Value(words.join(" or "))
     })
 }
@@ -246,6 +237,7 @@ mod tests {
             ("fill = 'off'\ncachedir = '/c'\n", 2, "there is no key cachedir"),
             ("\n\nfill = 'sometimes'", 3, "fill must be \"off\" or \"idle\" or \"now\""),
             ("fill = 3", 1, "fill must be \"off\" or"),
+            ("trust-index = 'all'", 1, "trust-index must be \"by-reference\" or \"none\" or \"registry\""),
             ("io = 'fast'", 1, "io must be \"auto\" or \"passthrough\" or \"cached\""),
             ("low-latency = true", 1, "low-latency must be \"auto\" or \"off\""),
             ("idle-seconds = -1", 1, "idle-seconds must be a whole number of seconds, without quotes"),

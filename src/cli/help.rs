@@ -57,7 +57,7 @@ pub(super) const EXIT_CODES: [(u8, &str); 11] = [
     (Code::Mount as u8, "the mount point or /dev/fuse cannot be used"),
     (Code::Busy as u8, "the mount is in use"),
     (Code::Cache as u8, "the cache directory cannot be used, or had damaged objects"),
-    (130, "interrupted with Ctrl-C"),
+    (130, "interrupted with Ctrl-C; 128 + N after another signal N"),
 ];
 
 /// The configuration files with their keys.

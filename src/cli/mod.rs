@@ -44,6 +44,7 @@ mod stop;
 mod table;
 mod umount;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -57,16 +58,21 @@ use self::stop::Stop;
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            // Help that nobody reads to its end is no failure, and without standard error there is nobody to tell.
-            error.print().ok();
-            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
-        }
+        Err(error) => return say(&error),
     };
     let environment = Environment::of_process();
     match run(args, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => stop.report(&environment),
+    }
+}
+
+/// Says what clap found: help on standard output, or what is wrong with the arguments on standard error.
+fn say(found: &clap::Error) -> ExitCode {
+    match found.print().and_then(|()| io::stdout().flush()) {
+        // Without standard error there is nobody to tell.
+        Err(error) if !found.use_stderr() => Stop::output(&error).report(&Environment::of_process()),
+        _ => u8::try_from(found.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     }
 }
 

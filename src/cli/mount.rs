@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::{ValueEnum, ValueHint};
+use tokio::signal::unix::SignalKind;
 
 use super::context::Context;
 use super::duration;
@@ -112,7 +113,9 @@ pub(super) struct Args {
 
 /// Whose indexes are believed.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Whose {
+pub(super) enum Whose {
+    /// Those in the image's repository if the reference is a tag
+    ByReference,
     /// Nobody's: layers that this machine does not know are streamed once
     None,
     /// Those in the image's repository, also if the reference has a digest
@@ -121,7 +124,7 @@ enum Whose {
 
 /// When the rest of an image is fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum When {
+pub(super) enum When {
     /// Never
     Off,
     /// While no reader waits
@@ -132,7 +135,7 @@ enum When {
 
 /// How files are read.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum How {
+pub(super) enum How {
     /// By what the image holds and the machine can do
     Auto,
     /// Complete files at the speed of the disk, sharing memory between images; needs root and Linux 6.9. Each open asks
@@ -143,12 +146,28 @@ enum How {
 }
 
 /// Whether processors stay awake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Latency {
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Latency {
     /// While a program starts, where that pays
     Auto,
     /// Never
     Off,
+}
+
+impl From<Latency> for bool {
+    fn from(latency: Latency) -> Self {
+        matches!(latency, Latency::Auto)
+    }
+}
+
+impl From<Whose> for TrustIndex {
+    fn from(whose: Whose) -> Self {
+        match whose {
+            Whose::ByReference => Self::ByReference,
+            Whose::None => Self::None,
+            Whose::Registry => Self::Registry,
+        }
+    }
 }
 
 impl From<How> for Io {
@@ -180,17 +199,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     }
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
-    let trust_index = match args.trust_index {
-        Option::None => context.settings.trust_index,
-        Some(Whose::None) => TrustIndex::None,
-        Some(Whose::Registry) => TrustIndex::Registry,
-    };
+    let trust_index = args.trust_index.map_or(context.settings.trust_index, TrustIndex::from);
     let mount = control::Mount {
         image: control::Image { trust_index, ..args.image.request(context)? },
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),
-        low_latency: args.low_latency.map_or(context.settings.low_latency, |when| when == Latency::Auto),
+        low_latency: args.low_latency.map_or(context.settings.low_latency, bool::from),
         on_outage: args.on_outage.unwrap_or(context.settings.on_outage),
         profile_until: args.profile_until.or(context.settings.profile_until),
         cache_size: context.settings.cache_size,
@@ -227,6 +242,6 @@ fn in_foreground(mount: control::Mount, context: &Context) -> Result<(), Stop> {
     let client = context.client()?;
     match client.in_place_of_idle_daemon(|| daemon::run(&options, None, Some(mount.clone())))? {
         End::Finished => Ok(()),
-        End::Interrupted => Err(Stop::Interrupted),
+        End::Interrupted => Err(Stop::Interrupted(SignalKind::interrupt())),
     }
 }

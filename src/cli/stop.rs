@@ -7,13 +7,14 @@ use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Style};
+use tokio::signal::unix::SignalKind;
 
 use super::environment::Environment;
 use crate::daemon::{Code, Failure};
 use crate::oci::Message;
 
-/// The exit code of a command that the user interrupted, as shells number it: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+/// What shells add to the number of a signal for the exit code of a command that was ended by it.
+const SIGNALLED: i32 = 128;
 
 /// Why a command does not go on.
 #[derive(Debug)]
@@ -22,8 +23,8 @@ pub(super) enum Stop {
     Failed(Box<Failure>),
     /// Whoever reads standard output has read enough, as `head` does.
     OutputClosed,
-    /// The user pressed Ctrl-C.
-    Interrupted,
+    /// The user pressed Ctrl-C, or the command was ended by another signal.
+    Interrupted(SignalKind),
 }
 
 impl From<Failure> for Stop {
@@ -49,7 +50,9 @@ impl Stop {
                 ExitCode::from(failure.code as u8)
             }
             Self::OutputClosed => ExitCode::SUCCESS,
-            Self::Interrupted => ExitCode::from(INTERRUPTED),
+            Self::Interrupted(kind) => {
+                u8::try_from(SIGNALLED + kind.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from)
+            }
         }
     }
 }

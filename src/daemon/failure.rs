@@ -104,6 +104,15 @@ impl Failure {
         }
     }
 
+    /// The same failure of work in which the cache cannot stand in for a registry.
+    #[must_use]
+    pub(super) fn online(mut self) -> Self {
+        if self.hint.as_deref() == Some(OFFLINE) {
+            self.hint = Some(NETWORK.to_owned());
+        }
+        self
+    }
+
     /// The same failure about an image the user named.
     #[must_use]
     pub fn about(mut self, what: String) -> Self {
@@ -183,7 +192,10 @@ impl From<&source::Error> for Failure {
     }
 }
 
-/// What can be done without whoever cannot be reached.
+/// What can be done about somebody who cannot be reached.
+const NETWORK: &str = "check the name and the network";
+
+/// The same, where the cache can stand in.
 const OFFLINE: &str = "check the name and the network; `ocifs mount --offline` shows what the cache has";
 
 /// True if a file may not be read by this user.

@@ -45,7 +45,10 @@ pub(super) async fn make(
     if let Some(tag) = &work.tag {
         check_tag(tag, &first.reference)?;
     }
-    let about = |failure: Failure| failure.about(format!("cannot index {}", work.image.reference));
+    let about = |failure: Failure| {
+        let failure = if work.push { failure.online() } else { failure };
+        failure.about(format!("cannot index {}", work.image.reference))
+    };
     let repository = match work.push {
         true => Some(repository(images, &first, NOT_PUSHED).await.map_err(about)?.for_pushing()),
         false => None,
@@ -341,7 +344,7 @@ pub(super) async fn list(
     events: &mpsc::Sender<Event>,
 ) -> Result<Vec<SharedIndex>, Failure> {
     let listed = look(images, wanted, events).await;
-    listed.map_err(|failure| failure.about(format!("cannot list the indexes of {}", wanted.reference)))
+    listed.map_err(|failure| failure.online().about(format!("cannot list the indexes of {}", wanted.reference)))
 }
 
 async fn look(
@@ -442,7 +445,7 @@ pub(super) async fn remove(
 ) -> Result<usize, Failure> {
     let UnwantedIndexes { image: wanted, format, artifact } = unwanted;
     let format = format_of(format)?.name();
-    let about = |failure: Failure| failure.about(format!("cannot remove the indexes of {}", wanted.reference));
+    let about = |failure: Failure| failure.online().about(format!("cannot remove the indexes of {}", wanted.reference));
     let listed = look(images, wanted, events).await.map_err(about)?;
     let repository = repository(images, &request_of(wanted)?, NOT_LISTED).await.map_err(about)?.for_pushing();
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| about(Failure::of(Code::Usage, &error)));

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 
 use super::control::OnOutage;
 use super::{Code, Failure};
-use crate::fetch::Layer;
+use crate::fetch::{Layer, Progress};
 use crate::image::{Image, Lack, Origin};
 use crate::oci::{Digest, Printable};
 use crate::store::Store;
@@ -57,27 +57,36 @@ pub(super) fn warning(image: &Image, offline: bool, on_outage: OnOutage) -> Opti
     (!lacking.is_empty()).then(|| format!("{}: {then}", sentence(&lacking, distinct.len())))
 }
 
-/// The layers of `image` that were streamed for it now, each once.
-pub(super) fn streamed(image: &Image) -> Vec<Digest> {
+/// The layers of `image` that were streamed for it now, each once, with how that went.
+pub(super) fn streamed(image: &Image) -> Vec<(Digest, Arc<Progress>)> {
     let mut seen = HashSet::new();
     let streamed = image.layers.iter().filter(|layer| matches!(layer.origin, Origin::FirstContact));
-    streamed.map(|layer| layer.descriptor.digest).filter(|digest| seen.insert(*digest)).collect()
+    let streamed = streamed.filter_map(|layer| Some((layer.descriptor.digest, layer.streamed.clone()?)));
+    streamed.filter(|(digest, _)| seen.insert(*digest)).collect()
 }
 
-/// What to tell whose layers were `streamed` in vain, because the cache has no room for what was learned from that; none
-/// if it has. Blocks on the file system.
-pub(super) fn unkept(streamed: &[Digest], store: &Store) -> Option<String> {
-    let is_lost = |layer: &&Digest| !store.index(layer).is_ok_and(|index| index.is_some());
-    let lost = streamed.iter().filter(is_lost).count();
-    let free =
-        || store.free_bytes().map_or_else(|_| "no".to_owned(), |free| ByteSize::b(free).display().iec().to_string());
-    (lost > 0).then(|| {
-        let (dir, all) = (Printable::path(store.dir()), streamed.len());
-        format!(
-            "{dir} has no room for the index of {lost} of {all} layers ({} free): they are streamed again next time",
-            free()
-        )
-    })
+/// What to tell whose layers were `streamed` in vain, because the cache does not keep what was learned from that; none
+/// if it does. Blocks on the file system.
+pub(super) fn unkept(streamed: &[(Digest, Arc<Progress>)], store: &Store) -> Option<String> {
+    let is_lost = |(layer, _): &&(Digest, Arc<Progress>)| !store.index(layer).is_ok_and(|index| index.is_some());
+    let lost: Vec<_> = streamed.iter().filter(is_lost).collect();
+    let of = format!("the index of {} of {} layers", lost.len(), streamed.len());
+    // What was kept and is gone again had to make room.
+    let refusal = lost.iter().filter_map(|(_, progress)| progress.unkept.get()).find(|error| !error.is_out_of_space());
+    let dir = Printable::path(store.dir());
+    let told = match refusal {
+        Some(error) => {
+            let Failure { error, causes, .. } = Failure::of(Code::Cache, error);
+            format!("{dir} does not keep {of} ({})", [vec![error], causes].concat().join(": "))
+        }
+        None => {
+            let free = store
+                .free_bytes()
+                .map_or_else(|_| "no".to_owned(), |free| ByteSize::b(free).display().iec().to_string());
+            format!("{dir} has no room for {of} ({free} free)")
+        }
+    };
+    (!lost.is_empty()).then(|| format!("{told}: they are streamed again next time"))
 }
 
 /// What becomes of who reads what is not here.

@@ -45,6 +45,7 @@ use socket::Listener;
 pub use client::{Client, Connection, Program};
 pub use failure::{Code, Failure};
 pub use server::unmount_without_daemon;
+pub use signals::is_ignored;
 pub use socket::{make_runtime_dir, socket_path};
 
 /// Worker threads of the runtime. They move bytes and decide; decoding and file I/O run on the blocking pool.

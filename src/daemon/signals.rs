@@ -45,7 +45,7 @@ impl Signals {
 }
 
 /// True if the process was started with a signal ignored (proc_pid_status(5)).
-fn is_ignored(kind: SignalKind) -> bool {
+pub fn is_ignored(kind: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();

@@ -4,8 +4,8 @@
 //! what is on disk is read from there. Nothing of it is believed until the builder has seen the whole layer and both
 //! digests are right.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -16,7 +16,7 @@ use super::pieces::pieces;
 use super::{Error, Traffic};
 use crate::index::{self, BuildError, Expected, LayerIndex};
 use crate::source::BlobReader;
-use crate::store::{Blob, Mark, Store};
+use crate::store::{self, Blob, Mark, Store};
 
 /// How far a first contact has come; read by whoever shows progress.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct Progress {
     pub taken: AtomicU64,
     /// What of it came over the network.
     pub traffic: Traffic,
+    /// Why the index that was made could not be kept; none if it was.
+    pub unkept: OnceLock<store::Error>,
 }
 
 /// Where the bytes of a pass were put.
@@ -51,7 +53,7 @@ pub async fn first_contact(
     progress.taken.store(0, Ordering::Relaxed);
     let beside = pieces(&blob, reader.as_ref(), 0..expected.size, &progress.traffic);
     let rejected = match pass(beside, expected, &progress).await {
-        Ok(index) => return keep(store, blob, index, Put::Beside(mark)).await,
+        Ok(index) => return keep(store, blob, (index, Put::Beside(mark)), progress).await,
         Err(BuildError::Input(error)) => return Err(error),
         Err(BuildError::Rejected(rejected)) => rejected,
     };
@@ -68,7 +70,7 @@ pub async fn first_contact(
         tracing::warn!(layer = %expected.layer, %rejected, "layer bytes are wrong, fetching anew");
         progress.taken.store(0, Ordering::Relaxed);
         match pass_anew(&blob, &reader, expected, &progress).await {
-            Ok((index, put)) => return keep(store, blob, index, put).await,
+            Ok(made) => return keep(store, blob, made, progress).await,
             Err(BuildError::Input(error)) => return Err(error),
             Err(BuildError::Rejected(again)) => rejected = again,
         }
@@ -102,7 +104,12 @@ fn not_kept(error: &Error) {
 }
 
 /// Stores the index and declares the blob complete. The index goes first: a blob without one would be streamed again.
-async fn keep(store: &Arc<Store>, blob: Arc<Blob>, index: LayerIndex, put: Put) -> Result<LayerIndex, Error> {
+async fn keep(
+    store: &Arc<Store>,
+    blob: Arc<Blob>,
+    (index, put): (LayerIndex, Put),
+    progress: Arc<Progress>,
+) -> Result<LayerIndex, Error> {
     let store = Arc::clone(store);
     let layer = index.layer();
     let task = tokio::task::spawn_blocking(move || {
@@ -118,6 +125,7 @@ async fn keep(store: &Arc<Store>, blob: Arc<Blob>, index: LayerIndex, put: Put) 
             Ok(mapped) => LayerIndex::open(mapped.bytes().clone()).unwrap_or(index),
             Err(error) => {
                 tracing::debug!(%layer, %error, "the index is not kept");
+                progress.unkept.get_or_init(|| error);
                 index
             }
         };

@@ -3,8 +3,8 @@
 //! One kind of registry keeps the HTTP client's own settings from being enough: one whose certificate signed itself and
 //! calls itself an authority, which is what `openssl req -x509` makes and what people file as the authority of its own host.
 //! Curl, Go and OpenSSL take it; the checks of the Web PKI as the TLS library makes them never take an authority for a
-//! server. [`Believed`] adds this one case to them: the very certificate that the user filed, byte for byte, in its time and
-//! under its name.
+//! server. [`Believed`] adds this one case to them: the very certificate that the user filed, byte for byte, in its time, under
+//! its name and, if it says what it is for, for servers.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -66,7 +66,7 @@ impl Believed {
     /// authority.
     fn is_filed(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
         // Its time is looked at before its kind, so that one that has expired ends with another error. What it may be used
-        // for is looked at after that, and so never here: who files a certificate for a host wants it believed there.
+        // for is looked at after that, and so never here.
         let verdict = || {
             let algorithms = self.provider.signature_verification_algorithms.all;
             let server = KeyUsage::server_auth();
@@ -88,6 +88,9 @@ impl ServerCertVerifier for Believed {
     ) -> Result<ServerCertVerified, Error> {
         if !self.is_filed(certificate, now) {
             return self.usual.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        }
+        if !is_for_servers(certificate) {
+            return Err(CertificateError::InvalidPurpose.into());
         }
         verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
         Ok(ServerCertVerified::assertion())
@@ -113,5 +116,83 @@ impl ServerCertVerifier for Believed {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.usual.supported_verify_schemes()
+    }
+}
+
+/// Extended key usage, and two purposes that it may name: a server's, and any (RFC 5280, section 4.2.1.12).
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+const SERVER_AUTHENTICATION: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
+
+/// The tag of a certificate's extensions (RFC 5280, section 4.1).
+const EXTENSIONS: u8 = 0xa3;
+
+/// True unless a well-formed certificate says what it is for, and no server is among that. The library looks at this only
+/// where it has not stumbled over an authority before, and it tells nobody what it has read.
+fn is_for_servers(certificate: &[u8]) -> bool {
+    let signed = content(content(certificate));
+    let extensions = elements(signed).find(|(tag, _)| *tag == EXTENSIONS).map_or(&[][..], |(_, extensions)| extensions);
+    let mut usages = elements(content(extensions)).filter(|(_, extension)| content(extension) == EXTENDED_KEY_USAGE);
+    usages.all(|(_, extension)| {
+        let purposes = elements(extension).last().map_or(&[][..], |(_, value)| content(value));
+        elements(purposes).any(|(_, purpose)| [SERVER_AUTHENTICATION, ANY_PURPOSE].contains(&purpose))
+    })
+}
+
+/// The content of the first element in `der`; nothing if there is none.
+fn content(der: &[u8]) -> &[u8] {
+    elements(der).next().map_or(&[], |(_, content)| content)
+}
+
+/// Tags and contents of the elements that stand one after the other in `der` (X.690, section 8.1), up to one that is cut off.
+fn elements(der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = der;
+    std::iter::from_fn(move || {
+        let ([tag, first], after) = rest.split_first_chunk()?;
+        let (octets, after) = after.split_at_checked(if *first < 0x80 { 0 } else { usize::from(first & 0x7f) })?;
+        let length = match octets.len() {
+            0 if *first < 0x80 => usize::from(*first),
+            1..=4 => octets.iter().fold(0, |length, octet| length << 8 | usize::from(*octet)),
+            _ => return None,
+        };
+        let (content, after) = after.split_at_checked(length)?;
+        rest = after;
+        Some((*tag, content))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An element.
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let length = content.len().to_be_bytes();
+        [&[tag, 0x84], &length[length.len() - 4..], content].concat()
+    }
+
+    #[test]
+    fn a_certificate_is_for_servers_unless_it_says_otherwise() {
+        let purposes = |purposes: &[&[u8]]| {
+            let purposes: Vec<u8> = purposes.iter().flat_map(|purpose| der(6, purpose)).collect();
+            let usage = [der(6, EXTENDED_KEY_USAGE), der(1, &[0xff]), der(4, &der(0x30, &purposes))].concat();
+            let other = der(0x30, &[der(6, &[0x55, 0x1d, 0x13]), vec![4, 2, 0x30, 0]].concat());
+            der(EXTENSIONS, &der(0x30, &[other, der(0x30, &usage)].concat()))
+        };
+        let certificate = |extensions: &[u8]| der(0x30, &der(0x30, &[&[2, 1, 7, 0x30, 0][..], extensions].concat()));
+        let client = [0x2b, 6, 1, 5, 5, 7, 3, 2];
+        assert!(is_for_servers(&certificate(&[])));
+        assert!(is_for_servers(&certificate(&purposes(&[&client, SERVER_AUTHENTICATION]))));
+        assert!(is_for_servers(&certificate(&purposes(&[ANY_PURPOSE]))));
+        assert!(!is_for_servers(&certificate(&purposes(&[&client]))));
+        assert!(!is_for_servers(&certificate(&purposes(&[]))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_give_no_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+            is_for_servers(&bytes);
+            assert!(elements(&bytes).all(|(_, content)| content.len() < bytes.len()));
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::{EntryContent, Image, Layer, Ocifs, Ran, require_fuse, require_root, run};
+use crate::support::{EntryContent, Image, Layer, Ocifs, Ran, require, require_fuse, require_root, run};
 
 /// An installation whose daemon is ended with the test.
 struct Bench {
@@ -94,6 +94,98 @@ fn help_shows_commands_exit_codes_and_files() {
     assert!(mount.contains("ocifs mount debian:12 /mnt/debian") && mount.contains("<REF> <DIR>"), "{mount}");
     let references = bench.run(["help", "references"]).ok().stdout;
     assert!(references.contains("docker-archive:FILE[:NAME]"), "{references}");
+}
+
+#[test]
+fn text_that_cannot_be_written_is_told_and_text_that_nobody_reads_on_is_not() {
+    let bench = Bench::new();
+    let texts: [&[&str]; 6] = [
+        &["--help"],
+        &["--version"],
+        &["mount", "--help"],
+        &["help", "references"],
+        &["completions", "bash"],
+        &["man"],
+    ];
+    for args in texts {
+        let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let ran = bench.ocifs.command(args).stdout(full).stderr(Stdio::piped()).spawn().expect("it runs");
+        let ran = ran.wait_with_output().expect("it ends");
+        let told = "error: cannot write to standard output\ncause: No space left on device (os error 28)\n";
+        assert_eq!((String::from_utf8_lossy(&ran.stderr).as_ref(), ran.status.code()), (told, Some(1)), "{args:?}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ran = bench.ocifs.command(args).stdout(writer).stderr(Stdio::piped()).spawn().expect("it runs");
+        let ran = ran.wait_with_output().expect("it ends");
+        assert_eq!((String::from_utf8_lossy(&ran.stderr).as_ref(), ran.status.code()), ("", Some(0)), "{args:?}");
+    }
+    // What is wrong with arguments is told on standard error, whatever standard output is.
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    assert_eq!(
+        bench.ocifs.command(["nonsense"]).stdout(full).stderr(Stdio::null()).status().expect("it runs").code(),
+        Some(2)
+    );
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not after 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// True if a process has a handler for `signal` (proc_pid_status(5)).
+fn catches(pid: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+}
+
+/// Starts `ocifs` with `args`, words for a shell, on a terminal whose output goes to the file `screen` and behind `prelude`,
+/// commands for the shell. Returns the terminal's process, which ends as the command does.
+fn on_terminal(bench: &Bench, prelude: &str, args: &str) -> std::process::Child {
+    let mut command = std::process::Command::new("script");
+    let program = env!("CARGO_BIN_EXE_ocifs");
+    command.args(["-q", "-e", "-f", "-c", &format!("{prelude} echo $$ > pid; exec {program} {args}"), "screen"]);
+    let template = bench.ocifs.command([""; 0]);
+    command.env_clear().envs(template.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("TERM", "xterm");
+    command.env("SHELL", "/bin/sh").current_dir(bench.ocifs.home()).stdin(Stdio::piped()).stdout(Stdio::null());
+    command.spawn().expect("it runs")
+}
+
+#[test]
+fn a_command_that_a_signal_ends_takes_its_progress_away() {
+    if !require(&["script"]) {
+        return;
+    }
+    for (signal, ignored) in
+        [(Signal::INT, None), (Signal::TERM, None), (Signal::HUP, None), (Signal::TERM, Some("HUP"))]
+    {
+        let bench = Bench::new();
+        rustix::fs::mkfifoat(rustix::fs::CWD, bench.path("fifo"), rustix::fs::Mode::RWXU).expect("a pipe with a name");
+        let prelude = ignored.map_or_else(String::new, |ignored| format!("trap '' {ignored};"));
+        let mut terminal = on_terminal(&bench, &prelude, "cache import fifo");
+        // Whoever holds it open for writing keeps the command waiting.
+        let held = fs::File::options().read(true).write(true).open(bench.path("fifo")).expect("it can be opened");
+        let screen = || String::from_utf8_lossy(&fs::read(bench.path("screen")).unwrap_or_default()).into_owned();
+        wait_until("the line is shown", || screen().contains("importing "));
+        let pid = fs::read_to_string(bench.path("pid")).expect("it was written before");
+        let pid = Pid::from_raw(pid.trim().parse().expect("a number")).expect("not zero");
+        wait_until("signals are caught", || catches(pid, signal));
+        if ignored.is_some() {
+            kill_process(pid, Signal::HUP).expect("it can be sent a signal");
+            let shown = screen().len();
+            wait_until("the line goes on", || screen().len() > shown);
+        }
+        kill_process(pid, signal).expect("it can be ended");
+        assert_eq!(terminal.wait().expect("it ends").code(), Some(128 + signal.as_raw()), "{signal:?}");
+        drop(held);
+        let screen = screen();
+        let (_, after) = screen.rsplit_once("importing ").expect("it was shown");
+        assert!(after.contains("\r\x1b[2K"), "{signal:?}: the line stays: {after:?}");
+    }
 }
 
 #[test]

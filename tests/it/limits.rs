@@ -170,6 +170,24 @@ fn registries_that_refuse_or_are_not_there_are_told_apart() {
 }
 
 #[test]
+fn only_who_could_use_the_cache_is_told_of_it_when_a_registry_is_away() {
+    let Some(bench) = Bench::new() else { return };
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let reference = format!("{closed}/team/app:1.0");
+    let hint = |args: &[&str]| {
+        let ran = bench.ocifs.run([args, &[&reference]].concat());
+        assert_eq!(ran.code(), 5, "{args:?}: {}", ran.stderr);
+        ran.stderr.lines().last().map(str::to_owned)
+    };
+    for args in [&["index", "--push"][..], &["index", "list"], &["index", "show"], &["index", "rm"]] {
+        assert_eq!(hint(args).as_deref(), Some("hint: check the name and the network"), "{args:?}");
+    }
+    for args in [&["index"][..], &["inspect"], &["ls"]] {
+        assert!(hint(args).is_some_and(|hint| hint.contains("--offline")), "{args:?}");
+    }
+}
+
+#[test]
 fn places_that_cannot_be_mounted_on_are_refused_before_anything_is_fetched() {
     let Some(bench) = Bench::new() else { return };
     bench.add(&Image::new().layer(Layer::new().file("f", "x")), "1.0");
@@ -218,6 +236,23 @@ fn a_disk_that_is_full_during_first_contact_costs_fetches_and_no_read() {
         assert!(ocifs.run(["cache", "verify"]).ok().stdout.ends_with(" good, 0 damaged\n"), "{options}");
         ocifs.await_no_temporary(options);
     }
+}
+
+#[test]
+fn an_index_that_is_not_kept_for_another_reason_than_room_is_told_with_that_reason() {
+    let Some(bench) = Bench::new() else { return };
+    bench.add(&Image::new().layer(Layer::new().file("f", "x")), "1.0");
+    bench.ocifs.run(["ls", &bench.reference("1.0")]).ok();
+    bench.ocifs.run(["cache", "drop", "--indexes"]).ok();
+    let temporary = bench.ocifs.cache().join("tmp");
+    fs::remove_dir_all(&temporary).expect("nobody writes");
+    fs::write(&temporary, "").expect("a file");
+    let point = bench.ocifs.mount_point("m");
+    let told = bench.ocifs.mount(&bench.reference("1.0"), &point).stderr;
+    assert!(told.contains(" does not keep the index of 1 of 1 layers (cannot write "), "{told}");
+    assert!(told.contains(": Not a directory (os error 20)): they are streamed again next time"), "{told}");
+    assert_eq!(fs::read(point.path().join("f")).expect("it is served"), b"x");
+    bench.ocifs.umount(&point);
 }
 
 #[test]

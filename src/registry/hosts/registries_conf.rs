@@ -234,6 +234,10 @@ fn rule(table: Spanned<WireRegistry>, file: &Path) -> Result<Rule, Wrong> {
         return Err(Wrong::new(at, "a registry needs a prefix or a location"));
     }
     let is_wildcard = prefix.starts_with("*.");
+    if location.is_empty() && !is_wildcard {
+        let problem = format!("registry {} needs a location, which may be the same", shown(&written));
+        return Err(Wrong::new(written_at, problem));
+    }
     let host = Named::of(prefix.trim_start_matches("*.")).host;
     if !is_host(host) || (is_wildcard && prefix.contains(['/', '@', ':'])) {
         let problem = format!("{} is no prefix; write HOST[:PORT][/PATH] or *.DOMAIN", shown(&written));

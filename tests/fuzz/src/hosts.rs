@@ -66,7 +66,7 @@ pub(crate) fn registries_conf_seeds() -> Vec<Vec<u8>> {
         "unqualified-search-registries = [\"docker.io\"]\nshort-name-mode = \"enforcing\"\n[[registry]]\nprefix = \"*.r.example\"\n\
          location = \"m.example/x\"\ninsecure = true\n[[registry.mirror]]\nlocation = \"n.example\"\n\
          pull-from-mirror = \"digest-only\"\n[aliases]\n\"a\" = \"docker.io/library/a\"\n",
-        "[[registry]]\nprefix = \"r.example/a\"\nblocked = true\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"x:5000/y\"\ninsecure = true\n",
+        "[[registry]]\nprefix = \"r.example/a\"\nlocation = \"r.example/a\"\nblocked = true\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"x:5000/y\"\ninsecure = true\n",
         "[registries.search]\nregistries = [\"docker.io\"]\n",
     ])
 }

@@ -191,6 +191,27 @@ async fn b_143_a_certificate_that_signed_itself_is_believed_where_it_is_filed_an
 }
 
 #[tokio::test]
+async fn b_143_a_certificate_that_signed_itself_is_not_believed_for_what_it_is_not_made() {
+    let keys = Keys::new();
+    let (authority, alias) = ("basicConstraints=critical,CA:TRUE", "subjectAltName=DNS:localhost");
+    for (name, usage, is_believed) in [
+        ("server", "extendedKeyUsage=clientAuth,serverAuth", true),
+        ("any", "extendedKeyUsage=anyExtendedKeyUsage", true),
+        ("other", "extendedKeyUsage=critical,clientAuth,codeSigning", false),
+    ] {
+        let extensions = ["-addext", authority, "-addext", alias, "-addext", usage];
+        keys.certificate(name, &[&["-subj", "/CN=localhost"][..], &extensions].concat());
+        let registry = TlsRegistry::showing(&keys, name, &[]).await;
+        let files = Files::new();
+        files.write(&format!("certs.d/{}/ca.crt", registry.host()), &keys.read(&format!("{name}.crt")));
+        let resolved = resolve(&files, &registry.host()).await;
+        assert_eq!(resolved.is_ok(), is_believed, "{name}: {resolved:?}");
+        let error = resolved.err().unwrap_or_default();
+        assert!(is_believed || error.contains("certificate is not trusted"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn b_143_a_certificate_that_signed_itself_is_not_believed_after_its_time() {
     let keys = Keys::new();
     keys.own_authority("own");
