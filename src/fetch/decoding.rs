@@ -162,8 +162,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_foretold_is_decoded_as_far_as_readers_keep_up() {
         let scene = scene(16, 1, Default::default());
-        // A quarter of it has room for about four of the spans.
-        let fetcher = Fetcher::new(Options { memory: 16 << 20, decoders: 2 });
+        // A quarter of it has room for about six of the spans.
+        let fetcher = Fetcher::new(Options { memory: 10 << 20, decoders: 2 });
         let wanted: Vec<_> = (0..16).map(|number| (Arc::clone(&scene.layer), scene.span(number))).collect();
         fetcher.prefetch(&wanted, Priority::Profile).await.expect("all can be had");
         let decoded = || (0..16).filter(|number| fetcher.has_decoded(&scene.layer, scene.span(*number)));

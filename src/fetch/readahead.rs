@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Spans between two that were read are fetched if there are at most this many.
-const HOLE: u32 = 2;
+const HOLE: u32 = 3;
 
 /// Walks followed at once in one layer: `tar` is one, a program with many threads is none.
 const WALKS: usize = 8;
@@ -26,7 +26,7 @@ const FILE_RUN: u64 = 1 << 20;
 const LAYER_RUN: u32 = 8;
 
 /// Spans a reader may have to wait for until a profile counts as one of another program.
-const FORETOLD: u32 = 16;
+const FORETOLD: u32 = 24;
 
 /// What may lie between two files of a walk: headers, and files that the merged tree does not show.
 const GAP: u64 = 64 << 10;
@@ -273,7 +273,7 @@ mod tests {
         ahead.foretell(Foretold::Parts);
         let file = |at: u32| Step { whole_file: true, ..step(at..at + 1, at..at + 9) };
         assert!((0..50).all(|n| ahead.note(&file(n * 10), false).spans.is_empty()));
-        let waits: Vec<_> = (50..70).map(|n| ahead.note(&file(n * 10), true).guesses).collect();
+        let waits: Vec<_> = (50..50 + 2 * FORETOLD).map(|n| ahead.note(&file(n * 10), true).guesses).collect();
         assert_eq!(waits.iter().filter(|guesses| !**guesses).count() as u32, FORETOLD - 1);
     }
 
