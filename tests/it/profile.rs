@@ -312,12 +312,11 @@ fn the_entry_point_its_interpreter_and_its_libraries_are_fetched_without_a_profi
     let whole = status["bytes_needed"].as_u64().expect("a number");
     let fetched = status["bytes_fetched"].as_u64().expect("a number");
     assert!(fetched > 0 && fetched < whole, "{status}");
-    registry.forget_requests();
-    let shell = std::process::Command::new("chroot").args([&dir, "/bin/sh", "-c", "echo ready"]).output();
-    let shell = shell.expect("there is chroot");
-    assert_eq!(String::from_utf8_lossy(&shell.stdout), "ready\n", "{shell:?}");
-    let asked = registry.requests().iter().filter(|record| record.request.is_blob()).count();
-    assert_eq!(asked, 0, "the shell ran without asking for anything");
+    drop(registry);
+    let shell =
+        std::process::Command::new("timeout").args(["60", "chroot", &dir, "/bin/sh", "-c", "echo ready"]).output();
+    let shell = shell.expect("there are timeout and chroot");
+    assert_eq!(String::from_utf8_lossy(&shell.stdout), "ready\n", "the shell runs without the registry: {shell:?}");
     ocifs.umount(&point);
 }
 
