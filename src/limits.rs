@@ -108,7 +108,7 @@ pub const LAZY_SPAN_BYTES: u64 = 8 << 20;
 /// Most entries in one layer: eight million, eight times what the largest known images have.
 pub const LAYER_ENTRIES: u64 = 8 << 20;
 
-/// Largest encoded layer index. At 1.4 % of the layer, far above any layer that registries take.
+/// Largest encoded layer index. At 2 % of the layer, far above any layer that registries take.
 pub const INDEX_BYTES: u64 = 512 << 20;
 
 /// Longest encoded entry inside an index: PAX records (paths, attributes) and sparse maps are bounded to a few MiB each
