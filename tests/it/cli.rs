@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::{EntryContent, Image, Layer, Ocifs, Ran, require, require_fuse, require_root, run};
+use crate::support::{EntryContent, Image, Layer, Ocifs, Ran, eventually, require, require_fuse, require_root, run};
+
+/// Longest that something is waited for.
+const LONG: Duration = Duration::from_secs(20);
 
 /// An installation whose daemon is ended with the test.
 struct Bench {
@@ -127,15 +130,6 @@ fn text_that_cannot_be_written_is_told_and_text_that_nobody_reads_on_is_not() {
     );
 }
 
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "not after 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// True if a process has a handler for `signal` (proc_pid_status(5)).
 fn catches(pid: Pid, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -170,14 +164,14 @@ fn a_command_that_a_signal_ends_takes_its_progress_away() {
         // Whoever holds it open for writing keeps the command waiting.
         let held = fs::File::options().read(true).write(true).open(bench.path("fifo")).expect("it can be opened");
         let screen = || String::from_utf8_lossy(&fs::read(bench.path("screen")).unwrap_or_default()).into_owned();
-        wait_until("the line is shown", || screen().contains("importing "));
+        eventually(LONG, "the line is shown", || screen().contains("importing "));
         let pid = fs::read_to_string(bench.path("pid")).expect("it was written before");
         let pid = Pid::from_raw(pid.trim().parse().expect("a number")).expect("not zero");
-        wait_until("signals are caught", || catches(pid, signal));
+        eventually(LONG, "signals are caught", || catches(pid, signal));
         if ignored.is_some() {
             kill_process(pid, Signal::HUP).expect("it can be sent a signal");
             let shown = screen().len();
-            wait_until("the line goes on", || screen().len() > shown);
+            eventually(LONG, "the line goes on", || screen().len() > shown);
         }
         kill_process(pid, signal).expect("it can be ended");
         assert_eq!(terminal.wait().expect("it ends").code(), Some(128 + signal.as_raw()), "{signal:?}");

@@ -7,14 +7,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::set_thread_res_uid;
 
-use crate::support::{Image, Layer, Mount, Ocifs, has_ended, require, require_fuse, require_root, run, temp_dir};
+use crate::support::{
+    Image, Layer, Mount, Ocifs, eventually, has_ended, require, require_fuse, require_root, run, temp_dir,
+};
 
 const NOBODY: u32 = 65534;
+
+/// Longest that something is waited for.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// An installation with a small image in the layout `image`.
 struct Bench {
@@ -46,7 +51,7 @@ impl Bench {
         let args = ["mount", "--foreground", &self.reference(), self.dir()];
         let mut command = self.ocifs.command(args);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().expect("it runs");
-        await_true("it is mounted", || {
+        eventually(MINUTE, "it is mounted", || {
             let ended = child.try_wait().expect("it is ours");
             assert!(ended.is_none(), "it does not mount: {ended:?}");
             self.point.is_mounted()
@@ -64,15 +69,6 @@ impl Bench {
         let files =
             fs::read_dir(self.ocifs.runtime()).expect("a daemon runs").map(|entry| entry.expect("a name").path());
         files.into_iter().find(|path| path.extension().is_some_and(|end| end == "sock")).expect("a socket")
-    }
-}
-
-#[track_caller]
-fn await_true(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "not after a minute: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -138,7 +134,7 @@ fn signals_that_do_not_mean_the_end_leave_the_mounts_of_a_daemon() {
     std::thread::sleep(Duration::from_millis(200));
     bench.assert_served();
     signal(daemon, Signal::QUIT);
-    await_true("it ends", || has_ended(daemon));
+    eventually(MINUTE, "it ends", || has_ended(daemon));
     assert!(!bench.point.is_mounted(), "it unmounts before it ends");
 }
 
@@ -158,7 +154,7 @@ fn a_daemon_in_the_foreground_ends_in_order_when_its_terminal_is_closed() {
     command.args([&bench.reference(), bench.dir()]).stdout(Stdio::null()).stderr(Stdio::null());
     command.env("HOME", bench.ocifs.home()).env("OCIFS_CACHE_DIR", bench.ocifs.cache());
     let mut child = command.env("OCIFS_RUNTIME_DIR", bench.ocifs.runtime()).spawn().expect("it runs");
-    await_true("it is mounted", || bench.point.is_mounted());
+    eventually(MINUTE, "it is mounted", || bench.point.is_mounted());
     signal(Pid::from_child(&child), Signal::HUP);
     std::thread::sleep(Duration::from_millis(200));
     bench.assert_served();
@@ -212,12 +208,16 @@ fn a_cache_directory_that_is_removed_under_its_daemon_is_made_anew_and_told_of()
     let indexes = fs::read_dir(bench.ocifs.cache().join("indexes")).expect("it is there again").count();
     assert_eq!(indexes, 1, "what is made is kept: {}", du.stdout);
     let warning = format!("warning: {} was removed while its daemon ran; ", bench.ocifs.cache().display());
-    await_true("whoever asks for something is told, unless the daemon has found it out by itself just before", || {
-        remove();
-        bench.ocifs.run(["cache", "du"]).ok().stderr.starts_with(&warning)
-    });
+    eventually(
+        MINUTE,
+        "whoever asks for something is told, unless the daemon has found it out by itself just before",
+        || {
+            remove();
+            bench.ocifs.run(["cache", "du"]).ok().stderr.starts_with(&warning)
+        },
+    );
     remove();
-    await_true("it is there for the mounts if nobody asks", || bench.ocifs.cache().join("version").exists());
+    eventually(MINUTE, "it is there for the mounts if nobody asks", || bench.ocifs.cache().join("version").exists());
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_daemon_whose_runtime_directory_is_removed_can_be_reached_again() {
     let Some(bench) = Bench::new() else { return };
     bench.ocifs.mount(&bench.reference(), &bench.point);
     fs::remove_dir_all(bench.ocifs.runtime()).expect("its user may");
-    await_true("its socket is there again", || bench.ocifs.daemon().is_some());
+    eventually(MINUTE, "its socket is there again", || bench.ocifs.daemon().is_some());
     bench.ocifs.umount(&bench.point);
 }
 
@@ -235,7 +235,7 @@ fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do(
     bench.ocifs.run(["cache", "du"]).ok();
     let idle = bench.ocifs.daemon().expect("it stays a while");
     let mut child = bench.in_foreground(Stdio::null());
-    await_true("the idle one ends", || has_ended(idle));
+    eventually(MINUTE, "the idle one ends", || has_ended(idle));
     let other = bench.ocifs.mount_point("other");
     let args = ["mount", "--foreground", &bench.reference(), other.path().to_str().expect("a plain path")];
     let refused = bench.ocifs.run(args);
@@ -281,11 +281,11 @@ fn mounts_whose_daemon_was_killed_are_told_of() {
     bench.ocifs.mount(&bench.reference(), &bench.point);
     let daemon = bench.ocifs.daemon().expect("it runs");
     signal(daemon, Signal::KILL);
-    await_true("it ends", || has_ended(daemon));
+    eventually(MINUTE, "it ends", || has_ended(daemon));
     for command in ["list", "status"] {
         let warning = format!("warning: the daemon of the mount {} is gone, ", bench.dir());
         // It waits a second for the daemons of others, and says nothing of mounts that it has not looked at by then.
-        await_true(&warning, || bench.ocifs.run([command]).ok().stderr.contains(&warning));
+        eventually(MINUTE, &warning, || bench.ocifs.run([command]).ok().stderr.contains(&warning));
     }
     bench.ocifs.umount(&bench.point);
     assert!(!bench.ocifs.run(["list"]).ok().stderr.contains(bench.dir()));
@@ -358,7 +358,7 @@ fn a_demo_that_is_ended_while_it_waits_leaves_nothing_behind() {
         let number = name.strip_prefix("ocifs-demo-").and_then(|number| number.parse().ok());
         signal(number.and_then(Pid::from_raw).expect("a process number"), ending);
         drop(std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink())));
-        await_true("the directory of the demo is gone", || !base.path().exists());
+        eventually(MINUTE, "the directory of the demo is gone", || !base.path().exists());
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("there is a /proc");
         assert!(!mounts.contains(&name), "it is mounted: {mounts}");
         drop(terminal.stdin.take());

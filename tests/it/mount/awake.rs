@@ -3,14 +3,17 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Pid;
 
 use super::Mounted;
-use crate::support::{Mount, rich};
+use crate::support::{Mount, eventually, rich};
 
 const DEVICE: &str = "/dev/cpu_dma_latency";
+
+/// Longest that something is waited for.
+const LONG: Duration = Duration::from_secs(20);
 
 /// True if this machine is one where it is done by default.
 fn is_done_here() -> bool {
@@ -28,16 +31,6 @@ fn is_done_here() -> bool {
 fn is_held_by(daemon: Pid) -> bool {
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.as_raw_nonzero())).expect("it runs").filter_map(Result::ok);
     open.filter_map(|open| fs::read_link(open.path()).ok()).any(|path| path == Path::new(DEVICE))
-}
-
-/// Waits for something that somebody else does.
-#[track_caller]
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Asks for names that nobody asked for before, which no kernel remembers.
@@ -59,7 +52,7 @@ fn the_device_is_held_for_who_reads_and_let_go_when_it_is_quiet_and_never_if_it_
     let held = |point: &Mount| mounted.ocifs.status(point)["mounts"][0]["low_latency_ms"].as_u64().expect("a number");
     // Whoever looks at all mounts of this machine asks that one as well. Its connection stays, and is not for the next.
     mounted.ocifs.umount(&mounted.point);
-    eventually("nobody holds it", || !is_held_by(daemon));
+    eventually(LONG, "nobody holds it", || !is_held_by(daemon));
     let (reference, off) = (mounted.registry.name("it:latest"), mounted.ocifs.mount_point("off"));
     let as_before = ["mount", "--fill=off", "--profile-until=0", "--on-outage=eio"];
     let options = as_before.into_iter().chain(["--low-latency=off", &reference]).map(OsStr::new);
@@ -68,7 +61,7 @@ fn the_device_is_held_for_who_reads_and_let_go_when_it_is_quiet_and_never_if_it_
 
     mounted.mount();
     look_for_names(mounted.point.path(), || ());
-    eventually("it was held", || held(&mounted.point) > 0);
-    eventually("it is let go", || !is_held_by(daemon));
+    eventually(LONG, "it was held", || held(&mounted.point) > 0);
+    eventually(LONG, "it is let go", || !is_held_by(daemon));
     assert_eq!(held(&off), 0);
 }

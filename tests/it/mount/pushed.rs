@@ -3,32 +3,26 @@
 use std::fs::{self, File};
 use std::io::IsTerminal;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memmap2::Mmap;
 use ocifs::oci::Digest;
 use rustix::fs::{Advice, fadvise};
 
 use super::Mounted;
-use crate::support::{Image, Layer, big, noise};
+use crate::support::{Image, Layer, big, eventually, noise};
 
 /// Where the profile says that the large file is read.
 const PARTS: [u64; 3] = [0, 1 << 20, 3 << 20];
 
 const PAGE: usize = 4096;
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 fn image() -> Image {
     let small = |number: u64| noise(9000, number);
     let layer = Layer::new().file("a", small(1)).file("b", small(2)).file("c", small(3)).file("z", big());
     Image::new().layer(layer)
-}
-
-fn await_true(mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not after a minute");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// True if the kernel has the page at `offset`.
@@ -71,7 +65,7 @@ fn what_a_profile_says_of_a_file_follows_its_first_bytes() {
     mounted.mount();
 
     // The profile is read beside the mount, so a reader may be too early.
-    await_true(|| mounted.status()["profile"]["ahead_done"] == true);
+    eventually(MINUTE, "all is fetched ahead", || mounted.status()["profile"]["ahead_done"] == true);
     let opened = File::open(mounted.path("z")).expect("a file");
     fadvise(&opened, 0, None, Advice::Random).expect("every file system takes advice");
     let read = |offset: u64| {
@@ -83,7 +77,7 @@ fn what_a_profile_says_of_a_file_follows_its_first_bytes() {
     // What is given is given beside the reader.
     // SAFETY: nothing changes or truncates a file of a read-only mount.
     let map = unsafe { Mmap::map(&opened) }.expect("it can be mapped");
-    await_true(|| PARTS.into_iter().all(|offset| is_known(&map, offset)));
+    eventually(MINUTE, "the kernel has all parts", || PARTS.into_iter().all(|offset| is_known(&map, offset)));
     let before = mounted.requests("read");
     PARTS.into_iter().for_each(read);
     assert_eq!(mounted.requests("read"), before);

@@ -4,13 +4,14 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ocifs::demo::registry::Content;
 use serde_json::Value;
 
 use crate::support::{
-    Embedded, Image, Layer, Mount, Ocifs, has_ended, noise, output_of, require_fuse, require_root, rich, walk,
+    Embedded, Image, Layer, Mount, Ocifs, eventually, has_ended, noise, output_of, require_fuse, require_root, rich,
+    walk,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -50,16 +51,6 @@ impl Setting {
 
 fn device(point: &Mount) -> u64 {
     fs::metadata(point.path()).expect("it is mounted").dev()
-}
-
-/// Waits for something that somebody else does.
-#[track_caller]
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -141,7 +132,7 @@ fn a_mount_that_somebody_else_ends_is_noticed() {
     let (first, second) = (setting.mount("first"), setting.mount("second"));
     assert_eq!(setting.mounted(), 2);
     output_of(Command::new("umount").arg(first.path()));
-    eventually("the mount is listed no more", || setting.mounted() == 1);
+    eventually(LONG, "the mount is listed no more", || setting.mounted() == 1);
     assert_eq!(setting.ocifs.run(["status".as_ref(), first.path().as_os_str()]).code(), 3);
     walk(second.path()).expect("the other one goes on");
     // The directory is free again.
@@ -189,7 +180,7 @@ fn what_is_in_use_is_not_dropped_and_that_is_told_with_the_reason() {
     other.kill().and_then(|()| other.wait()).expect("it is ours");
     assert_eq!(told.as_deref(), Some("ended-mount"));
     assert!(text.contains(": unmounted, but a process or another mount namespace still has it\n"), "{text}");
-    eventually("nothing has it any more", || used_by().is_none());
+    eventually(LONG, "nothing has it any more", || used_by().is_none());
     assert_eq!(setting.ocifs.json(["cache", "du", "--json"])["blobs"]["count"], 0);
 }
 
@@ -223,5 +214,5 @@ fn a_user_of_a_mount_that_was_detached_is_served_to_the_end() {
     let daemon = setting.ocifs.daemon().expect("it serves");
     drop(file);
     // Asking it would keep it.
-    eventually("the daemon ends", || has_ended(daemon));
+    eventually(LONG, "the daemon ends", || has_ended(daemon));
 }

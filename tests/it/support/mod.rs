@@ -13,6 +13,7 @@ mod program;
 mod rich;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 pub(crate) use compare::{Field, Kind, Stat, Tree, assert_same, diff, walk};
 pub(crate) use docker_registry::DockerRegistry;
@@ -22,6 +23,16 @@ pub(crate) use mount::{Mount, detach_below};
 pub(crate) use overlay::Overlay;
 pub(crate) use program::{Ocifs, REPEATS_LOG, Ran, has_ended, run, wait_for_end};
 pub(crate) use rich::{BIG, SPARSE, SPARSE_DATA, big, long_name, noise, rich};
+
+/// Waits for something that somebody else does, for `bound` at most.
+#[track_caller]
+pub(crate) fn eventually(bound: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < bound, "not after {bound:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// True if every one of these programs is here. If one is not: a panic where `CI` is set, else a loud line, and the test
 /// is to return.

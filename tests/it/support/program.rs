@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Mount, detach_below, temp_dir};
+use super::{Mount, detach_below, eventually, temp_dir};
 
 /// Longest that one command may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -174,12 +174,8 @@ impl Ocifs {
     /// Waits until no temporary file is left in the cache: whoever decodes files in the background may be at one.
     #[track_caller]
     pub(crate) fn await_no_temporary(&self, what: &str) {
-        let begun = Instant::now();
         let is_left = || fs::read_dir(self.cache().join("tmp")).is_ok_and(|mut entries| entries.next().is_some());
-        while is_left() {
-            assert!(begun.elapsed() < PATIENCE / 2, "temporary files stay: {what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually(PATIENCE / 2, &format!("no temporary file is left: {what}"), || !is_left());
     }
 
     /// How often daemons here asked for the rest of an answer again because nothing of it came for seconds, as they do
