@@ -70,6 +70,9 @@ pub(super) fn streamed(image: &Image) -> Vec<(Digest, Arc<Progress>)> {
 pub(super) fn unkept(streamed: &[(Digest, Arc<Progress>)], store: &Store) -> Option<String> {
     let is_lost = |(layer, _): &&(Digest, Arc<Progress>)| !store.index(layer).is_ok_and(|index| index.is_some());
     let lost: Vec<_> = streamed.iter().filter(is_lost).collect();
+    if lost.is_empty() {
+        return None;
+    }
     let of = format!("the index of {} of {} layers", lost.len(), streamed.len());
     // What was kept and is gone again had to make room.
     let refusal = lost.iter().filter_map(|(_, progress)| progress.unkept.get()).find(|error| !error.is_out_of_space());
@@ -86,7 +89,7 @@ pub(super) fn unkept(streamed: &[(Digest, Arc<Progress>)], store: &Store) -> Opt
             format!("{dir} has no room for {of} ({free} free)")
         }
     };
-    (!lost.is_empty()).then(|| format!("{told}: they are streamed again next time"))
+    Some(format!("{told}: they are streamed again next time"))
 }
 
 /// What becomes of who reads what is not here.
