@@ -39,13 +39,12 @@ use crate::fetch::{self, Fetcher};
 use crate::image::Images;
 use crate::store::{Limits, Store};
 
-use signals::Signals;
 use socket::Listener;
 
 pub use client::{Client, Connection, Program};
 pub use failure::{Code, Failure};
 pub use server::unmount_without_daemon;
-pub use signals::is_ignored;
+pub use signals::Signals;
 pub use socket::{make_runtime_dir, socket_path};
 
 /// Worker threads of the runtime. They move bytes and decide; decoding and file I/O run on the blocking pool.
@@ -112,7 +111,7 @@ fn leave_no_core() {
 
 async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control::Mount>) -> Result<End, Failure> {
     let mut signals =
-        Signals::new(options.idle.is_none()).map_err(|error| Failure::io("cannot wait for signals", &error))?;
+        Signals::of_daemon(options.idle.is_none()).map_err(|error| Failure::io("cannot wait for signals", &error))?;
     let store = Arc::new(Store::open(&options.cache_dir).map_err(|error| Failure::from(&error))?);
     let mut limits = Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?;
     limits.max_bytes = options.cache_size.or(limits.max_bytes);
@@ -124,7 +123,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         let made = server.mount_in_foreground(mount);
         tokio::select! {
             made = made => made?,
-            () = signals.end() => return Ok(End::Interrupted),
+            _ = signals.end() => return Ok(End::Interrupted),
         }
     }
     if let Some(ready) = ready {
@@ -135,7 +134,7 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         () = server.accept(listener) => {}
         () = server.finished() => {}
         () = server.keep() => {}
-        () = signals.end() => {}
+        _ = signals.end() => {}
     }
     // The socket is gone with the listener: new clients start a new daemon instead of waiting for this one to end.
     server.unmount_all().await;
