@@ -81,7 +81,7 @@
 //! |---|---|
 //! | 0 | [`limits`] |
 //! | 1 | [`oci`] [`codec`] [`mod@tar`] [`elf`] [`python`] |
-//! | 2 | [`source`] |
+//! | 2 | [`source`] [`profile`] [`dependencies`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`share`] [`fetch`] |
 //! | 5 | [`image`] [`ahead`] [`parcel`] |
@@ -115,6 +115,7 @@ pub mod elf;
 pub mod python;
 pub mod tar;
 
+pub mod dependencies;
 pub mod profile;
 pub mod source;
 

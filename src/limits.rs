@@ -279,6 +279,9 @@ pub const ELF_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Longest string taken from a program (an interpreter, a library name, a search path): PATH_MAX.
 pub const ELF_STRING_BYTES: u64 = 4096;
 
+/// Longest table of strings of a program that is held for its library names, in bytes; LLVM has 9 MiB, but near its beginning.
+pub const ELF_STRINGS_BYTES: u64 = 4 << 20;
+
 /// Most libraries the programs of the demo image may need together.
 pub const ELF_LIBRARIES: usize = 256;
 
@@ -355,6 +358,17 @@ pub const LOADER_CACHE_BYTES: u64 = 4 << 20;
 
 /// Longest `#!` line: BINPRM_BUF_SIZE, what Linux reads of it.
 pub const SCRIPT_LINE_BYTES: usize = 256;
+
+/// Bytes of a program or library that are held while its layer is indexed, to find out what it leads to. Of a longer one it is
+/// found in these too, but for names among its constants.
+pub const DEPENDENCIES_PROGRAM_BYTES: u64 = 16 << 20;
+
+/// Longest name among the constants of an extension that is kept as one of a module; those of CPython and pandas have 40.
+pub const CONSTANT_NAME_BYTES: usize = 64;
+
+/// Most bytes of what a layer's index says of dependencies, decoded; what comes later in the layer is not kept. 10,000 modules
+/// of Python take 2 MiB.
+pub const DEPENDENCIES_BYTES: usize = 16 << 20;
 
 // Parcels (`parcel`): files for CI caches, written by whoever can write there.
 

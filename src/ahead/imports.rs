@@ -6,25 +6,30 @@
 //! ([`crate::python`]). A module whose compiled form does not fit its source is going to be compiled, so its source is
 //! fetched too; an extension is a library, and brings those it is linked to and the modules that its constants name.
 //!
+//! Where the index of a layer knows what a file imports ([`crate::dependencies`]), nothing is read: the whole start is found out
+//! before its first byte has come, and only the order of what is needed decides.
+//!
 //! What code does with the module search path while it runs is not known here, nor what functions import when they are called.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::command::{self, Target};
 use super::interpreter::{Body, Directory, Found, Interpreter, directory, libraries};
 use super::names::{self, Place};
-use super::programs::{Linked, Walk};
+use super::programs::{Constants, Linked, Walk};
 use super::turns::{self, Order};
-use super::{Need, Reason, contents};
+use super::{Need, Reason, contents, poll_once};
+use crate::dependencies::Dependencies;
 use crate::fetch::{Error, Foretold};
 use crate::limits::{
     AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES, MODULE_NAME_BYTES,
 };
-use crate::python::{Compiled, Import, Stamp, imports_of_constants, imports_of_source};
+use crate::python::{Compiled, Import, Stamp, imports_of_constants, imports_of_names, imports_of_source};
 use crate::tree::{NodeId, Tree};
 
 /// Modules looked into side by side. Many lie in one span, so this is not the number of requests.
@@ -36,19 +41,12 @@ const SHORT: usize = 16 << 10;
 /// Most parts of a dotted name looked for.
 const MOST_PARTS: usize = 32;
 
-/// What every start imports before the script, and what nearly every script leads to by and by.
-const FIRST: [&str; 10] = [
-    "encodings",
-    "encodings.aliases",
-    "encodings.utf_8",
-    "site",
-    "sitecustomize",
-    "usercustomize",
-    "warnings",
-    "functools",
-    "re",
-    "typing",
-];
+/// What every start imports before the script.
+const FIRST: [&str; 6] =
+    ["encodings", "encodings.aliases", "encodings.utf_8", "site", "sitecustomize", "usercustomize"];
+
+/// What nearly every script leads to by and by.
+const USUAL: [&str; 4] = ["warnings", "functools", "re", "typing"];
 
 /// What every start of Python reads besides: the locale that it chooses where there is none (PEP 538).
 const BESIDE: [&[u8]; 3] =
@@ -182,7 +180,9 @@ impl<'a> Finder<'a> {
         for file in self.python.settings.into_iter().chain(beside) {
             self.walk.begin_file(&need(&Order::new(), 0), file);
         }
-        for name in FIRST {
+        // Where indexes know what modules import, it is known when these are needed as well.
+        let is_known = self.walk.session.dependencies(self.python.program.node).is_some();
+        for name in FIRST.iter().chain(USUAL.iter().filter(|_| !is_known)) {
             self.find(name);
         }
         let (hooks, read) = tokio::join!(self.hooks(), self.script(&script));
@@ -205,20 +205,28 @@ impl<'a> Finder<'a> {
         let names = Arc::new(self.python.names(self.tree));
         let mut reading = FuturesUnordered::new();
         loop {
-            while reading.len() < PARALLEL
+            let mut read = None;
+            while read.is_none()
+                && reading.len() < PARALLEL
                 && let Some(((order, _), module)) = self.waiting.pop_first()
             {
                 let (walk, linked, names) = (self.walk, &linked, &names);
-                reading.push(async move {
+                let mut one = Box::pin(async move {
                     let imports = match &module.body {
                         Body::Extension(place) => extension(walk, linked, names, place, &order).await,
                         Body::Library(place) => walk.extension(place.clone(), &order, linked).await.map(|_| Vec::new()),
-                        Body::Python { source, compiled } => read(walk, *source, *compiled, &order).await,
+                        Body::Python { source, compiled } => self::read(walk, *source, *compiled, &order).await,
                     };
                     (imports, module, order)
                 });
+                // What a module leads to comes before its neighbours, so those wait if it is known already.
+                match poll_once(&mut one).await {
+                    Poll::Ready(known) => read = Some(known),
+                    Poll::Pending => reading.push(one),
+                }
             }
-            let Some((imports, module, order)) = reading.next().await else { return };
+            let read = if read.is_some() { read } else { reading.next().await };
+            let Some((imports, module, order)) = read else { return };
             match imports {
                 Ok(imports) => {
                     (self.order, self.next) = (order, 0);
@@ -241,7 +249,7 @@ impl<'a> Finder<'a> {
             if self.tree.node(file).size() > AHEAD_HOOK_BYTES {
                 continue;
             }
-            let text = text(self.walk, &need(&Order::new(), 0), file, <[u8]>::to_vec).await?.unwrap_or_default();
+            let text = self.hook(file).await?;
             for line in text.split(|byte| *byte == b'\n') {
                 if line.starts_with(b"import ") || line.starts_with(b"import\t") {
                     imports.extend(imports_of_source(line));
@@ -257,10 +265,19 @@ impl<'a> Finder<'a> {
         Ok((directories, imports))
     }
 
+    /// The text of a `.pth` file.
+    async fn hook(&self, file: NodeId) -> Result<Vec<u8>, Error> {
+        let need = need(&Order::new(), 0);
+        match known(self.walk, &need, file) {
+            Some(Dependencies::Text(text)) => Ok(text),
+            _ => Ok(text(self.walk, &need, file, <[u8]>::to_vec).await?.unwrap_or_default()),
+        }
+    }
+
     /// What the script itself imports.
     async fn script(&self, script: &Script) -> Result<Vec<Import>, Error> {
         let Script::File(place, _) = script else { return Ok(Vec::new()) };
-        Ok(text(self.walk, &need(&Order::new(), 0), place.node, imports_of_source).await?.unwrap_or_default())
+        source_imports(self.walk, &need(&Order::new(), 0), place.node).await
     }
 
     /// Looks for modules that the arguments of a script name, as servers have it: `gunicorn package.module:application`.
@@ -339,10 +356,12 @@ impl<'a> Finder<'a> {
         };
         self.known.insert(name.to_owned(), directory.clone());
         let is_package = directory.is_some();
-        // They are large, and lead to others, so they go before the package though it has to lead to them first.
+        // They are large, and lead to others, so they go before the package unless it is known that it leads to them.
         let package = directory.as_ref().filter(|_| !name.contains('.'));
         for library in package.map_or_else(Vec::new, |package| libraries(self.tree, package)) {
-            self.wait(name, false, Body::Library(library));
+            if self.walk.session.dependencies(library.node).is_none() {
+                self.wait(name, false, Body::Library(library));
+            }
         }
         if let Some(body) = body {
             self.wait(name, is_package, body);
@@ -385,8 +404,14 @@ async fn extension(
     place: &Place,
     order: &Order,
 ) -> Result<Vec<Import>, Error> {
+    let constants = match walk.extension(place.clone(), order, linked).await? {
+        Constants::Parts(parts) => parts,
+        Constants::Names(found) => {
+            return Ok(imports_of_names(found.iter().map(String::as_str), |name| names.contains(name)));
+        }
+    };
     let mut imports = Vec::new();
-    for constants in walk.extension(place.clone(), order, linked).await? {
+    for constants in constants {
         let names = Arc::clone(names);
         let look = move |bytes: &[u8]| imports_of_constants(bytes, |name| names.contains(name));
         let range = constants.start..constants.end.min(constants.start.saturating_add(AHEAD_MODULE_BYTES));
@@ -403,7 +428,7 @@ async fn read(
     order: &Order,
 ) -> Result<Vec<Import>, Error> {
     let compiled = match compiled {
-        Some(node) => text(walk, &need(order, 0), node, Compiled::parse).await?.flatten(),
+        Some(node) => parsed(walk, &need(order, 0), node).await?,
         None => None,
     };
     let is_fresh = compiled.as_ref().is_some_and(|compiled| match (compiled.stamp, source) {
@@ -422,9 +447,32 @@ async fn read(
         return Ok(imports);
     }
     match source {
-        Some(source) => Ok(text(walk, &need(order, 1), source, imports_of_source).await?.unwrap_or_default()),
+        Some(source) => source_imports(walk, &need(order, 1), source).await,
         None => Ok(Vec::new()),
     }
+}
+
+/// Fetches a compiled module; what it says, if it is one.
+async fn parsed(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<Option<Compiled>, Error> {
+    match known(walk, need, node) {
+        Some(Dependencies::Compiled(compiled)) => Ok(Some(compiled)),
+        _ => Ok(text(walk, need, node, Compiled::parse).await?.flatten()),
+    }
+}
+
+/// Fetches a text in Python; what it imports.
+async fn source_imports(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<Vec<Import>, Error> {
+    match known(walk, need, node) {
+        Some(Dependencies::Script { imports, .. }) => Ok(imports),
+        _ => Ok(text(walk, need, node, imports_of_source).await?.unwrap_or_default()),
+    }
+}
+
+/// What the index knows of a file; it is on its way then.
+fn known(walk: &Walk<'_>, need: &Need, node: NodeId) -> Option<Dependencies> {
+    let known = walk.session.dependencies(node)?;
+    walk.session.begin(need, walk.session.take(node, 0..AHEAD_MODULE_BYTES));
+    Some(known)
 }
 
 /// Part `number` of what is needed at `order`.

@@ -4,11 +4,14 @@
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
 //! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
-//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`). What a
+//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`). What
+//! these files say about each other the indexes know (`known`), so all of it is found out before the first byte has come; only
+//! where an index does not, such as those of other tools, files are fetched to be looked into (`contents`). What a
 //! profile names and is here already is brought from the disk (`warm`). *How much*:
 //! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
 //! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only the few
-//! bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them.
+//! bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them. What is known goes to the
+//! planner in the order of need; what is found out later waits for its turn (`turns`).
 //!
 //! [`run`] does all of it for one image; [`Progress`] tells what it did and why.
 
@@ -17,6 +20,7 @@ mod command;
 mod contents;
 mod imports;
 mod interpreter;
+mod known;
 mod landmark;
 mod names;
 mod programs;
@@ -28,12 +32,16 @@ mod warm;
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 
+use futures_util::future::maybe_done;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::dependencies::Dependencies;
 use crate::fetch::{Error, Fetcher, Foretold, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits::AHEAD_HELD_BYTES;
@@ -43,6 +51,7 @@ use crate::store::Store;
 use crate::tree::{NodeId, NodeKind, Tree};
 
 use self::budget::Budget;
+use self::known::Known;
 use self::turns::{Order, Turns};
 
 pub use self::replay::places;
@@ -142,7 +151,7 @@ async fn fetch(
     if files.layers.iter().all(|layer| layer.reader.is_none() || layer.blob.is_complete()) {
         return Ok(());
     }
-    let session = Session::new(files, progress);
+    let session = Session::new(files, progress).await;
     let fetched = foretold(&session, config, profile).await;
     session.finish().await;
     fetched
@@ -169,8 +178,20 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
         return Ok(());
     }
     let walk = programs::Walk::new(session, config);
-    let (programs, modules) = tokio::join!(walk.fetch(&targets), imports::fetch(&walk, &targets));
-    programs.and(modules)
+    let mut programs = pin!(maybe_done(walk.fetch(&targets)));
+    let mut modules = pin!(maybe_done(imports::fetch(&walk, &targets)));
+    // What the indexes know is found out without waiting, and goes as one; the program need not wait for all of its modules.
+    let _: Poll<()> = poll_once(&mut programs).await;
+    session.send().await;
+    let _: Poll<()> = poll_once(&mut modules).await;
+    session.release().await;
+    tokio::join!(programs.as_mut(), modules.as_mut());
+    [programs.take_output(), modules.take_output()].into_iter().flatten().collect()
+}
+
+/// How far a future gets without waiting.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context))).await
 }
 
 /// Spans and the layers that they are of.
@@ -182,11 +203,14 @@ struct Session<'a> {
     progress: &'a Progress,
     /// Protects what may still be fetched; held for short computations.
     budget: Mutex<Budget>,
+    /// What will be fetched once nothing more is known without waiting, and when it is needed; none after that.
+    collected: Mutex<Option<Vec<(Order, Spans)>>>,
     /// What is fetched while nobody here waits for it. Ends with the session.
     begun: Mutex<JoinSet<()>>,
     turns: Arc<Turns>,
     /// Room in memory for files that are looked into, in KiB.
     held: Semaphore,
+    known: Known,
 }
 
 /// Why something is fetched, and when it is needed.
@@ -209,17 +233,25 @@ fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
 }
 
 impl<'a> Session<'a> {
-    fn new(files: &'a Files, progress: &'a Progress) -> Self {
+    async fn new(files: &'a Files, progress: &'a Progress) -> Self {
         let (fetcher, layers) = (files.fetcher.clone(), files.layers.clone());
         let held = Semaphore::new((AHEAD_HELD_BYTES >> 10) as usize);
         // What the line holds: it stays full, and what comes up waits for little.
         let turns = Turns::new(move || (fetcher.reach(&layers) / 4).max(1));
-        Self { files, progress, budget: Mutex::new(Budget::new(&files.layers)), begun: Mutex::default(), turns, held }
+        let (budget, known) = (Mutex::new(Budget::new(&files.layers)), Known::of(&files.layers).await);
+        let collected = Mutex::new(Some(Vec::new()));
+        Self { files, progress, budget, collected, begun: Mutex::default(), turns, held, known }
     }
 
     /// The spans of a part of a file that are still to be fetched and may be.
     fn take(&self, node: NodeId, range: Range<u64>) -> Spans {
         self.budget().take(self.files, node, range)
+    }
+
+    /// What the index says of a file's dependencies; none if nothing.
+    fn dependencies(&self, node: NodeId) -> Option<Dependencies> {
+        let part = self.files.parts(node, 0..1).next()?;
+        self.known.of_file(part.layer, part.stream.start)
     }
 
     /// Allows one more file to be looked at; false if there were too many.
@@ -249,8 +281,11 @@ impl<'a> Session<'a> {
             return;
         }
         self.progress.note(need.reason, spans.len());
+        if let Some(collected) = &mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner) {
+            return collected.push((need.order.clone(), spans));
+        }
         let (fetcher, turns, order) = (self.files.fetcher.clone(), Arc::clone(&self.turns), need.order.clone());
-        let work = async move {
+        self.spawn(async move {
             let (fetcher, turns, order) = (&fetcher, &turns, &order);
             let fetched = spans
                 .chunks(AT_ONCE)
@@ -258,7 +293,36 @@ impl<'a> Session<'a> {
             if let Err(error) = futures_util::future::try_join_all(fetched).await {
                 tracing::debug!(%error, "not fetched ahead");
             }
+        });
+    }
+
+    /// Fetches what was collected so far, in the order of need.
+    async fn send(&self) {
+        let mut collected = match &mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(collected) => std::mem::take(collected),
+            None => return,
         };
+        collected.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let spans: Spans = collected.into_iter().flat_map(|(_, spans)| spans).collect();
+        let fetcher = self.files.fetcher.clone();
+        let mut fetching = Box::pin(async move {
+            if let Err(error) = fetcher.prefetch_in_the_end(&spans, Priority::Profile).await {
+                tracing::debug!(%error, "not fetched ahead");
+            }
+        });
+        // Asked for now: a task may begin later than the next one.
+        if poll_once(&mut fetching).await.is_pending() {
+            self.spawn(fetching);
+        }
+    }
+
+    /// Fetches what was collected; from now on what is begun is fetched in its turn.
+    async fn release(&self) {
+        self.send().await;
+        *self.collected.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).spawn(work);
     }
 

@@ -23,22 +23,23 @@ use super::command::{self, Target};
 use super::names::{self, Place};
 use super::turns::{self, Order};
 use super::{Need, Reason, Session, contents};
+use crate::dependencies::Dependencies;
 use crate::elf::{self, Elf, LoaderCache, Machine};
 use crate::fetch::Error;
-use crate::limits::{LOADER_CACHE_BYTES, SCRIPT_LINE_BYTES};
+use crate::limits::LOADER_CACHE_BYTES;
 use crate::oci::ImageConfig;
 use crate::source::BoxFuture;
 use crate::tree::NodeId;
 
 /// Files up to this length are fetched whole. Of the libraries of a python or node image one in fifty is longer.
-const WHOLE: u64 = 4 << 20;
+const WHOLE: u64 = 6 << 20;
 
 /// Programs and extensions up to this length are fetched whole, though what starting touches comes first: an interpreter uses
 /// most of itself, and importing an extension runs through its tables from one end to the other.
 const WHOLE_PROGRAM: u64 = 12 << 20;
 
 /// Longest part of a large file that is fetched: its tables or its data.
-const PART: u64 = 4 << 20;
+const PART: u64 = WHOLE;
 
 /// The start of a large file that is no program.
 const HEAD: u64 = 1 << 20;
@@ -55,14 +56,19 @@ const INTERPRETERS: [&[u8]; 5] = [
     b"/lib/ld-linux-riscv64-lp64d.so.1",
 ];
 
+/// Libraries that read a file as soon as they are used.
+const CONFIGURED: [(&[u8], &[u8]); 1] = [(b"libcrypto.so", b"/usr/lib/ssl/openssl.cnf")];
+
 /// How often a script's interpreter may be a script; Linux follows 4 (BINPRM loop in fs/exec.c).
 const SCRIPTS: usize = 5;
 
-/// What a file turned out to be.
-enum Content {
-    Script(Vec<Vec<u8>>),
-    Program(Box<Elf>),
-    Other,
+/// What may be names of modules in an extension.
+#[derive(Debug)]
+pub(super) enum Constants {
+    /// These.
+    Names(Vec<String>),
+    /// What is in these parts of it.
+    Parts(Vec<Range<u64>>),
 }
 
 /// A library that is to be found, and where its loader has it looked for first.
@@ -114,6 +120,11 @@ impl Need {
     fn entry_point() -> Self {
         Self { reason: Reason::EntryPoint, order: Order::new() }
     }
+
+    /// What the same file needs next.
+    fn later(&self) -> Self {
+        Self { reason: self.reason, order: turns::part(&self.order, 0) }
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -124,7 +135,8 @@ impl<'a> Walk<'a> {
     /// Fetches the targets and what they need.
     pub(super) async fn fetch(&self, targets: &[Target]) -> Result<(), Error> {
         let mut seen = HashSet::new();
-        if targets.iter().any(|target| target.invoked.is_some()) {
+        let is_unknown = |target: &Target| self.session.dependencies(target.place.node).is_none();
+        if targets.iter().any(|target| target.invoked.is_some() && is_unknown(target)) {
             self.begin_usual();
         }
         for target in targets {
@@ -159,17 +171,18 @@ impl<'a> Walk<'a> {
                 continue;
             }
             match self.content(&Need::entry_point(), place.node).await? {
-                Content::Program(elf) => {
-                    self.begin_whole(&Need::entry_point(), place.node);
+                Some(Dependencies::Program { elf, .. }) => {
+                    self.begin_whole(&Need::entry_point().later(), place.node);
                     self.linked(&place, *elf, seen).await?;
                 }
-                Content::Script(words) if scripts < SCRIPTS => {
+                Some(Dependencies::Script { interpreters, .. }) if scripts < SCRIPTS => {
                     scripts += 1;
-                    let programs =
-                        words.iter().filter_map(|word| command::program(&self.session.files.tree, self.config, word));
+                    let programs = interpreters
+                        .iter()
+                        .filter_map(|word| command::program(&self.session.files.tree, self.config, word));
                     waiting.extend(programs.map(|(_, place)| place));
                 }
-                Content::Script(_) | Content::Other => {}
+                _ => {}
             }
         }
         Ok(())
@@ -177,9 +190,8 @@ impl<'a> Walk<'a> {
 
     /// The programs that interpret a file if it is a script: what its first line names.
     pub(super) async fn interpreters(&self, node: NodeId) -> Result<Vec<Vec<u8>>, Error> {
-        let content = contents::parse(self.session, &Need::entry_point(), node, look).await?;
-        Ok(match content {
-            Some(Content::Script(words)) => words,
+        Ok(match self.look(&Need::entry_point(), node).await? {
+            Some(Dependencies::Script { interpreters, .. }) => interpreters,
             _ => Vec::new(),
         })
     }
@@ -204,8 +216,8 @@ impl<'a> Walk<'a> {
 
     /// How a program is linked, which holds for what it loads as well; nothing particular if that cannot be read.
     pub(super) async fn how_linked(&self, program: &Place) -> Linked {
-        match contents::parse(self.session, &Need::entry_point(), program.node, look).await {
-            Ok(Some(Content::Program(elf))) => self.linked_as(&elf, program),
+        match self.look(&Need::entry_point(), program.node).await {
+            Ok(Some(Dependencies::Program { elf, .. })) => self.linked_as(&elf, program),
             _ => Linked::default(),
         }
     }
@@ -220,22 +232,20 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Fetches what a library needs that a running program loads. Where its constants are in it.
-    pub(super) async fn extension(
-        &self,
-        place: Place,
-        order: &Order,
-        linked: &Linked,
-    ) -> Result<Vec<Range<u64>>, Error> {
+    /// Fetches what a library needs that a running program loads. What may be names of modules among its constants.
+    pub(super) async fn extension(&self, place: Place, order: &Order, linked: &Linked) -> Result<Constants, Error> {
         let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
-        let Content::Program(elf) = self.content(&need(0), place.node).await? else { return Ok(Vec::new()) };
+        let Some(Dependencies::Program { elf, names }) = self.content(&need(0), place.node).await? else {
+            return Ok(Constants::Names(Vec::new()));
+        };
         self.begin_whole(&need(2), place.node);
         let linking = Linking::new(elf.machine, linked);
         let needs = |elf: &Elf, place: &Place| {
             wanted(elf, place, &linked.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
         self.libraries(&need(1), needs(&elf, &place), &linking, needs).await?;
-        Ok(elf.constants)
+        let is_known = self.session.dependencies(place.node).is_some();
+        Ok(if is_known { Constants::Names(names) } else { Constants::Parts(elf.constants) })
     }
 
     /// Fetches libraries level by level; `needs` says what each asks for that nobody asked for before.
@@ -271,9 +281,10 @@ impl<'a> Walk<'a> {
             for path in candidates(&wanted, linking, cache) {
                 let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
                 // One for another machine is passed over, as the loader does.
-                if let Content::Program(elf) = self.content(need, place.node).await?
+                if let Some(Dependencies::Program { elf, .. }) = self.content(need, place.node).await?
                     && elf.machine == linking.machine
                 {
+                    self.begin_configuration(need, &wanted.name);
                     return Ok(Some((place, *elf)));
                 }
             }
@@ -281,22 +292,34 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// What a file is. Its useful parts are being fetched then; only what had to be looked at is here.
-    async fn content(&self, need: &Need, node: NodeId) -> Result<Content, Error> {
+    /// What a file says. Its useful parts are being fetched then; only what had to be looked at is here.
+    async fn content(&self, need: &Need, node: NodeId) -> Result<Option<Dependencies>, Error> {
         let is_small = self.session.files.tree.node(node).size() <= WHOLE;
         if is_small {
             // All at once: its parts would be fetched one after the other.
             self.begin_file(need, node);
         }
-        let content = contents::parse(self.session, need, node, look).await?;
-        let Some(content) = content else { return Ok(Content::Other) };
+        let content = self.look(need, node).await?;
         if !is_small {
             match &content {
-                Content::Program(elf) => self.begin_parts(need, node, &elf.start),
-                Content::Script(_) | Content::Other => self.begin_file(need, node),
+                Some(Dependencies::Program { elf, .. }) => {
+                    // What it is linked to is mapped by its head, and then both are relocated.
+                    let (head, rest) = elf.start.split_at(elf.start.len().min(1));
+                    self.begin_parts(need, node, head);
+                    self.begin_parts(&need.later(), node, rest);
+                }
+                _ => self.begin_file(need, node),
             }
         }
         Ok(content)
+    }
+
+    /// What a program or script says of itself: by its index, or by its bytes.
+    async fn look(&self, need: &Need, node: NodeId) -> Result<Option<Dependencies>, Error> {
+        match self.session.dependencies(node) {
+            Some(known) => Ok(Some(known)),
+            None => Ok(contents::parse(self.session, need, node, Dependencies::of_program).await?.flatten()),
+        }
     }
 
     /// Fetches a file that is only read: all of it, or its head.
@@ -304,6 +327,14 @@ impl<'a> Walk<'a> {
         let size = self.session.files.tree.node(node).size();
         let length = if size <= WHOLE { size } else { HEAD };
         self.begin_parts(need, node, std::slice::from_ref(&(0..length)));
+    }
+
+    /// Fetches what a library reads when it is used.
+    fn begin_configuration(&self, need: &Need, library: &[u8]) {
+        let files = CONFIGURED.iter().filter(|(name, _)| library.starts_with(name));
+        for place in files.filter_map(|(_, path)| names::file(&self.session.files.tree, path)) {
+            self.begin_file(need, place.node);
+        }
     }
 
     /// Fetches the rest of a program of which much will be run.
@@ -328,6 +359,9 @@ impl<'a> Walk<'a> {
             let size = tree.node(place.node).size();
             if size > LOADER_CACHE_BYTES {
                 return Ok(Vec::new());
+            }
+            if let Some(Dependencies::Text(text)) = self.session.dependencies(place.node) {
+                return Ok(text);
             }
             let read = contents::read(self.session, &Need::entry_point(), place.node, 0..size).await?;
             Ok(read.map_or_else(Vec::new, Vec::from))
@@ -370,56 +404,4 @@ fn candidates(wanted: &Wanted, linking: &Linking<'_>, cache: &[u8]) -> Vec<Vec<u
 
 fn directories(paths: &[Vec<u8>], origin: Option<&[u8]>) -> Vec<Vec<u8>> {
     paths.iter().flat_map(|text| elf::search_path(text, origin)).collect()
-}
-
-/// Tells what a file is by its first bytes.
-fn look(file: &dyn elf::ReadAt) -> Content {
-    let line = start_of(file, SCRIPT_LINE_BYTES as u64);
-    if let Some(rest) = line.strip_prefix(b"#!") {
-        return Content::Script(interpreters(rest.split(|byte| *byte == b'\n').next().unwrap_or_default()));
-    }
-    Elf::read(file).map_or(Content::Other, |elf| Content::Program(Box::new(elf)))
-}
-
-/// The programs that a `#!` line names: the interpreter, and what `env` is to run. The last one is looked at first.
-fn interpreters(line: &[u8]) -> Vec<Vec<u8>> {
-    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    let Some(interpreter) = words.next() else { return Vec::new() };
-    let mut programs = vec![interpreter.to_vec()];
-    if interpreter.ends_with(b"/env") {
-        let named = words.find(|word| !word.starts_with(b"-") && !word.contains(&b'='));
-        programs.extend(named.map(<[u8]>::to_vec));
-    }
-    programs
-}
-
-/// Up to `length` bytes from the start.
-fn start_of(file: &dyn elf::ReadAt, length: u64) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, filled as u64) {
-            Ok(count) if count > 0 => filled += count,
-            _ => break,
-        }
-    }
-    bytes.truncate(filled);
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn script_lines_name_their_interpreters() {
-        let named = |line: &str| {
-            interpreters(line.as_bytes()).iter().map(|word| word.escape_ascii().to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(named("/bin/sh"), ["/bin/sh"]);
-        assert_eq!(named(" /bin/bash -eu\r"), ["/bin/bash"]);
-        assert_eq!(named("/usr/bin/env python3"), ["/usr/bin/env", "python3"]);
-        assert_eq!(named("/usr/bin/env -S A=1 node --flag"), ["/usr/bin/env", "node"]);
-        assert_eq!(named("  "), [""; 0]);
-    }
 }

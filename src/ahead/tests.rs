@@ -1,6 +1,6 @@
 //! An image of one layer, served from memory: which spans are asked for, and in which order.
 
-use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -17,9 +17,9 @@ use crate::store::Store;
 use crate::tar::{Entry, Kind, Timestamp, Writer};
 use crate::tree::Merger;
 
-/// A blob in memory.
+/// A blob in memory, of which some bytes may be kept back.
 #[derive(Debug)]
-struct Memory(Bytes, AtomicU64);
+struct Memory(Bytes, Mutex<Range<u64>>);
 
 impl BlobReader for Memory {
     fn size(&self) -> u64 {
@@ -27,7 +27,10 @@ impl BlobReader for Memory {
     }
 
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
-        self.1.fetch_add(1, Ordering::Relaxed);
+        let kept = self.1.lock().expect("no test panics with it").clone();
+        if range.start < kept.end && kept.start < range.end {
+            return Box::pin(std::future::pending());
+        }
         let bytes = self.0.slice(range.start as usize..range.end as usize);
         Box::pin(async move { Ok(Box::pin(futures_util::stream::iter([Ok(bytes)])) as ByteStream) })
     }
@@ -71,7 +74,7 @@ fn scene(items: &[(&str, Item<'_>)]) -> Scene {
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let blob = store.blob(&digest, expected.size).expect("a new blob");
-    let reader = Arc::new(Memory(tar.clone(), AtomicU64::new(0)));
+    let reader = Arc::new(Memory(tar.clone(), Mutex::default()));
     let layer = Layer::new(index, blob, Some(reader), "memory", store.dir().join("tmp"));
     let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()), store };
     Scene { files, tar, _cache: cache }
@@ -105,9 +108,18 @@ impl Scene {
 
     fn plan(&self, profile: &Profile) -> Vec<u32> {
         let progress = Progress::default();
-        let session = Session::new(&self.files, &progress);
+        let session = runtime().block_on(Session::new(&self.files, &progress));
         replay::plan(&session, profile).0.iter().map(|(_, span)| span.get()).collect()
     }
+
+    /// The same layer with an index that knows nothing of dependencies, such as other tools make.
+    fn without_dependencies(self) -> Self {
+        with_landmark(self, u64::MAX)
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 fn profile(accesses: &[(&[u8], u64, u64)]) -> Profile {
@@ -250,13 +262,14 @@ async fn a_script_leads_to_its_interpreter_and_that_to_its_libraries() {
     items.push(("big-1", Item::File(&other)));
     items.extend(files.iter().map(|(path, content)| (path.trim_start_matches('/'), Item::File(content))));
     items.push(("big-2", Item::File(&other)));
-    let scene = scene(&items);
-    let progress = scene.run(r#"{"Entrypoint":["run","--flag"],"Env":["PATH=/none:/opt"]}"#, None).await;
-    assert_eq!(progress.reason(), Some(Reason::EntryPoint));
-    assert!(progress.entry_point_spans() > 0 && progress.replayed_spans() == 0);
     let wanted: Vec<&str> = paths.iter().map(String::as_str).chain(["opt/run"]).collect();
-    assert!(scene.local(&wanted).iter().all(|local| *local), "{wanted:?}: {:?}", scene.local(&wanted));
-    assert_eq!(scene.local(&["big-1", "big-2"]), [false, false]);
+    for scene in [scene(&items), scene(&items).without_dependencies()] {
+        let progress = scene.run(r#"{"Entrypoint":["run","--flag"],"Env":["PATH=/none:/opt"]}"#, None).await;
+        assert_eq!(progress.reason(), Some(Reason::EntryPoint));
+        assert!(progress.entry_point_spans() > 0 && progress.replayed_spans() == 0);
+        assert!(scene.local(&wanted).iter().all(|local| *local), "{wanted:?}: {:?}", scene.local(&wanted));
+        assert_eq!(scene.local(&["big-1", "big-2"]), [false, false]);
+    }
 }
 
 #[tokio::test]
@@ -351,7 +364,6 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
         (format!("{library}/encodings/aliases.py"), b"pass".to_vec()),
         (native, extension(b"_native\0called\0unuse\0")),
         (format!("{site}/called.py"), b"pass".to_vec()),
-        (format!("{site}/package.libs/libfar-1.so"), extension(b"")),
         (cache(&format!("{site}/package"), "__init__"), package_pyc),
         (cache(&format!("{site}/package"), "near"), near_pyc),
         // Its compiled form is of another time, so it is going to be compiled again.
@@ -362,7 +374,10 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
         (format!("{site}/started.py"), b"pass".to_vec()),
         ("venv/pyvenv.cfg".to_owned(), b"home = /usr/bin\n".to_vec()),
     ];
+    // Nothing is linked to it, as far as indexes know.
+    let beside = format!("{site}/package.libs/libfar-1.so");
     let unwanted = [
+        (beside.clone(), extension(b"")),
         (format!("{site}/package/__init__.py"), package.as_bytes().to_vec()),
         (format!("{site}/unused.py"), b"pass".to_vec()),
         (format!("{site}/package/other.py"), b"pass".to_vec()),
@@ -387,17 +402,57 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
         items.push((pad_path, Item::File(&pad)));
         items.push((path, Item::File(content)));
     }
-    let scene = scene(&items);
-    let progress = scene.run(r#"{"Entrypoint":["/venv/bin/python","-u","main.py"],"WorkingDir":"/app"}"#, None).await;
-    assert!(progress.entry_point_spans() > 0);
-    for (path, _) in &wanted {
-        assert!(scene.local(&[path]) == [true], "{path}");
-    }
-    for (path, _) in &unwanted {
-        assert!(scene.local(&[path]) == [false], "{path}");
-    }
     let pads: Vec<_> = pads.iter().take(wanted.len()).map(String::as_str).collect();
-    assert!(scene.local(&pads).iter().all(|local| !local), "{:?}", scene.local(&pads));
+    for (scene, is_known) in [(scene(&items), true), (scene(&items).without_dependencies(), false)] {
+        let progress =
+            scene.run(r#"{"Entrypoint":["/venv/bin/python","-u","main.py"],"WorkingDir":"/app"}"#, None).await;
+        assert!(progress.entry_point_spans() > 0);
+        for (path, _) in &wanted {
+            assert!(scene.local(&[path]) == [true], "{path}");
+        }
+        for (path, _) in &unwanted {
+            assert!(scene.local(&[path]) == [!is_known && *path == beside], "{path}");
+        }
+        assert!(scene.local(&pads).iter().all(|local| !local), "{:?}", scene.local(&pads));
+    }
+}
+
+/// Keeps back the bytes of a file.
+fn keep_back(scene: &Scene, path: &str) -> Arc<Memory> {
+    let node = scene.files.tree.resolve(path.as_bytes(), true).expect("it is in the image");
+    let extent = scene.files.tree.node(node).extents().next().expect("it has bytes");
+    let memory = Memory(scene.tar.clone(), Mutex::new(extent.layer_offset..extent.layer_offset + extent.length));
+    Arc::new(memory)
+}
+
+#[tokio::test]
+async fn what_a_module_leads_to_is_fetched_before_a_byte_of_the_module_has_come() {
+    let (pad, minor) = (big(1), minor());
+    let library = format!("usr/lib/python3.{minor}");
+    let (real, os) = (format!("usr/bin/python3.{minor}"), format!("{library}/os.py"));
+    let (first, second) = (format!("{library}/first.py"), format!("{library}/second.py"));
+    let program = extension(b"");
+    let items = [
+        (real.as_str(), Item::File(&program)),
+        (os.as_str(), Item::File(b"pass")),
+        ("pad/1", Item::File(&pad)),
+        ("main.py", Item::File(b"import first")),
+        ("pad/2", Item::File(&pad)),
+        (second.as_str(), Item::File(b"pass")),
+        ("pad/3", Item::File(&pad)),
+        // In a short span, beside which the line has room.
+        (first.as_str(), Item::File(b"import second")),
+    ];
+    let run = format!(r#"{{"Cmd":["/{real}","/main.py"]}}"#);
+    for (mut scene, is_known) in [(scene(&items), true), (scene(&items).without_dependencies(), false)] {
+        let (own, reader) = (Arc::clone(&scene.files.layers[0]), keep_back(&scene, &first));
+        let scratch = scene._cache.path().join("cache/tmp");
+        let layer = Layer::new(own.index.clone(), Arc::clone(&own.blob), Some(reader), "memory", scratch);
+        scene.files.layers = vec![Arc::new(layer)];
+        let walked = tokio::time::timeout(Duration::from_secs(2), scene.run(&run, None)).await;
+        assert!(walked.is_err(), "it waits for what is kept back");
+        assert_eq!(scene.local(&["main.py", &second, &first]), [true, is_known, false]);
+    }
 }
 
 #[tokio::test]
@@ -426,19 +481,21 @@ async fn servers_and_modules_lead_to_what_they_are_told_to_run() {
         ]
     };
     let run = format!(r#"{{"Cmd":["/{real}","-m","tool","shop.wsgi:application"],"WorkingDir":"/srv"}}"#);
-    let scene_of = scene(&items());
-    scene_of.run(&run, None).await;
-    assert_eq!(scene_of.local(&[&main, &server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 4]);
-    assert_eq!(scene_of.local(&["pad/3", "pad/4"]), [false; 2]);
+    for scene in [scene(&items()), scene(&items()).without_dependencies()] {
+        scene.run(&run, None).await;
+        assert_eq!(scene.local(&[&main, &server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 4]);
+        assert_eq!(scene.local(&["pad/3", "pad/4"]), [false; 2]);
+    }
 
     let mut scripted = items();
     let script = format!("#!/usr/bin/env -S python3.{minor} -u\nfrom server import main\n");
     scripted.push(("usr/bin/serve", Item::File(script.as_bytes())));
     scripted.push(("usr/bin/env", Item::File(b"env")));
-    let scripted = scene(&scripted);
-    scripted.run(r#"{"Entrypoint":["serve","--port","80","shop.wsgi"],"WorkingDir":"/srv"}"#, None).await;
-    assert_eq!(scripted.local(&[&server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 3]);
-    assert_eq!(scripted.local(&["pad/1", "pad/3"]), [false; 2]);
+    for scene in [scene(&scripted), scene(&scripted).without_dependencies()] {
+        scene.run(r#"{"Entrypoint":["serve","--port","80","shop.wsgi"],"WorkingDir":"/srv"}"#, None).await;
+        assert_eq!(scene.local(&[&server, "srv/shop/wsgi.py", "srv/settings.py"]), [true; 3]);
+        assert_eq!(scene.local(&["pad/1", "pad/3"]), [false; 2]);
+    }
 }
 
 #[test]
@@ -478,8 +535,7 @@ proptest! {
         let scene = scene(&[("a", Item::File(&program)), ("b/c", Item::File(b"x")), ("c", Item::Link("b/../c"))]);
         let accesses: Vec<_> = accesses.iter().map(|(path, start, end)| (path.as_bytes(), *start, *end)).collect();
         let profile = profile(&accesses);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
+        runtime().block_on(scene.run(&format!(r#"{{"Entrypoint":["/a"],"Cmd":["{word}"]}}"#), Some(&profile)));
     }
 }
 

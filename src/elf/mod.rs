@@ -13,7 +13,7 @@ mod tests;
 use std::io;
 use std::ops::Range;
 
-use crate::limits::{ELF_DYNAMIC_BYTES, ELF_PROGRAM_HEADERS, ELF_STRING_BYTES};
+use crate::limits::{ELF_DYNAMIC_BYTES, ELF_PROGRAM_HEADERS, ELF_STRING_BYTES, ELF_STRINGS_BYTES};
 
 pub use loader::{LoaderCache, default_directories, search_path};
 
@@ -57,7 +57,7 @@ pub struct Machine {
 }
 
 /// What one ELF file says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Elf {
     /// Who can run it.
     pub machine: Machine,
@@ -99,23 +99,48 @@ struct Reader<'a> {
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
+const PF_X: u64 = 1;
 const PF_W: u64 = 2;
 const PF_R: u64 = 4;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
+const DT_STRSZ: u64 = 10;
 const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
-/// Tables that the interpreter reads to relocate a file, address and size: DT_STRTAB, DT_RELA, DT_REL, DT_JMPREL, DT_RELR.
-const TABLES: [(u64, u64); 5] = [(5, 10), (7, 8), (17, 18), (23, 2), (36, 35)];
+/// Tables that the interpreter reads to relocate a file, address and size: DT_STRTAB, DT_RELA, DT_REL, DT_JMPREL, DT_RELR; and
+/// those whose size nothing says: DT_HASH, DT_SYMTAB, DT_GNU_HASH, DT_VERSYM, DT_VERNEED.
+const TABLES: [(u64, Option<u64>); 10] = [
+    (DT_STRTAB, Some(DT_STRSZ)),
+    (7, Some(8)),
+    (17, Some(18)),
+    (23, Some(2)),
+    (36, Some(35)),
+    (4, None),
+    (6, None),
+    (0x6fff_fef5, None),
+    (0x6fff_fff0, None),
+    (0x6fff_fffe, None),
+];
 
-/// What is around the first instruction is read with it: one cluster of the kernel's read-around.
-const ENTRY_AROUND: u64 = 128 << 10;
+/// What the kernel reads on either side of a page of a mapped file: half of a cluster of its read-around.
+const AROUND: u64 = 64 << 10;
 
 /// The start of a file that every loading reads: headers and what follows them.
 const HEAD: u64 = 64 << 10;
 
 impl Machine {
+    /// From what [`Self::to_number`] gave.
+    pub fn of_number(number: u32) -> Option<Self> {
+        let bit = |place: u32| number >> place & 1 == 1;
+        (number >> 18 == 0).then_some(Self { wide: bit(17), little: bit(16), number: number as u16 })
+    }
+
+    /// The `e_machine` number, and above its 16 bits the order and the size of the machine's words.
+    pub fn to_number(self) -> u32 {
+        u32::from(self.wide) << 17 | u32::from(self.little) << 16 | u32::from(self.number)
+    }
+
     /// The `e_machine` number, and whether addresses have 64 bits.
     fn kind(self) -> (u16, bool) {
         (self.number, self.wide)
@@ -126,11 +151,23 @@ impl Elf {
     /// Reads what `file` says.
     ///
     /// The parts in [`Elf::start`] are why a library can be used before all of it is there: the headers, the tables of
-    /// symbols and relocations (which linkers put first, before the code), the writable segments, whose pages relocation
-    /// changes, and the surroundings of the first instruction. Code is touched by what the program then does, which nobody
+    /// symbols and relocations (which linkers put first, before the code, and patching may move to the end), the writable
+    /// segments, whose pages relocation changes, and the first code; each with what the kernel reads around it. Other code is touched by what the program then does, which nobody
     /// knows without a recording.
     pub fn read(file: &dyn ReadAt) -> Result<Self, Error> {
         Reader::new(file)?.elf()
+    }
+
+    /// The parts of a file that [`Elf::read`] needs besides its start, as far as those are known that lie before them: the
+    /// dynamic section, and the strings that it names. Nothing if the headers are damaged.
+    pub fn needed_parts(file: &dyn ReadAt) -> Vec<Range<u64>> {
+        let Ok(reader) = Reader::new(file) else { return Vec::new() };
+        let parts = reader.parts().unwrap_or_default();
+        let section = parts.iter().find(|part| part.kind == PT_DYNAMIC && part.size <= ELF_DYNAMIC_BYTES);
+        let Some(section) = section else { return Vec::new() };
+        let strings = reader.dynamic(*section).ok().and_then(|dynamic| dynamic.strings(&parts));
+        let section = section.offset..section.offset.saturating_add(section.size);
+        std::iter::once(section).chain(strings).collect()
     }
 }
 
@@ -164,21 +201,28 @@ impl<'a> Reader<'a> {
         if let Some(part) = parts.iter().find(|part| part.kind == PT_INTERP) {
             elf.interpreter = Some(self.string(part.offset)?);
         }
-        let mut tables_end = 0;
+        let mut tables = Vec::new();
         if let Some(dynamic) = parts.iter().find(|part| part.kind == PT_DYNAMIC) {
             let dynamic = self.dynamic(*dynamic)?;
             self.texts(&dynamic, &parts, &mut elf)?;
-            tables_end = dynamic.tables_end(&parts);
+            tables = dynamic.tables(&parts);
         }
         let entry = if self.machine.wide { &self.header[24..32] } else { &self.header[24..28] };
         let entry = place_of(self.number(entry), &parts).filter(|entry| *entry > 0);
-        elf.start.push(0..tables_end.max(HEAD));
-        elf.start.extend(entry.map(|at| at.saturating_sub(ENTRY_AROUND / 2)..at.saturating_add(ENTRY_AROUND / 2)));
+        let entry = entry.map(|entry| entry..entry);
         let loaded = |part: &&Part| part.kind == PT_LOAD && part.size > 0;
         let range = |part: &Part| part.offset..part.offset.saturating_add(part.size);
-        elf.start.extend(parts.iter().filter(loaded).filter(|part| part.flags & PF_W != 0).map(range));
+        let written = parts.iter().filter(loaded).filter(|part| part.flags & PF_W != 0).map(range);
+        // The first code of every file that a C compiler linked runs when it is loaded.
+        let code =
+            parts.iter().filter(loaded).filter(|part| part.flags & PF_X != 0).map(|part| part.offset..part.offset);
+        let touched = tables.iter().cloned().chain(entry).chain(code).chain(written);
+        elf.start = joined(std::iter::once(0..HEAD).chain(touched.map(|part| around(&part))).collect());
         let constants = parts.iter().filter(loaded).filter(|part| part.flags == PF_R).map(range);
-        let constants = constants.map(|part| part.start.max(tables_end)..part.end);
+        let behind = |part: &Range<u64>| {
+            tables.iter().map(|table| table.end).filter(|end| (part.start..=part.end).contains(end)).max()
+        };
+        let constants = constants.map(|part| behind(&part).unwrap_or(part.start)..part.end);
         elf.constants.extend(constants.filter(|part| part.start < part.end));
         Ok(elf)
     }
@@ -274,14 +318,49 @@ impl Dynamic {
         self.0.iter().find_map(|(tag, value)| (*tag == wanted).then_some(*value))
     }
 
-    /// Where the last of the tables ends in the file.
-    fn tables_end(&self, parts: &[Part]) -> u64 {
-        let ends = TABLES.iter().filter_map(|(address, size)| {
-            let place = place_of(self.value(*address)?, parts)?;
-            Some(place.saturating_add(self.value(*size)?))
-        });
-        ends.max().unwrap_or(0)
+    /// The places of the tables in the file, in order. One whose size nothing says goes up to the next, or to the end of
+    /// what is loaded with it.
+    fn tables(&self, parts: &[Part]) -> Vec<Range<u64>> {
+        let places: Vec<_> =
+            TABLES.iter().filter_map(|(table, size)| Some((place_of(self.value(*table)?, parts)?, *size))).collect();
+        let loaded = |place: u64| {
+            let mut loaded = parts.iter().filter(|part| part.kind == PT_LOAD);
+            let part = loaded.find(|part| place.checked_sub(part.offset).is_some_and(|inside| inside < part.size));
+            part.map_or(place, |part| part.offset.saturating_add(part.size))
+        };
+        let end = |(start, size): &(u64, Option<u64>)| match size {
+            Some(size) => start.saturating_add(self.value(*size).unwrap_or(0)),
+            None => places.iter().map(|(place, _)| *place).filter(|place| place > start).fold(loaded(*start), u64::min),
+        };
+        let mut tables: Vec<_> = places.iter().map(|place| place.0..end(place)).collect();
+        tables.sort_by_key(|table| (table.start, table.end));
+        tables
     }
+
+    /// The strings, if they are not too long.
+    fn strings(&self, parts: &[Part]) -> Option<Range<u64>> {
+        let start = place_of(self.value(DT_STRTAB)?, parts)?;
+        let size = self.value(DT_STRSZ).filter(|size| *size <= ELF_STRINGS_BYTES)?;
+        Some(start..start.checked_add(size)?)
+    }
+}
+
+/// What the kernel reads when `part` is touched.
+fn around(part: &Range<u64>) -> Range<u64> {
+    part.start.saturating_sub(AROUND)..part.end.saturating_add(AROUND)
+}
+
+/// Parts in order, those that touch as one.
+fn joined(mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    parts.sort_by_key(|part| part.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for part in parts {
+        match joined.last_mut() {
+            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
+            _ => joined.push(part),
+        }
+    }
+    joined
 }
 
 /// Where the byte at `address` in memory is in the file: the loaded part it lies in says that.

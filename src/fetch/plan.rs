@@ -129,6 +129,12 @@ impl Planner {
         }
     }
 
+    /// Leaves those spans that nobody has asked for.
+    pub(super) fn retain_unwanted(&self, layer: &Arc<Layer>, spans: &mut Vec<SpanId>) {
+        let queue = self.lock();
+        spans.retain(|span| !queue.is_wanted(layer, *span));
+    }
+
     /// Bytes asked for that have not come.
     pub(super) fn outstanding(&self) -> u64 {
         self.lock().outstanding()

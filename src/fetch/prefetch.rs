@@ -73,6 +73,10 @@ impl Fetcher {
         }
         let waited_for = first.get()..=last.get();
         wanted.retain(|span| !waited_for.contains(&span.get()) && is_missing(span));
+        if !ahead.guesses {
+            // What was foretold comes in the order of need.
+            self.inner.planner.retain_unwanted(layer, &mut wanted);
+        }
         // Nobody waits for these, so they are not worth a try at a source that is away.
         if !wanted.is_empty() && self.is_away(layer) {
             return must_wait;

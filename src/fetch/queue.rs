@@ -94,6 +94,11 @@ impl Queue {
         !self.wants.contains_key(&Key::asked(layer, span)) && layer.has(span)
     }
 
+    /// True if somebody wants a span that has not come.
+    pub(super) fn is_wanted(&self, layer: &Layer, span: SpanId) -> bool {
+        self.wants.contains_key(&Key::asked(layer, span))
+    }
+
     /// Wants a span. `kept` says that it is wanted even if nobody waits for it; otherwise the caller owns a ticket, to be
     /// given back by [`Self::leave`].
     pub(super) fn enter(
@@ -348,8 +353,8 @@ impl Line {
         }
         let product = self.estimate.product();
         let most = match priority {
-            // A guess must not be in the way of the reader's next step.
-            Priority::ReadAhead => product / 2,
+            // A guess must not be in the way of the reader's next step, unless the line is going to be full anyway.
+            Priority::ReadAhead if self.waiting[Priority::Profile as usize].is_empty() => product / 2,
             // Twice what it holds keeps the line full though the estimate is only that, and costs a reader little.
             _ => 2 * product,
         };

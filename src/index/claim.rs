@@ -140,6 +140,7 @@ impl LayerIndex {
             groups,
             windows,
             entries,
+            dependencies: Vec::new(),
         };
         let encoded = format::assemble(expected, &content);
         Self::open_claim(Bytes::from(encoded)).map_err(|error| match error {

@@ -1,7 +1,7 @@
 //! The encoded form of a layer index: one buffer that is stored, mapped and read in place.
 //!
 //! ```text
-//! ┌─ header, 448 bytes ───────────────────────────────────────────────────────────────────────────┐
+//! ┌─ header, 488 bytes ───────────────────────────────────────────────────────────────────────────┐
 //! │ magic "ocifsidx" · version · compression · digest algorithms · form                           │
 //! │ layer digest · diffID · compressed size · uncompressed size · end of payload · entry count    │
 //! │ for each section: its length and its BLAKE3 digest (zeros for the windows)                    │
@@ -12,6 +12,7 @@
 //! ├─ blocks ─── 16 bytes each: encoded length, decoded length, entries, digests ──────────────────┤
 //! ├─ entries ── zstd frames, one for each block (`entries`) ──────────────────────────────────────┤
 //! ├─ digests ── SHA-256 of files, 32 bytes each, in entry order ──────────────────────────────────┤
+//! ├─ dependencies ── one zstd frame: what files say about others (`dependencies`) ───────────────┤
 //! └─ windows ── zstd frames, one for each group (`windows`) ──────────────────────────────────────┘
 //! ```
 //!
@@ -38,9 +39,9 @@ use crate::oci::{Algorithm, Digest};
 const MAGIC: [u8; 8] = *b"ocifsidx";
 
 /// Raised whenever the form or the meaning of any part changes; an index of another version is made anew.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
-const SECTIONS: usize = 6;
+const SECTIONS: usize = 7;
 
 /// Length of the header in bytes.
 pub(super) const HEADER_BYTES: usize = size_of::<Header>();
@@ -88,7 +89,7 @@ pub(super) struct BlockRecord {
     pub(super) digests: U32,
 }
 
-const _: () = assert!(HEADER_BYTES == 448 && size_of::<GroupRecord>() == 40 && size_of::<BlockRecord>() == 16);
+const _: () = assert!(HEADER_BYTES == 488 && size_of::<GroupRecord>() == 40 && size_of::<BlockRecord>() == 16);
 
 /// Whose spans an index has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +134,7 @@ pub(super) struct Parts {
     blocks: Range<usize>,
     entries: Range<usize>,
     digests: Range<usize>,
+    dependencies: Range<usize>,
     windows: Range<usize>,
 }
 
@@ -146,6 +148,8 @@ pub(super) struct Content {
     pub(super) groups: Vec<windows::Group>,
     pub(super) windows: Vec<u8>,
     pub(super) entries: entries::Written,
+    /// The section that a `DependencyWriter` wrote, or nothing.
+    pub(super) dependencies: Vec<u8>,
 }
 
 /// Span records of one kind.
@@ -184,6 +188,7 @@ pub(super) fn assemble(expected: &Expected, content: &Content) -> Vec<u8> {
         blocks.as_bytes(),
         &content.entries.entries,
         &content.entries.digests,
+        &content.dependencies,
         &content.windows,
     ];
     let mut records = sections.map(|section| SectionRecord {
@@ -308,7 +313,7 @@ impl Parts {
         if header.sections[SECTIONS - 1].digest != [0; 32] {
             return Err("the window section has a digest");
         }
-        let [spans, groups, blocks, entries, digests, windows] = ranges;
+        let [spans, groups, blocks, entries, digests, dependencies, windows] = ranges;
         Ok(Self {
             layer,
             diff_id,
@@ -328,6 +333,7 @@ impl Parts {
             blocks,
             entries,
             digests,
+            dependencies,
             windows,
         })
     }
@@ -401,6 +407,11 @@ impl Parts {
     /// The entry and digest sections.
     pub(super) fn entries<'a>(&self, bytes: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         (&bytes[self.entries.clone()], &bytes[self.digests.clone()])
+    }
+
+    /// The section of dependencies.
+    pub(super) fn dependencies<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.dependencies.clone()]
     }
 
     fn groups<'a>(&self, bytes: &'a [u8]) -> &'a [GroupRecord] {

@@ -11,13 +11,14 @@
 //! that the claim gives, until the layer's bytes are all here and it can be compared with the truth ([`compare`]).
 //!
 //! `format` describes that buffer, `spans` the two kinds of records in it; `entries` and `windows` are the encodings
-//! inside it. [`build()`] makes an index from a layer's bytes in one streamed pass, `claim` makes one from what another tool
+//! inside it, `dependencies` what helps to fetch ahead. [`build()`] makes an index from a layer's bytes in one streamed pass, `claim` makes one from what another tool
 //! says, `decode` turns a span's compressed bytes into verified ones.
 
 mod build;
 mod claim;
 mod compare;
 mod decode;
+mod dependencies;
 mod entries;
 mod format;
 mod rejected;
@@ -44,6 +45,7 @@ use crate::tar::Entry;
 pub use build::build;
 pub use claim::{Claim, ClaimedSpan, Malformed, SpanDigest, Start, Times};
 pub use compare::{Difference, FORMAT_FILES, compare};
+pub use dependencies::DependencyTable;
 pub use rejected::{BuildError, Rejected};
 
 use entries::{EntryReader, Suspended};
@@ -288,6 +290,13 @@ impl LayerIndex {
     /// The entries in tar order, decoded one at a time; after an error there are no more.
     pub fn entries(&self) -> impl Iterator<Item = Result<Entry, Error>> + '_ {
         Entries { index: self, block: 0, compressed: 0, digest: 0, open: None, failed: false }
+    }
+
+    /// What the files of the layer say about others, as far as whoever made the index kept it. Decodes all of it, some
+    /// megabytes at most. Nobody has checked that the files do say so.
+    pub fn dependencies(&self) -> Result<DependencyTable, Error> {
+        let section = self.parts.dependencies(&self.bytes);
+        DependencyTable::read(section).ok_or_else(|| self.damaged("its dependencies are invalid"))
     }
 
     /// Number of spans.

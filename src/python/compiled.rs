@@ -39,7 +39,7 @@ pub enum Stamp {
 }
 
 /// A compiled module.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compiled {
     /// What its source must be like.
     pub stamp: Stamp,

@@ -12,11 +12,20 @@ use crate::limits::MODULE_NAME_BYTES;
 /// What a module with these constants may import. `is_known` says whether there is a module or package with that name outside
 /// any package.
 pub fn imports(constants: &[u8], is_known: impl Fn(&str) -> bool) -> Vec<Import> {
-    let mut seen = HashSet::new();
-    let mut strings: Vec<_> = constants.split(|byte| *byte == 0).collect();
+    imports_of_names(names(constants, MODULE_NAME_BYTES), is_known)
+}
+
+/// The names of at most `longest` bytes among these constants that a module could have; nearly all of them are something else.
+pub fn names(constants: &[u8], longest: usize) -> impl Iterator<Item = &str> {
     // What follows the last NUL goes on beyond these bytes.
-    strings.pop();
-    let names = strings.into_iter().filter_map(name);
+    let end = constants.iter().rposition(|byte| *byte == 0).unwrap_or(0);
+    constants[..end].split(|byte| *byte == 0).filter(move |text| text.len() <= longest).filter_map(name)
+}
+
+/// What a module with such [`names`] among its constants may import.
+pub fn imports_of_names<'a>(names: impl IntoIterator<Item = &'a str>, is_known: impl Fn(&str) -> bool) -> Vec<Import> {
+    let mut seen = HashSet::new();
+    let names = names.into_iter();
     let names = names.filter(|name| is_known(name.split('.').next().unwrap_or(name)) && seen.insert(*name));
     names.take(MOST).map(|name| Import { level: 0, module: name.to_owned(), names: Vec::new() }).collect()
 }
@@ -28,7 +37,7 @@ fn name(text: &[u8]) -> Option<&str> {
         first.is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_')
             && part.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
     };
-    let is_name = (2..=MODULE_NAME_BYTES).contains(&text.len()) && text.split(|byte| *byte == b'.').all(is_part);
+    let is_name = text.len() >= 2 && text.split(|byte| *byte == b'.').all(is_part);
     std::str::from_utf8(text).ok().filter(|_| is_name)
 }
 

@@ -18,7 +18,7 @@ mod source;
 mod tests;
 
 pub use compiled::{Compiled, Stamp};
-pub use constants::imports as imports_of_constants;
+pub use constants::{imports as imports_of_constants, imports_of_names, names as names_in_constants};
 pub use source::imports as imports_of_source;
 
 /// One `import` statement, or one `from … import`.

@@ -174,11 +174,11 @@ impl Machine<'_> {
         let flights: Vec<_> = self.reads.values().filter(|read| read.line == *line).collect();
         let outstanding: u64 = flights.iter().map(|read| read.outstanding).sum();
         let below = |most| flights.len() < limits::LINE_READS / 2 && outstanding < most;
-        // Read-ahead has less room while it is a guess.
+        // Read-ahead has less room while it is a guess, but for lines that a profile fills.
         let (must, may) = match urgent {
             None => (false, false),
             Some(Priority::Demand) => (flights.len() < limits::LINE_READS, flights.len() < limits::LINE_READS),
-            Some(Priority::ReadAhead) => (below(product / 2), below(product / 2)),
+            Some(Priority::ReadAhead) => (below(product / 2), below(2 * product)),
             Some(_) => (below(2 * product), below(2 * product)),
         };
         let run = self.queue.next(line);

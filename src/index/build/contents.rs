@@ -1,4 +1,5 @@
-//! The stage that reads tar: chunks of the stream become entries, each with the digest of its content.
+//! The stage that reads tar: chunks of the stream become entries, each with the digest of its content and what that says
+//! about other files.
 
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -6,6 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::Stop;
 use super::chunk::Chunk;
+use crate::dependencies::{Observer, module_of};
+use crate::index::dependencies::DependencyWriter;
 use crate::index::entries::{EntryWriter, Written};
 use crate::limits::{CONTENT_DIGEST_BYTES, LAYER_ENTRIES, SPARSE_HASH_BYTES, SPARSE_HASH_LAYER_BYTES};
 use crate::tar::{Entry, Kind, Parser, Sink};
@@ -22,6 +25,8 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct Examined {
     pub(super) entries: Written,
+    /// The section of dependencies.
+    pub(super) dependencies: Vec<u8>,
 }
 
 /// Runs the stage.
@@ -37,21 +42,36 @@ pub(super) fn run(chunks: &Receiver<Chunk>, seen: &SyncSender<Seen>) -> Result<E
     parser.finish()?;
     contents.close();
     contents.check()?;
-    Ok(Examined { entries: contents.writer.finish() })
+    Ok(Examined { entries: contents.writer.finish(), dependencies: contents.dependencies.finish() })
 }
 
 /// Receives entries and writes each once its content is hashed.
 struct Contents {
     writer: EntryWriter,
-    current: Option<(Entry, Option<FileHash>)>,
+    dependencies: DependencyWriter,
+    current: Option<Current>,
     /// Hole bytes that may still be hashed.
     holes: u64,
     too_long: bool,
 }
 
+/// The entry whose bytes pass by.
+struct Current {
+    entry: Entry,
+    hash: Option<FileHash>,
+    /// Where its bytes begin in the stream, and who looks at them.
+    observer: Option<(u64, Observer)>,
+}
+
 impl Contents {
     fn new() -> Self {
-        Self { writer: EntryWriter::new(), current: None, holes: SPARSE_HASH_LAYER_BYTES, too_long: false }
+        Self {
+            writer: EntryWriter::new(),
+            dependencies: DependencyWriter::default(),
+            current: None,
+            holes: SPARSE_HASH_LAYER_BYTES,
+            too_long: false,
+        }
     }
 
     fn check(&self) -> Result<(), Stop> {
@@ -66,9 +86,17 @@ impl Contents {
 
     /// Writes the current entry.
     fn close(&mut self) {
-        let Some((mut entry, hash)) = self.current.take() else { return };
+        let Some(Current { mut entry, hash, observer }) = self.current.take() else { return };
         if let Kind::Regular { size, content, .. } = &mut entry.kind {
             *content = hash.map(|hash| hash.finish(*size));
+        }
+        if let Some(module) = module_of(&entry.path) {
+            self.dependencies.note_module(module);
+        }
+        if let Some((place, observer)) = observer
+            && let Some(dependencies) = observer.finish()
+        {
+            self.dependencies.push(place, dependencies);
         }
         self.too_long |= !self.writer.push(&entry);
     }
@@ -90,13 +118,31 @@ impl Sink for Contents {
     fn entry(&mut self, entry: Entry) {
         self.close();
         let hash = self.hash(&entry);
-        self.current = Some((entry, hash));
+        let observer = observer(&entry);
+        self.current = Some(Current { entry, hash, observer });
     }
 
     fn data(&mut self, bytes: &[u8]) {
-        if let Some((Entry { kind: Kind::Regular { segments, .. }, .. }, Some(hash))) = &mut self.current {
+        let Some(current) = &mut self.current else { return };
+        if let (Kind::Regular { segments, .. }, Some(hash)) = (&current.entry.kind, &mut current.hash) {
             hash.data(segments, bytes);
         }
+        if let Some((_, observer)) = &mut current.observer {
+            observer.data(bytes);
+        }
+    }
+}
+
+/// Who looks at the bytes of a file, and where they begin; none for what is no file, or has holes.
+fn observer(entry: &Entry) -> Option<(u64, Observer)> {
+    match &entry.kind {
+        Kind::Regular { size, segments, .. } => match &segments[..] {
+            [one] if one.file_offset == 0 && one.length == *size => {
+                Some((one.layer_offset, Observer::new(&entry.path, *size)))
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 

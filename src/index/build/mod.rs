@@ -209,6 +209,7 @@ impl Outcome {
             groups: spans.groups,
             windows: spans.windows,
             entries: contents.entries,
+            dependencies: contents.dependencies,
         };
         let encoded = format::assemble(expected, &content);
         LayerIndex::open(Bytes::from(encoded))

@@ -241,6 +241,7 @@ fn an_index_of_ours_that_was_forged_is_found_even_if_every_digest_in_it_is_right
             groups: Vec::new(),
             windows: Vec::new(),
             entries: writer.finish(),
+            dependencies: Vec::new(),
         };
         let bytes = Bytes::from(format::assemble(&expect(&tar, &tar), &content));
         LayerIndex::open_claim(bytes).expect("nothing is wrong with its form")

@@ -1,0 +1,36 @@
+//! What the indexes of an image say about the dependencies of its files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::dependencies::Dependencies;
+use crate::fetch::Layer;
+use crate::index::DependencyTable;
+use crate::oci::Digest;
+
+/// The decoded tables of an image, by layer.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<Digest, DependencyTable>);
+
+impl Known {
+    /// Reads what the indexes of `layers` have. One that cannot be read says nothing: what is not known is looked for in the files.
+    pub(super) async fn of(layers: &[Arc<Layer>]) -> Self {
+        let layers = layers.to_vec();
+        let read = move || {
+            let mut tables = HashMap::new();
+            for layer in layers {
+                match layer.index.dependencies() {
+                    Ok(table) => drop(tables.insert(layer.index.layer(), table)),
+                    Err(error) => tracing::debug!(%error, "dependencies are not known"),
+                }
+            }
+            Self(tables)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_default()
+    }
+
+    /// What the file says whose bytes begin at `place` of the stream of `layer`; none if that is not known.
+    pub(super) fn of_file(&self, layer: &Layer, place: u64) -> Option<Dependencies> {
+        self.0.get(&layer.index.layer())?.of(place)
+    }
+}

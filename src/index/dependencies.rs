@@ -1,0 +1,414 @@
+//! What the files of a layer say about others ([`crate::dependencies`]), as an index keeps it.
+//!
+//! One zstd frame, a record for each file that says anything, in the order of their bytes in the layer. Each is named by the
+//! place of its first byte, which is also how a merged tree knows it.
+//!
+//! ```text
+//! section = zstd( record* )
+//! record  = varint distance from the place before; byte string: body
+//! body    = varint kind, then
+//!   0 script    strings interpreters; imports
+//!   1 program   varint machine; strings interpreter (one or none), needed, rpath, runpath; ranges start, constants; strings names
+//!   2 compiled  varint stamp: 0 hash, 1 unchecked, 2 source, varint mtime, varint size; varint 0, or 1 and imports
+//!   3 text      the rest
+//! strings = varint count; byte string*
+//! ranges  = varint count; (varint start, varint length)*
+//! imports = varint count; (varint level, byte string module, strings names)*
+//! ```
+//!
+//! Extensions hold thousands of words that could name a module, and which of them do nobody knows who sees one file. So those
+//! are kept that are modules of the same layer, or that some module of it imports.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::varint::{put, put_bytes, take, take_bytes};
+use crate::dependencies::Dependencies;
+use crate::elf::{Elf, Machine};
+use crate::limits::DEPENDENCIES_BYTES;
+use crate::python::{Compiled, Import, Stamp};
+
+/// As for entries.
+const LEVEL: i32 = 12;
+
+const SCRIPT: u64 = 0;
+const PROGRAM: u64 = 1;
+const COMPILED: u64 = 2;
+const TEXT: u64 = 3;
+
+/// Collects what the files of one layer say.
+#[derive(Debug, Default)]
+pub(super) struct DependencyWriter {
+    records: Vec<Record>,
+    /// First parts of the names of modules.
+    modules: HashSet<String>,
+    /// Bytes that all of it takes.
+    length: usize,
+}
+
+#[derive(Debug)]
+struct Record {
+    place: u64,
+    body: Vec<u8>,
+    /// Names among the constants, of which those of modules are yet to be written to the body; none if it needs none.
+    names: Option<Vec<String>>,
+}
+
+impl DependencyWriter {
+    /// Keeps what the file says whose bytes begin at `place` of the stream, which is behind those before. If that is too
+    /// much, neither this nor anything after it is kept.
+    pub(super) fn push(&mut self, place: u64, dependencies: Dependencies) {
+        let mut body = Vec::new();
+        match &dependencies {
+            Dependencies::Script { imports, .. } => self.note(imports),
+            Dependencies::Compiled(Compiled { imports, .. }) => self.note(imports.as_deref().unwrap_or_default()),
+            Dependencies::Program { .. } | Dependencies::Text(_) => {}
+        }
+        put_body(&mut body, &dependencies);
+        let names = match dependencies {
+            Dependencies::Program { names, .. } => Some(names),
+            _ => None,
+        };
+        let held = names.iter().flatten().map(|name| name.len() + size_of::<String>()).sum::<usize>();
+        self.length = self.length.saturating_add(body.len() + held + size_of::<Record>());
+        if self.length <= DEPENDENCIES_BYTES {
+            self.records.push(Record { place, body, names });
+        }
+    }
+
+    fn note(&mut self, imports: &[Import]) {
+        let absolute = imports.iter().filter(|import| import.level == 0);
+        absolute.filter_map(|import| import.module.split('.').next()).for_each(|first| self.note_module(first));
+    }
+
+    /// Takes note that there is a module or package of this name outside any other.
+    pub(super) fn note_module(&mut self, name: &str) {
+        if !self.modules.contains(name) && self.length < DEPENDENCIES_BYTES {
+            self.length += name.len() + size_of::<String>();
+            self.modules.insert(name.to_owned());
+        }
+    }
+
+    /// The section; empty if no file says anything.
+    pub(super) fn finish(self) -> Vec<u8> {
+        let mut decoded = Vec::new();
+        let mut before = 0;
+        for mut record in self.records {
+            if let Some(names) = &record.names {
+                let mut seen = HashSet::new();
+                let is_module = |name: &&String| {
+                    name.split('.').next().is_some_and(|first| self.modules.contains(first))
+                        && seen.insert((*name).clone())
+                };
+                let names: Vec<_> = names.iter().filter(is_module).collect();
+                put_strings(&mut record.body, names.iter().map(|name| name.as_bytes()));
+            }
+            put(&mut decoded, record.place - before);
+            put_bytes(&mut decoded, &record.body);
+            before = record.place;
+        }
+        if decoded.is_empty() {
+            return Vec::new();
+        }
+        zstd::bulk::compress(&decoded, LEVEL).expect("compressing to memory cannot fail")
+    }
+}
+
+/// What the files of one layer say, decoded.
+#[derive(Debug)]
+pub struct DependencyTable {
+    bytes: Vec<u8>,
+    /// Where each record's body is, by the place of the file; in order of the places.
+    records: Vec<(u64, Range<usize>)>,
+}
+
+impl DependencyTable {
+    /// From the section; none if it is damaged.
+    pub(super) fn read(section: &[u8]) -> Option<Self> {
+        let bytes =
+            if section.is_empty() { Vec::new() } else { zstd::bulk::decompress(section, DEPENDENCIES_BYTES).ok()? };
+        let mut records = Vec::new();
+        let (mut rest, mut place) = (&bytes[..], 0_u64);
+        while !rest.is_empty() {
+            let distance = take(&mut rest)?;
+            place = place.checked_add(distance).filter(|_| distance > 0 || records.is_empty())?;
+            let body = take_bytes(&mut rest)?;
+            let end = bytes.len() - rest.len();
+            records.push((place, end - body.len()..end));
+        }
+        Some(Self { bytes, records })
+    }
+
+    /// What the file says whose bytes begin at `place` of the layer's stream; none if nothing is known.
+    pub fn of(&self, place: u64) -> Option<Dependencies> {
+        let number = self.records.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let mut body = &self.bytes[self.records[number].1.clone()];
+        let found = take_body(&mut body)?;
+        body.is_empty().then_some(found)
+    }
+
+    /// The places of the files of which something is known.
+    pub fn places(&self) -> impl Iterator<Item = u64> + '_ {
+        self.records.iter().map(|(place, _)| *place)
+    }
+}
+
+fn put_body(out: &mut Vec<u8>, dependencies: &Dependencies) {
+    match dependencies {
+        Dependencies::Script { interpreters, imports } => {
+            put(out, SCRIPT);
+            put_strings(out, interpreters.iter().map(Vec::as_slice));
+            put_imports(out, imports);
+        }
+        // The names follow when it is known which of them are modules.
+        Dependencies::Program { elf, names: _ } => {
+            put(out, PROGRAM);
+            put(out, u64::from(elf.machine.to_number()));
+            put_strings(out, elf.interpreter.iter().map(Vec::as_slice));
+            for list in [&elf.needed, &elf.rpath, &elf.runpath] {
+                put_strings(out, list.iter().map(Vec::as_slice));
+            }
+            put_ranges(out, &elf.start);
+            put_ranges(out, &elf.constants);
+        }
+        Dependencies::Compiled(Compiled { stamp, imports }) => {
+            put(out, COMPILED);
+            match stamp {
+                Stamp::Hash => put(out, 0),
+                Stamp::Unchecked => put(out, 1),
+                Stamp::Source { mtime, size } => {
+                    put(out, 2);
+                    put(out, u64::from(*mtime));
+                    put(out, u64::from(*size));
+                }
+            }
+            put(out, u64::from(imports.is_some()));
+            if let Some(imports) = imports {
+                put_imports(out, imports);
+            }
+        }
+        Dependencies::Text(text) => {
+            put(out, TEXT);
+            out.extend_from_slice(text);
+        }
+    }
+}
+
+fn take_body(input: &mut &[u8]) -> Option<Dependencies> {
+    Some(match take(input)? {
+        SCRIPT => Dependencies::Script { interpreters: take_strings(input)?, imports: take_imports(input)? },
+        PROGRAM => {
+            let elf = Elf {
+                machine: Machine::of_number(u32::try_from(take(input)?).ok()?)?,
+                interpreter: take_strings(input)?.pop(),
+                needed: take_strings(input)?,
+                rpath: take_strings(input)?,
+                runpath: take_strings(input)?,
+                start: take_ranges(input)?,
+                constants: take_ranges(input)?,
+            };
+            let names = take_list(input, |input| text(take_bytes(input)?))?;
+            Dependencies::Program { elf: Box::new(elf), names }
+        }
+        COMPILED => {
+            let stamp = match take(input)? {
+                0 => Stamp::Hash,
+                1 => Stamp::Unchecked,
+                2 => Stamp::Source { mtime: number(input)?, size: number(input)? },
+                _ => return None,
+            };
+            let imports = match take(input)? {
+                0 => None,
+                1 => Some(take_imports(input)?),
+                _ => return None,
+            };
+            Dependencies::Compiled(Compiled { stamp, imports })
+        }
+        TEXT => Dependencies::Text(std::mem::take(input).to_vec()),
+        _ => return None,
+    })
+}
+
+fn put_strings<'a>(out: &mut Vec<u8>, strings: impl ExactSizeIterator<Item = &'a [u8]>) {
+    put(out, strings.len() as u64);
+    strings.for_each(|string| put_bytes(out, string));
+}
+
+fn put_ranges(out: &mut Vec<u8>, ranges: &[Range<u64>]) {
+    put(out, ranges.len() as u64);
+    for range in ranges {
+        put(out, range.start);
+        put(out, range.end.saturating_sub(range.start));
+    }
+}
+
+fn put_imports(out: &mut Vec<u8>, imports: &[Import]) {
+    put(out, imports.len() as u64);
+    for import in imports {
+        put(out, u64::from(import.level));
+        put_bytes(out, import.module.as_bytes());
+        put_strings(out, import.names.iter().map(String::as_bytes));
+    }
+}
+
+/// A list after its length. Every item takes a byte at least, so the input bounds it.
+fn take_list<T>(input: &mut &[u8], item: impl Fn(&mut &[u8]) -> Option<T>) -> Option<Vec<T>> {
+    let count = take(input)?;
+    (0..count).map(|_| item(input)).collect()
+}
+
+fn take_strings(input: &mut &[u8]) -> Option<Vec<Vec<u8>>> {
+    take_list(input, |input| take_bytes(input).map(<[u8]>::to_vec))
+}
+
+fn take_ranges(input: &mut &[u8]) -> Option<Vec<Range<u64>>> {
+    take_list(input, |input| {
+        let start = take(input)?;
+        Some(start..start.checked_add(take(input)?)?)
+    })
+}
+
+fn take_imports(input: &mut &[u8]) -> Option<Vec<Import>> {
+    take_list(input, |input| {
+        let (level, module) = (number(input)?, text(take_bytes(input)?)?);
+        let names = take_list(input, |input| text(take_bytes(input)?))?;
+        Some(Import { level, module, names })
+    })
+}
+
+fn number(input: &mut &[u8]) -> Option<u32> {
+    take(input)?.try_into().ok()
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn import() -> impl Strategy<Value = Import> {
+        let names = prop::collection::vec("[a-z*]{1,5}", 0..3);
+        (0_u32..3, "[a-z.]{0,8}", names).prop_map(|(level, module, names)| Import { level, module, names })
+    }
+
+    fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
+        let range = (0..u64::MAX / 2, 0..u64::MAX / 2).prop_map(|(start, length)| start..start + length);
+        prop::collection::vec(range, 0..3)
+    }
+
+    fn any_dependencies() -> impl Strategy<Value = Dependencies> {
+        let strings = || prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..3);
+        let imports = || prop::collection::vec(import(), 0..4);
+        let stamp = prop_oneof![
+            Just(Stamp::Hash),
+            Just(Stamp::Unchecked),
+            any::<(u32, u32)>().prop_map(|(mtime, size)| Stamp::Source { mtime, size }),
+        ];
+        let elf = (
+            0_u32..1 << 18,
+            prop::option::of(Just(b"/ld".to_vec())),
+            strings(),
+            strings(),
+            strings(),
+            ranges(),
+            ranges(),
+        );
+        let elf = elf.prop_map(|(machine, interpreter, needed, rpath, runpath, start, constants)| {
+            let machine = Machine::of_number(machine).expect("18 bits");
+            Dependencies::Program {
+                elf: Box::new(Elf { machine, interpreter, needed, rpath, runpath, start, constants }),
+                names: Vec::new(),
+            }
+        });
+        prop_oneof![
+            (strings(), imports()).prop_map(|(interpreters, imports)| Dependencies::Script { interpreters, imports }),
+            elf,
+            (stamp, prop::option::of(imports()))
+                .prop_map(|(stamp, imports)| Dependencies::Compiled(Compiled { stamp, imports })),
+            prop::collection::vec(any::<u8>(), 0..50).prop_map(Dependencies::Text),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn dependencies_come_back_as_they_were(
+            files in prop::collection::vec((1_u64..1 << 40, any_dependencies()), 0..20),
+            flip in any::<(prop::sample::Index, u8)>(),
+        ) {
+            let mut writer = DependencyWriter::default();
+            let mut place = 0;
+            let files: Vec<_> = files.into_iter().map(|(gap, file)| { place += gap; (place, file) }).collect();
+            for (place, file) in &files {
+                writer.push(*place, file.clone());
+            }
+            let section = writer.finish();
+            let table = DependencyTable::read(&section).expect("what was written");
+            prop_assert_eq!(table.places().collect::<Vec<_>>(), files.iter().map(|(place, _)| *place).collect::<Vec<_>>());
+            for (place, file) in &files {
+                prop_assert_eq!(table.of(*place), Some(file.clone()));
+                prop_assert!(table.of(*place - 1).is_none() || files.iter().any(|(other, _)| *other == *place - 1));
+            }
+            // What is damaged may say something else, or nothing.
+            if !section.is_empty() {
+                let mut decoded = zstd::bulk::decompress(&section, DEPENDENCIES_BYTES).expect("what was written");
+                let length = decoded.len();
+                decoded[flip.0.index(length)] ^= flip.1;
+                let damaged = zstd::bulk::compress(&decoded, 1).expect("compressing to memory cannot fail");
+                if let Some(table) = DependencyTable::read(&damaged) {
+                    table.places().for_each(|place| drop(table.of(place)));
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
+            prop_assert!(DependencyTable::read(&bytes).is_none() || bytes.is_empty());
+            let section = zstd::bulk::compress(&bytes, 1).expect("compressing to memory cannot fail");
+            if let Some(table) = DependencyTable::read(&section) {
+                table.places().for_each(|place| drop(table.of(place)));
+            }
+        }
+    }
+
+    fn extension(names: &[&str]) -> Dependencies {
+        let elf = Elf {
+            machine: Machine::of_number(62).expect("a number"),
+            interpreter: None,
+            needed: Vec::new(),
+            rpath: Vec::new(),
+            runpath: Vec::new(),
+            start: Vec::new(),
+            constants: Vec::new(),
+        };
+        Dependencies::Program { elf: Box::new(elf), names: names.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
+    #[test]
+    fn of_names_among_constants_those_of_modules_are_kept() {
+        let mut writer = DependencyWriter::default();
+        // What names them comes later.
+        writer.push(512, extension(&["random", "self", "here.sub", "random", "relative"]));
+        let imports = [(0, "random.x"), (1, "relative")];
+        let imports = imports.map(|(level, module)| Import { level, module: module.to_owned(), names: Vec::new() });
+        writer.push(1024, Dependencies::Script { interpreters: Vec::new(), imports: imports.into() });
+        writer.note_module("here");
+        let table = DependencyTable::read(&writer.finish()).expect("what was written");
+        assert_eq!(table.of(512), Some(extension(&["random", "here.sub"])));
+    }
+
+    #[test]
+    fn no_layer_has_more_dependencies_than_an_index_holds() {
+        let mut writer = DependencyWriter::default();
+        for number in 0..2000 {
+            writer.push((number + 1) * 512, Dependencies::Text(vec![number as u8; 64 << 10]));
+            writer.note_module(&"x".repeat(number as usize));
+        }
+        let table = DependencyTable::read(&writer.finish()).expect("what was written");
+        let count = table.places().count();
+        assert!((200..=255).contains(&count), "{count}");
+    }
+}
