@@ -182,7 +182,7 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
     let mut modules = pin!(maybe_done(imports::fetch(&walk, &targets)));
     // What the indexes know is found out without waiting, and goes as one; the program need not wait for all of its modules.
     let _: Poll<()> = poll_once(&mut programs).await;
-    session.send().await;
+    session.send(false).await;
     let _: Poll<()> = poll_once(&mut modules).await;
     session.release().await;
     tokio::join!(programs.as_mut(), modules.as_mut());
@@ -296,14 +296,17 @@ impl<'a> Session<'a> {
         });
     }
 
-    /// Fetches what was collected so far, in the order of need.
-    async fn send(&self) {
-        let mut collected = match &mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(collected) => std::mem::take(collected),
+    /// Fetches what was collected so far, in the order of need; what comes after all else only if this `is_all`.
+    async fn send(&self, is_all: bool) {
+        let sent = match &mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(collected) => {
+                collected.sort_by(|(one, _), (other, _)| one.cmp(other));
+                let end = collected.partition_point(|(order, _)| is_all || order.first() != Some(&turns::LAST));
+                collected.drain(..end).collect::<Vec<_>>()
+            }
             None => return,
         };
-        collected.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let spans: Spans = collected.into_iter().flat_map(|(_, spans)| spans).collect();
+        let spans: Spans = sent.into_iter().flat_map(|(_, spans)| spans).collect();
         let fetcher = self.files.fetcher.clone();
         let mut fetching = Box::pin(async move {
             if let Err(error) = fetcher.prefetch_in_the_end(&spans, Priority::Profile).await {
@@ -318,7 +321,7 @@ impl<'a> Session<'a> {
 
     /// Fetches what was collected; from now on what is begun is fetched in its turn.
     async fn release(&self) {
-        self.send().await;
+        self.send(true).await;
         *self.collected.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

@@ -38,6 +38,10 @@ const WHOLE: u64 = 6 << 20;
 /// most of itself, and importing an extension runs through its tables from one end to the other.
 const WHOLE_PROGRAM: u64 = 12 << 20;
 
+/// Files that a program is linked to, and programs, up to this length are fetched whole once all else is asked for, if they are
+/// code: `libnode` and `libjvm` are read here and there until the program is ready, a round trip each time.
+const WHOLE_IN_THE_END: u64 = 128 << 20;
+
 /// Longest part of a large file that is fetched: its tables or its data.
 const PART: u64 = WHOLE;
 
@@ -173,6 +177,7 @@ impl<'a> Walk<'a> {
             match self.content(&Need::entry_point(), place.node).await? {
                 Some(Dependencies::Program { elf, .. }) => {
                     self.begin_whole(&Need::entry_point().later(), place.node);
+                    self.begin_rest(place.node, &elf);
                     self.linked(&place, *elf, seen).await?;
                 }
                 Some(Dependencies::Script { interpreters, .. }) if scripts < SCRIPTS => {
@@ -208,6 +213,7 @@ impl<'a> Walk<'a> {
         let mut names = HashSet::new();
         let first = wanted(&elf, place, &[], &mut names);
         self.libraries(&Need::entry_point(), first, &linking, |elf, place| {
+            self.begin_rest(place.node, elf);
             seen.insert(place.node);
             wanted(elf, place, &linked.inherited, &mut names)
         })
@@ -342,6 +348,17 @@ impl<'a> Walk<'a> {
         let size = self.session.files.tree.node(node).size();
         if size <= WHOLE_PROGRAM {
             self.session.begin(need, self.session.take(node, 0..size));
+        }
+    }
+
+    /// Fetches the rest of what is linked to the program that is started, or of itself, after all else. What is mostly
+    /// constants is a table of something, such as `libicudata`, of which little is read.
+    fn begin_rest(&self, node: NodeId, elf: &Elf) {
+        let size = self.session.files.tree.node(node).size();
+        let constants: u64 = elf.constants.iter().map(|part| part.end.saturating_sub(part.start)).sum();
+        if (WHOLE..=WHOLE_IN_THE_END).contains(&size) && constants < size / 2 {
+            let need = Need { reason: Reason::EntryPoint, order: vec![turns::LAST] };
+            self.session.begin(&need, self.session.take(node, 0..size));
         }
     }
 

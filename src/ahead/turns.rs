@@ -17,6 +17,9 @@ use crate::limits::AHEAD_DEPTH;
 /// point down. A program goes deep first, so what compares as less is needed earlier; the entry point itself is empty.
 pub(super) type Order = Vec<u32>;
 
+/// The first number of the order of what is needed after all else, if at all.
+pub(super) const LAST: u32 = u32::MAX;
+
 /// The order of part `number` of something.
 pub(super) fn part(of: &Order, number: u32) -> Order {
     of.iter().copied().chain([number]).take(AHEAD_DEPTH).collect()
