@@ -80,7 +80,7 @@
 //! | level | modules |
 //! |---|---|
 //! | 0 | [`limits`] |
-//! | 1 | [`oci`] [`codec`] [`mod@tar`] [`elf`] [`python`] |
+//! | 1 | [`oci`] [`codec`] [`mod@tar`] [`elf`] [`python`] [`javascript`] |
 //! | 2 | [`source`] [`profile`] [`dependencies`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`share`] [`fetch`] |
@@ -112,6 +112,7 @@ pub mod oci;
 
 pub mod codec;
 pub mod elf;
+pub mod javascript;
 pub mod python;
 pub mod tar;
 

@@ -4,7 +4,7 @@
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
 //! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
-//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`). What
+//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`), or if it is Node.js, loads (`modules`). What
 //! these files say about each other the indexes know (`known`), so all of it is found out before the first byte has come; only
 //! where an index does not, such as those of other tools, files are fetched to be looked into (`contents`). What a
 //! profile names and is here already is brought from the disk (`warm`). *How much*:
@@ -22,6 +22,7 @@ mod imports;
 mod interpreter;
 mod known;
 mod landmark;
+mod modules;
 mod names;
 mod programs;
 mod replay;
@@ -179,14 +180,15 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
     }
     let walk = programs::Walk::new(session, config);
     let mut programs = pin!(maybe_done(walk.fetch(&targets)));
-    let mut modules = pin!(maybe_done(imports::fetch(&walk, &targets)));
+    let mut imports = pin!(maybe_done(imports::fetch(&walk, &targets)));
     // What the indexes know is found out without waiting, and goes as one; the program need not wait for all of its modules.
     let _: Poll<()> = poll_once(&mut programs).await;
     session.send(false).await;
-    let _: Poll<()> = poll_once(&mut modules).await;
+    let _: Poll<()> = poll_once(&mut imports).await;
+    modules::begin(&walk, &targets);
     session.release().await;
-    tokio::join!(programs.as_mut(), modules.as_mut());
-    [programs.take_output(), modules.take_output()].into_iter().flatten().collect()
+    tokio::join!(programs.as_mut(), imports.as_mut());
+    [programs.take_output(), imports.take_output()].into_iter().flatten().collect()
 }
 
 /// How far a future gets without waiting.

@@ -417,6 +417,58 @@ async fn a_python_program_brings_what_it_imports_and_what_that_imports() {
     }
 }
 
+#[tokio::test]
+async fn a_node_program_brings_what_it_loads_and_what_that_loads() {
+    let pad = big(1);
+    let wanted: [(&str, &[u8]); 18] = [
+        ("app/main.js", b"require('./lib'); require('plain'); require('@a/scoped/deep'); import('exported/sub.js')"),
+        ("app/package.json", b"{}"),
+        ("app/lib/index.js", b"require('../near'); require('fs'); require('missing')"),
+        ("app/near.json", b"{}"),
+        ("app/node_modules/plain/package.json", br#"{"main":"dist/plain"}"#),
+        ("app/node_modules/plain/dist/plain.js", b"const x = require('inner'), y = require('above')"),
+        ("app/node_modules/plain/node_modules/inner/package.json", br#"{"name":"inner"}"#),
+        ("app/node_modules/plain/node_modules/inner/index.js", b"require('plain')"),
+        ("node_modules/above/package.json", br#"{"main":"./lib"}"#),
+        ("node_modules/above/lib/index.js", b"0"),
+        ("app/node_modules/@a/scoped/package.json", b"{}"),
+        ("app/node_modules/@a/scoped/deep.js", b"require('./directory')"),
+        ("app/node_modules/@a/scoped/directory/package.json", br#"{"main":"entry"}"#),
+        ("app/node_modules/@a/scoped/directory/entry.js", b"0"),
+        (
+            "app/node_modules/exported/package.json",
+            br#"{"exports":{"./*.js":{"import":"./m/*.mjs","default":"./c/*.cjs"}}}"#,
+        ),
+        ("app/node_modules/exported/m/sub.mjs", b"0"),
+        ("app/node_modules/exported/c/sub.cjs", b"export * from '../last.js'"),
+        ("app/node_modules/exported/last.js", b"0"),
+    ];
+    let unwanted: [(&str, &[u8]); 3] = [
+        ("app/node_modules/exported/sub.js", b"0"),
+        ("app/node_modules/plain/index.js", b"0"),
+        ("app/node_modules/inner/index.js", b"0"),
+    ];
+    let program = extension(b"");
+    let mut items = vec![("usr/bin/node", Item::File(&program)), ("usr/bin/env", Item::File(&program))];
+    items.push(("bin/run", Item::File(b"#!/usr/bin/env node\nrequire('/app/main')\n")));
+    let pads: Vec<_> = (0..wanted.len() + unwanted.len()).map(|number| format!("pad/{number}")).collect();
+    for ((path, content), pad_path) in wanted.iter().chain(&unwanted).zip(&pads) {
+        items.push((pad_path, Item::File(&pad)));
+        items.push((path, Item::File(content)));
+    }
+    for command in [r#"["node","--flag","main"]"#, r#"["/bin/run"]"#] {
+        let scene = scene(&items);
+        let run = format!(r#"{{"Cmd":{command},"WorkingDir":"/app","Env":["PATH=/usr/bin"]}}"#);
+        assert!(scene.run(&run, None).await.entry_point_spans() > 0);
+        for (path, _) in &wanted {
+            assert!(scene.local(&[path]) == [true], "{path} by {command}");
+        }
+        for (path, _) in &unwanted {
+            assert!(scene.local(&[path]) == [false], "{path} by {command}");
+        }
+    }
+}
+
 /// Keeps back the bytes of a file.
 fn keep_back(scene: &Scene, path: &str) -> Arc<Memory> {
     let node = scene.files.tree.resolve(path.as_bytes(), true).expect("it is in the image");

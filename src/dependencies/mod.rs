@@ -1,7 +1,7 @@
 //! What a file says about others: those that running or importing it leads to.
 //!
 //! A program starts as a chain: it names its libraries, a script names its interpreter and its modules, and those name the next
-//! ones. Who has the bytes can read that from them ([`crate::elf`], [`crate::python`]); who has not would fetch one file to
+//! ones. Who has the bytes can read that from them ([`crate::elf`], [`crate::python`], [`crate::javascript`]); who has not would fetch one file to
 //! learn the name of the next. So an index keeps it for each file that says such a thing: [`Observer`] finds it out while the
 //! bytes of a layer pass by, once, and [`Dependencies`] is what it finds.
 //!
@@ -12,6 +12,7 @@ mod held;
 mod tests;
 
 use crate::elf::{Elf, ReadAt};
+use crate::javascript::{Package, specifiers};
 use crate::limits::{
     AHEAD_HOOK_BYTES, AHEAD_MODULE_BYTES, CONSTANT_NAME_BYTES, DEPENDENCIES_PROGRAM_BYTES, SCRIPT_LINE_BYTES,
 };
@@ -22,12 +23,14 @@ use held::{Held, START};
 /// What one file says about others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Dependencies {
-    /// A script of any language, or a Python module in source form.
+    /// A script of any language, or a module of Python or JavaScript in source form.
     Script {
         /// The programs that its `#!` line names, see [`interpreters`]; none without such a line.
         interpreters: Vec<Vec<u8>>,
         /// What it imports if it is Python.
         imports: Vec<Import>,
+        /// The names of modules in it if it is JavaScript.
+        specifiers: Vec<String>,
     },
     /// A program or library.
     Program {
@@ -38,6 +41,8 @@ pub enum Dependencies {
     },
     /// A compiled Python module.
     Compiled(Compiled),
+    /// What a `package.json` says.
+    Package(Package),
     /// All of a short file that is a list of names: a `.pth` file of Python, or `/etc/ld.so.cache`.
     Text(Vec<u8>),
 }
@@ -48,6 +53,8 @@ enum Name {
     Source,
     Compiled,
     Extension,
+    JavaScript,
+    Package,
     Text,
     /// Its first bytes will tell.
     Other,
@@ -55,8 +62,16 @@ enum Name {
 
 impl Name {
     fn of(path: &[u8]) -> Self {
-        let extensions: [(&[u8], Self); 4] =
-            [(b".py", Self::Source), (b".pyc", Self::Compiled), (b".so", Self::Extension), (b".pth", Self::Text)];
+        let extensions: [(&[u8], Self); 8] = [
+            (b".py", Self::Source),
+            (b".pyc", Self::Compiled),
+            (b".so", Self::Extension),
+            (b".js", Self::JavaScript),
+            (b".cjs", Self::JavaScript),
+            (b".mjs", Self::JavaScript),
+            (b"/package.json", Self::Package),
+            (b".pth", Self::Text),
+        ];
         let found = extensions.iter().find(|(extension, _)| path.ends_with(extension));
         match found {
             Some((_, name)) => *name,
@@ -68,8 +83,8 @@ impl Name {
     /// Most bytes of a file that are worth holding, whatever they are.
     fn most(self) -> u64 {
         match self {
-            Self::Source | Self::Compiled => AHEAD_MODULE_BYTES,
-            Self::Text => AHEAD_HOOK_BYTES,
+            Self::Source | Self::Compiled | Self::JavaScript => AHEAD_MODULE_BYTES,
+            Self::Package | Self::Text => AHEAD_HOOK_BYTES,
             Self::Extension | Self::Other => u64::MAX,
         }
     }
@@ -110,7 +125,7 @@ impl Observer {
     fn decide(&mut self) {
         let start = self.held.start();
         match self.name {
-            Name::Source | Name::Compiled | Name::Text => {}
+            Name::Source | Name::Compiled | Name::JavaScript | Name::Package | Name::Text => {}
             Name::Extension | Name::Other if start.starts_with(b"\x7fELF") => {
                 // What says where everything else is may lie far behind, in a program of a hundred megabytes, and so may that.
                 let parts = Elf::needed_parts(&self.held);
@@ -128,10 +143,12 @@ impl Observer {
         let start = self.held.start();
         match self.name {
             _ if start.is_empty() => None,
-            Name::Source => Some(script(self.held.whole()?, true)),
+            Name::Source => Some(script(self.held.whole()?, Some(Language::Python))),
+            Name::JavaScript => Some(script(self.held.whole()?, Some(Language::JavaScript))),
             Name::Compiled => Compiled::parse(self.held.whole()?).map(Dependencies::Compiled),
+            Name::Package => Package::parse(self.held.whole()?).map(Dependencies::Package),
             Name::Text => Some(Dependencies::Text(self.held.whole()?.to_vec())),
-            Name::Other if start.starts_with(b"#!") => Some(script(self.held.whole()?, false)),
+            Name::Other if start.starts_with(b"#!") => Some(script(self.held.whole()?, None)),
             Name::Extension | Name::Other => {
                 let elf = Elf::read(&self.held).ok()?;
                 let constants = elf.constants.iter().filter(|_| self.name == Name::Extension);
@@ -143,11 +160,30 @@ impl Observer {
     }
 }
 
-/// What a text says. Any program may have a script in its language; only Python's is read.
-fn script(text: &[u8], is_python: bool) -> Dependencies {
+/// A language in which a text may name other files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Python,
+    JavaScript,
+}
+
+impl Language {
+    /// The language of the program at `path`.
+    fn of(path: &[u8]) -> Option<Self> {
+        match name_of(path) {
+            b"node" | b"nodejs" => Some(Self::JavaScript),
+            name => name.starts_with(b"python").then_some(Self::Python),
+        }
+    }
+}
+
+/// What a text says; its `#!` line names the language if nothing else does.
+fn script(text: &[u8], language: Option<Language>) -> Dependencies {
     let interpreters = interpreters(text);
-    let is_python = is_python || interpreters.iter().any(|path| name_of(path).starts_with(b"python"));
-    Dependencies::Script { interpreters, imports: if is_python { imports_of_source(text) } else { Vec::new() } }
+    let language = language.or_else(|| interpreters.iter().find_map(|path| Language::of(path)));
+    let imports = if language == Some(Language::Python) { imports_of_source(text) } else { Vec::new() };
+    let specifiers = if language == Some(Language::JavaScript) { specifiers(text) } else { Vec::new() };
+    Dependencies::Script { interpreters, imports, specifiers }
 }
 
 fn name_of(path: &[u8]) -> &[u8] {
@@ -194,7 +230,11 @@ impl Dependencies {
             filled += count;
         }
         if start.starts_with(b"#!") {
-            return Some(Self::Script { interpreters: interpreters(&start[..filled]), imports: Vec::new() });
+            return Some(Self::Script {
+                interpreters: interpreters(&start[..filled]),
+                imports: Vec::new(),
+                specifiers: Vec::new(),
+            });
         }
         let elf = Elf::read(file).ok()?;
         Some(Self::Program { elf: Box::new(elf), names: Vec::new() })

@@ -55,6 +55,24 @@ fn modules_are_told_by_where_they_are() {
 }
 
 #[test]
+fn modules_and_packages_of_javascript_name_others() {
+    let specifiers = |found| match found {
+        Some(Dependencies::Script { specifiers, .. }) => Some(specifiers),
+        _ => None,
+    };
+    let named = |path: &str| specifiers(observed(path, b"require('a')\nimport 'b'", 5));
+    for path in ["app/x.js", "app/x.cjs", "app/x.mjs"] {
+        assert_eq!(named(path).as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
+    }
+    assert_eq!(named("app/x.json"), None);
+    let script = observed("bin/x", b"#!/usr/bin/env node\nrequire('a')", 5);
+    assert_eq!(specifiers(script), Some(vec!["a".to_owned()]));
+    let package = Package { main: Some("m.js".to_owned()), exports: None };
+    assert_eq!(observed("app/package.json", br#"{"main":"m.js"}"#, 5), Some(Dependencies::Package(package)));
+    assert_eq!(observed("app/package.json", b"{", 5), None);
+}
+
+#[test]
 fn lists_of_names_are_kept_as_they_are() {
     for path in ["usr/lib/python3/dist-packages/a.pth", "etc/ld.so.cache"] {
         assert_eq!(observed(path, b"some names", 3), Some(Dependencies::Text(b"some names".to_vec())));
@@ -137,7 +155,7 @@ proptest! {
 
     #[test]
     fn any_bytes_say_the_same_in_any_pieces(
-        name in prop::sample::select(vec!["a.py", "a.pyc", "a.so", "a.pth", "a", "etc/ld.so.cache"]),
+        name in prop::sample::select(vec!["a.py", "a.pyc", "a.so", "a.pth", "a.js", "a/package.json", "a", "etc/ld.so.cache"]),
         magic in prop::sample::select(vec![&b""[..], b"\x7fELF\x02\x01\x01", b"#!/usr/bin/python3 "]),
         rest in prop::collection::vec(any::<u8>(), 0..6000),
         piece in 1_usize..5000,

@@ -7,10 +7,11 @@
 //! section = zstd( record* )
 //! record  = varint distance from the place before; byte string: body
 //! body    = varint kind, then
-//!   0 script    strings interpreters; imports
+//!   0 script    strings interpreters; imports; strings specifiers
 //!   1 program   varint machine; strings interpreter (one or none), needed, rpath, runpath; ranges start, constants; strings names
 //!   2 compiled  varint stamp: 0 hash, 1 unchecked, 2 source, varint mtime, varint size; varint 0, or 1 and imports
 //!   3 text      the rest
+//!   4 package   strings main (one or none); varint 0, or 1 and pairs of strings as one list: exports
 //! strings = varint count; byte string*
 //! ranges  = varint count; (varint start, varint length)*
 //! imports = varint count; (varint level, byte string module, strings names)*
@@ -25,6 +26,7 @@ use std::ops::Range;
 use super::varint::{put, put_bytes, take, take_bytes};
 use crate::dependencies::Dependencies;
 use crate::elf::{Elf, Machine};
+use crate::javascript::Package;
 use crate::limits::DEPENDENCIES_BYTES;
 use crate::python::{Compiled, Import, Stamp};
 
@@ -35,6 +37,7 @@ const SCRIPT: u64 = 0;
 const PROGRAM: u64 = 1;
 const COMPILED: u64 = 2;
 const TEXT: u64 = 3;
+const PACKAGE: u64 = 4;
 
 /// Collects what the files of one layer say.
 #[derive(Debug, Default)]
@@ -62,7 +65,7 @@ impl DependencyWriter {
         match &dependencies {
             Dependencies::Script { imports, .. } => self.note(imports),
             Dependencies::Compiled(Compiled { imports, .. }) => self.note(imports.as_deref().unwrap_or_default()),
-            Dependencies::Program { .. } | Dependencies::Text(_) => {}
+            _ => {}
         }
         put_body(&mut body, &dependencies);
         let names = match dependencies {
@@ -155,10 +158,11 @@ impl DependencyTable {
 
 fn put_body(out: &mut Vec<u8>, dependencies: &Dependencies) {
     match dependencies {
-        Dependencies::Script { interpreters, imports } => {
+        Dependencies::Script { interpreters, imports, specifiers } => {
             put(out, SCRIPT);
             put_strings(out, interpreters.iter().map(Vec::as_slice));
             put_imports(out, imports);
+            put_strings(out, specifiers.iter().map(String::as_bytes));
         }
         // The names follow when it is known which of them are modules.
         Dependencies::Program { elf, names: _ } => {
@@ -187,6 +191,15 @@ fn put_body(out: &mut Vec<u8>, dependencies: &Dependencies) {
                 put_imports(out, imports);
             }
         }
+        Dependencies::Package(Package { main, exports }) => {
+            put(out, PACKAGE);
+            put_strings(out, main.iter().map(String::as_bytes));
+            put(out, u64::from(exports.is_some()));
+            if let Some(exports) = exports {
+                let pairs: Vec<_> = exports.iter().flat_map(|(name, target)| [name, target]).collect();
+                put_strings(out, pairs.iter().map(|text| text.as_bytes()));
+            }
+        }
         Dependencies::Text(text) => {
             put(out, TEXT);
             out.extend_from_slice(text);
@@ -196,7 +209,11 @@ fn put_body(out: &mut Vec<u8>, dependencies: &Dependencies) {
 
 fn take_body(input: &mut &[u8]) -> Option<Dependencies> {
     Some(match take(input)? {
-        SCRIPT => Dependencies::Script { interpreters: take_strings(input)?, imports: take_imports(input)? },
+        SCRIPT => Dependencies::Script {
+            interpreters: take_strings(input)?,
+            imports: take_imports(input)?,
+            specifiers: take_texts(input)?,
+        },
         PROGRAM => {
             let elf = Elf {
                 machine: Machine::of_number(u32::try_from(take(input)?).ok()?)?,
@@ -207,7 +224,7 @@ fn take_body(input: &mut &[u8]) -> Option<Dependencies> {
                 start: take_ranges(input)?,
                 constants: take_ranges(input)?,
             };
-            let names = take_list(input, |input| text(take_bytes(input)?))?;
+            let names = take_texts(input)?;
             Dependencies::Program { elf: Box::new(elf), names }
         }
         COMPILED => {
@@ -223,6 +240,19 @@ fn take_body(input: &mut &[u8]) -> Option<Dependencies> {
                 _ => return None,
             };
             Dependencies::Compiled(Compiled { stamp, imports })
+        }
+        PACKAGE => {
+            let main = take_texts(input)?.pop();
+            let exports = match take(input)? {
+                0 => None,
+                1 => {
+                    let texts = take_texts(input)?;
+                    let pairs = texts.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+                    Some(pairs.collect())
+                }
+                _ => return None,
+            };
+            Dependencies::Package(Package { main, exports })
         }
         TEXT => Dependencies::Text(std::mem::take(input).to_vec()),
         _ => return None,
@@ -261,6 +291,10 @@ fn take_strings(input: &mut &[u8]) -> Option<Vec<Vec<u8>>> {
     take_list(input, |input| take_bytes(input).map(<[u8]>::to_vec))
 }
 
+fn take_texts(input: &mut &[u8]) -> Option<Vec<String>> {
+    take_list(input, |input| text(take_bytes(input)?))
+}
+
 fn take_ranges(input: &mut &[u8]) -> Option<Vec<Range<u64>>> {
     take_list(input, |input| {
         let start = take(input)?;
@@ -271,7 +305,7 @@ fn take_ranges(input: &mut &[u8]) -> Option<Vec<Range<u64>>> {
 fn take_imports(input: &mut &[u8]) -> Option<Vec<Import>> {
     take_list(input, |input| {
         let (level, module) = (number(input)?, text(take_bytes(input)?)?);
-        let names = take_list(input, |input| text(take_bytes(input)?))?;
+        let names = take_texts(input)?;
         Some(Import { level, module, names })
     })
 }
@@ -303,6 +337,7 @@ mod tests {
     fn any_dependencies() -> impl Strategy<Value = Dependencies> {
         let strings = || prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..3);
         let imports = || prop::collection::vec(import(), 0..4);
+        let texts = || prop::collection::vec("[a-z./]{0,9}", 0..4);
         let stamp = prop_oneof![
             Just(Stamp::Hash),
             Just(Stamp::Unchecked),
@@ -325,10 +360,17 @@ mod tests {
             }
         });
         prop_oneof![
-            (strings(), imports()).prop_map(|(interpreters, imports)| Dependencies::Script { interpreters, imports }),
+            (strings(), imports(), texts()).prop_map(|(interpreters, imports, specifiers)| {
+                Dependencies::Script { interpreters, imports, specifiers }
+            }),
             elf,
             (stamp, prop::option::of(imports()))
                 .prop_map(|(stamp, imports)| Dependencies::Compiled(Compiled { stamp, imports })),
+            (
+                prop::option::of("[a-z]{0,4}"),
+                prop::option::of(prop::collection::vec(("[a-z.]{0,4}", "[a-z.]{0,4}"), 0..3))
+            )
+                .prop_map(|(main, exports)| Dependencies::Package(Package { main, exports })),
             prop::collection::vec(any::<u8>(), 0..50).prop_map(Dependencies::Text),
         ]
     }
@@ -394,7 +436,10 @@ mod tests {
         writer.push(512, extension(&["random", "self", "here.sub", "random", "relative"]));
         let imports = [(0, "random.x"), (1, "relative")];
         let imports = imports.map(|(level, module)| Import { level, module: module.to_owned(), names: Vec::new() });
-        writer.push(1024, Dependencies::Script { interpreters: Vec::new(), imports: imports.into() });
+        writer.push(
+            1024,
+            Dependencies::Script { interpreters: Vec::new(), imports: imports.into(), specifiers: Vec::new() },
+        );
         writer.note_module("here");
         let table = DependencyTable::read(&writer.finish()).expect("what was written");
         assert_eq!(table.of(512), Some(extension(&["random", "here.sub"])));

@@ -9,13 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// design.md, "Levels". A module that is not here yet needs a level before it can be added.
-const LEVELS: [(&str, u32); 24] = [
+const LEVELS: [(&str, u32); 25] = [
     ("limits", 0),
     ("oci", 1),
     ("codec", 1),
     ("tar", 1),
     ("elf", 1),
     ("python", 1),
+    ("javascript", 1),
     ("source", 2),
     ("profile", 2),
     ("dependencies", 2),
