@@ -56,6 +56,9 @@ pub(crate) fn ask(index: &LayerIndex) {
     let entries = index.entries().map_while(Result::ok).count() as u64;
     assert!(entries <= index.entry_count());
     std::hint::black_box(index.spans(0..index.uncompressed_size()).count());
+    if let Ok(dependencies) = index.dependencies() {
+        dependencies.places().for_each(|place| drop(dependencies.of(place)));
+    }
     merge(index);
 }
 

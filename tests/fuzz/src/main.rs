@@ -26,7 +26,7 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 25] = [
+const TARGETS: [Target; 27] = [
     Target { name: "layer", run: layers::layer, seeds: layers::seeds },
     Target { name: "index", run: indexes::index, seeds: indexes::seeds },
     Target { name: "claim", run: indexes::claim, seeds: indexes::claim_seeds },
@@ -52,6 +52,8 @@ const TARGETS: [Target; 25] = [
     Target { name: "loader-cache", run: programs::loader_cache, seeds: programs::loader_cache_seeds },
     Target { name: "python-compiled", run: programs::compiled, seeds: programs::compiled_seeds },
     Target { name: "python-source", run: programs::source, seeds: programs::source_seeds },
+    Target { name: "javascript", run: programs::javascript, seeds: programs::javascript_seeds },
+    Target { name: "dependencies", run: programs::dependencies, seeds: programs::dependencies_seeds },
 ];
 
 #[global_allocator]

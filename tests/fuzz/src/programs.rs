@@ -2,7 +2,9 @@
 
 use std::io;
 
+use ocifs::dependencies::{Dependencies, Observer};
 use ocifs::elf::{Elf, LoaderCache, ReadAt, default_directories, search_path};
+use ocifs::javascript::{Package, specifiers};
 use ocifs::python::{Compiled, imports_of_source};
 
 struct Bytes<'a>(&'a [u8]);
@@ -44,6 +46,41 @@ pub(crate) fn source(data: &[u8]) {
     for import in imports_of_source(data) {
         assert!(import.names.iter().chain([&import.module]).all(|name| name.len() <= 512));
     }
+}
+
+/// A module in JavaScript, or what describes a package.
+pub(crate) fn javascript(data: &[u8]) {
+    assert!(specifiers(data).iter().all(|name| (1..=512).contains(&name.len())));
+    if let Some(package) = Package::parse(data) {
+        std::hint::black_box(package.targets("./a/b.js").map(|target| target.len()).sum::<usize>());
+    }
+}
+
+/// Any file of a layer: the first byte chooses its name, the second in which pieces it comes.
+pub(crate) fn dependencies(data: &[u8]) {
+    const NAMES: [&str; 8] = ["a.py", "a.pyc", "a.so", "a.js", "a/package.json", "a.pth", "a", "etc/ld.so.cache"];
+    let [name, piece, bytes @ ..] = data else { return };
+    let name = NAMES[usize::from(*name) % NAMES.len()];
+    let observed = |piece: usize| {
+        let mut observer = Observer::new(name.as_bytes(), bytes.len() as u64);
+        bytes.chunks(piece).for_each(|piece| observer.data(piece));
+        observer.finish()
+    };
+    assert_eq!(observed(usize::from(*piece) + 1), observed(bytes.len().max(1)));
+    std::hint::black_box(Dependencies::of_program(&Bytes(bytes)));
+}
+
+pub(crate) fn javascript_seeds() -> Vec<Vec<u8>> {
+    let text = b"const a = require('a'), b = `x` // c\nimport d from \"./d\"\nexport * from 'e' /* f */";
+    let package = br#"{"main":"a.js","exports":{".":{"require":"./a.cjs","import":"./a.mjs"},"./*.js":["./b/*.js"]}}"#;
+    vec![text.to_vec(), package.to_vec()]
+}
+
+pub(crate) fn dependencies_seeds() -> Vec<Vec<u8>> {
+    let seeds = [source_seeds(), compiled_seeds(), elf_seeds(), javascript_seeds()];
+    let seeds = seeds.into_iter().zip([0, 1, 2, 3]);
+    let named = seeds.flat_map(|(seeds, name)| seeds.into_iter().map(move |seed| [&[name, 200][..], &seed].concat()));
+    named.chain([b"\x06\x05#!/usr/bin/env node\nrequire('a')".to_vec()]).collect()
 }
 
 pub(crate) fn compiled_seeds() -> Vec<Vec<u8>> {
