@@ -5,8 +5,9 @@
 //! in the order of the profile: copies are opened and verified, and the disk is told which parts of layers come next.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Files, places};
 use crate::limits::WARM_BYTES;
@@ -14,48 +15,76 @@ use crate::profile::Profile;
 use crate::store::Store;
 use crate::tree::{Node, NodeId};
 
-/// Tells the thread that it is no longer wanted.
-struct Wanted(Arc<AtomicBool>);
+/// Threads that wait for the disk side by side: a disk of any kind gives several files in the time of one.
+const PARALLEL: usize = 4;
+
+/// What is brought, and how far that has come.
+struct Work {
+    files: Files,
+    places: Vec<(NodeId, Range<u64>)>,
+    /// The next one of them.
+    next: AtomicUsize,
+    /// Bytes that may still be read.
+    left: AtomicU64,
+    /// Files whose copies were looked at. Protected for one look.
+    seen: Mutex<HashSet<NodeId>>,
+    wanted: AtomicBool,
+}
+
+/// Tells the threads that they are no longer wanted.
+struct Wanted(Arc<Work>);
 
 impl Drop for Wanted {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.wanted.store(false, Ordering::Relaxed);
     }
 }
 
 /// Brings what is here of `profile` into memory. Dropping the future gives up.
 pub(super) async fn run(files: &Files, profile: &Profile) {
-    let wanted = Arc::new(AtomicBool::new(true));
-    let _wanted = Wanted(Arc::clone(&wanted));
-    let (files, profile) = (files.clone(), profile.clone());
-    let work = move || warm(&files, &profile, &wanted);
-    if tokio::task::spawn_blocking(work).await.is_err() {
-        tracing::debug!("nothing is brought from the disk: the runtime goes down");
+    let work = Arc::new(Work {
+        files: files.clone(),
+        places: places(&files.tree, profile).collect(),
+        next: AtomicUsize::new(0),
+        left: AtomicU64::new(WARM_BYTES),
+        seen: Mutex::default(),
+        wanted: AtomicBool::new(true),
+    });
+    let _wanted = Wanted(Arc::clone(&work));
+    let threads = (0..PARALLEL).map(|_| {
+        let work = Arc::clone(&work);
+        tokio::task::spawn_blocking(move || work.run())
+    });
+    if futures_util::future::join_all(threads).await.iter().any(Result::is_err) {
+        tracing::debug!("not all is brought from the disk: the runtime goes down");
     }
 }
 
-fn warm(files: &Files, profile: &Profile, wanted: &AtomicBool) {
-    let mut seen = HashSet::new();
-    let mut left = WARM_BYTES;
-    for (id, range) in places(&files.tree, profile) {
-        if left == 0 || !wanted.load(Ordering::Relaxed) {
-            break;
+impl Work {
+    fn run(&self) {
+        while let Some((id, range)) = self.places.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let left = self.left.load(Ordering::Relaxed);
+            if left == 0 || !self.wanted.load(Ordering::Relaxed) {
+                break;
+            }
+            let node = self.files.tree.node(*id);
+            let is_first = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(*id);
+            // A long copy is verified beside its readers.
+            let copied = if node.size() <= left { copy(&self.files.store, &node, is_first()) } else { None };
+            let bytes = match copied {
+                Some(bytes) => bytes,
+                None => announce(&self.files, *id, range.clone()),
+            };
+            let less = |left: u64| Some(left.saturating_sub(bytes));
+            let _: Result<u64, u64> = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
-        let node = files.tree.node(id);
-        // A long copy is verified beside its readers.
-        let copied = if node.size() <= left { copy(&files.store, id, &node, &mut seen) } else { None };
-        let bytes = match copied {
-            Some(bytes) => bytes,
-            None => announce(files, id, range),
-        };
-        left = left.saturating_sub(bytes);
     }
 }
 
-/// Verifies the copy of a file; the bytes that took, or none if there is no copy.
-fn copy(store: &Store, id: NodeId, node: &Node<'_>, seen: &mut HashSet<NodeId>) -> Option<u64> {
+/// Verifies the copy of a file; the bytes that took, or none if there is no copy. Only who `is_first` to look at it reads it.
+fn copy(store: &Store, node: &Node<'_>, is_first: bool) -> Option<u64> {
     let content = node.content()?;
-    if !seen.insert(id) {
+    if !is_first {
         return store.is_verified(content).then_some(0);
     }
     match store.file(content) {
@@ -68,7 +97,7 @@ fn copy(store: &Store, id: NodeId, node: &Node<'_>, seen: &mut HashSet<NodeId>) 
 }
 
 /// Tells the disk that a part of a file will be decoded from its layers; the compressed bytes of that.
-fn announce(files: &Files, node: NodeId, range: std::ops::Range<u64>) -> u64 {
+fn announce(files: &Files, node: NodeId, range: Range<u64>) -> u64 {
     let mut bytes = 0;
     for part in files.parts(node, range) {
         for span in part.layer.index.spans(part.stream).filter(|span| part.layer.has(*span)) {
