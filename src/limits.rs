@@ -326,6 +326,12 @@ pub const MODULE_NAME_BYTES: usize = 512;
 /// Most modules looked for because a script imports them, found or not: pandas imports 700.
 pub const AHEAD_MODULES: usize = 8192;
 
+/// Most names in Python modules that are looked up for one start, known or not; pandas has 70,000.
+pub const AHEAD_NAMES: usize = 1 << 18;
+
+/// Most names in JavaScript modules that are resolved for one start; a large server has some thousands.
+pub const AHEAD_SPECIFIERS: usize = 1 << 16;
+
 /// Longest file of a module that is looked into, in bytes; the longest of pandas has 740 KB.
 pub const AHEAD_MODULE_BYTES: u64 = 1 << 20;
 

@@ -27,7 +27,7 @@ use super::{Need, Reason, contents, poll_once};
 use crate::dependencies::Dependencies;
 use crate::fetch::{Error, Foretold};
 use crate::limits::{
-    AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES, MODULE_NAME_BYTES,
+    AHEAD_DIRECTORIES, AHEAD_HOOK_BYTES, AHEAD_HOOKS, AHEAD_MODULE_BYTES, AHEAD_MODULES, AHEAD_NAMES, MODULE_NAME_BYTES,
 };
 use crate::python::{Compiled, Import, Stamp, imports_of_constants, imports_of_names, imports_of_source};
 use crate::tree::{NodeId, Tree};
@@ -74,6 +74,8 @@ struct Finder<'a> {
     next: u32,
     /// How many ever waited.
     entered: usize,
+    /// Names that may still be looked up.
+    names: usize,
 }
 
 /// Fetches what the first Python of the command line imports, if there is one.
@@ -169,6 +171,7 @@ impl<'a> Finder<'a> {
             order: Vec::new(),
             next: 0,
             entered: 0,
+            names: AHEAD_NAMES,
         }
     }
 
@@ -316,6 +319,7 @@ impl<'a> Finder<'a> {
 
     /// Looks for a module and the packages that it is in; its directory if it is a package.
     fn find(&mut self, name: &str) -> Option<Arc<Directory>> {
+        self.names = self.names.checked_sub(1)?;
         if name.len() > MODULE_NAME_BYTES || name.split('.').count() > MOST_PARTS {
             return None;
         }

@@ -14,7 +14,7 @@ use super::programs::Walk;
 use super::{Need, Reason};
 use crate::dependencies::Dependencies;
 use crate::javascript::Package;
-use crate::limits::AHEAD_MODULES;
+use crate::limits::{AHEAD_MODULES, AHEAD_SPECIFIERS};
 use crate::tree::Tree;
 
 /// What is tried behind the name of a module.
@@ -36,6 +36,8 @@ struct Finder<'a> {
     /// Files to be looked at, the next one last.
     waiting: Vec<Place>,
     count: u32,
+    /// Names that may still be resolved.
+    names: usize,
 }
 
 /// Fetches what the first Node.js program of the command line loads, if there is one.
@@ -54,7 +56,8 @@ pub(super) fn begin(walk: &Walk<'_>, targets: &[Target]) {
             }
         };
         if let Some(script) = script {
-            return Finder { walk, tree, seen: HashSet::new(), waiting: Vec::new(), count: 0 }.run(script);
+            return Finder { walk, tree, seen: HashSet::new(), waiting: Vec::new(), count: 0, names: AHEAD_SPECIFIERS }
+                .run(script);
         }
     }
 }
@@ -86,7 +89,9 @@ impl Finder<'_> {
             else {
                 continue;
             };
-            let found: Vec<_> = names.iter().flat_map(|name| self.resolve(&place, name)).collect();
+            let looked = names.len().min(self.names);
+            self.names -= looked;
+            let found: Vec<_> = names[..looked].iter().flat_map(|name| self.resolve(&place, name)).collect();
             self.waiting.extend(found.into_iter().rev());
         }
     }
