@@ -372,6 +372,9 @@ pub const DEPENDENCIES_PROGRAM_BYTES: u64 = 16 << 20;
 /// Longest name among the constants of an extension that is kept as one of a module; those of CPython and pandas have 40.
 pub const CONSTANT_NAME_BYTES: usize = 64;
 
+/// Most such names held of one extension.
+pub const CONSTANT_NAMES: usize = 1 << 16;
+
 /// Most bytes of what a layer's index says of dependencies, decoded; what comes later in the layer is not kept. 10,000 modules
 /// of Python take 2 MiB.
 pub const DEPENDENCIES_BYTES: usize = 16 << 20;

@@ -140,7 +140,7 @@ impl Finder<'_> {
     fn in_package(&self, found: &Directory, package: &Package, rest: &str) -> Vec<Place> {
         if package.exports.is_some() {
             let path = format!(".{rest}");
-            let targets = package.targets(&path).collect::<Vec<_>>();
+            let targets = package.targets(&path).take(4).collect::<Vec<_>>();
             return targets
                 .iter()
                 .filter_map(|target| file(self.tree, &names::join(&found.path, target.as_bytes())))

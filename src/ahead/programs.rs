@@ -355,7 +355,8 @@ impl<'a> Walk<'a> {
     /// constants is a table of something, such as `libicudata`, of which little is read.
     fn begin_rest(&self, node: NodeId, elf: &Elf) {
         let size = self.session.files.tree.node(node).size();
-        let constants: u64 = elf.constants.iter().map(|part| part.end.saturating_sub(part.start)).sum();
+        let constants: u64 =
+            elf.constants.iter().map(|part| part.end.saturating_sub(part.start)).fold(0, u64::saturating_add);
         if (WHOLE..=WHOLE_IN_THE_END).contains(&size) && constants < size / 2 {
             let need = Need { reason: Reason::EntryPoint, order: vec![turns::LAST] };
             self.session.begin(&need, self.session.take(node, 0..size));
@@ -378,6 +379,7 @@ impl<'a> Walk<'a> {
                 return Ok(Vec::new());
             }
             if let Some(Dependencies::Text(text)) = self.session.dependencies(place.node) {
+                self.begin_file(&Need::entry_point(), place.node);
                 return Ok(text);
             }
             let read = contents::read(self.session, &Need::entry_point(), place.node, 0..size).await?;

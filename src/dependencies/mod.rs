@@ -14,7 +14,8 @@ mod tests;
 use crate::elf::{Elf, ReadAt};
 use crate::javascript::{Package, specifiers};
 use crate::limits::{
-    AHEAD_HOOK_BYTES, AHEAD_MODULE_BYTES, CONSTANT_NAME_BYTES, DEPENDENCIES_PROGRAM_BYTES, SCRIPT_LINE_BYTES,
+    AHEAD_HOOK_BYTES, AHEAD_MODULE_BYTES, CONSTANT_NAME_BYTES, CONSTANT_NAMES, DEPENDENCIES_PROGRAM_BYTES,
+    SCRIPT_LINE_BYTES,
 };
 use crate::python::{Compiled, Import, imports_of_source, names_in_constants};
 
@@ -154,7 +155,8 @@ impl Observer {
                 let constants = elf.constants.iter().filter(|_| self.name == Name::Extension);
                 let constants = constants.filter_map(|range| self.held.get(range.clone()));
                 let names = constants.flat_map(|bytes| names_in_constants(bytes, CONSTANT_NAME_BYTES));
-                Some(Dependencies::Program { names: names.map(str::to_owned).collect(), elf: Box::new(elf) })
+                let names = names.take(CONSTANT_NAMES).map(str::to_owned).collect();
+                Some(Dependencies::Program { names, elf: Box::new(elf) })
             }
         }
     }

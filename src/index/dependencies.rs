@@ -33,6 +33,12 @@ use crate::python::{Compiled, Import, Stamp};
 /// As for entries.
 const LEVEL: i32 = 12;
 
+/// Most files of a layer of which anything is said.
+const MOST_RECORDS: usize = DEPENDENCIES_BYTES / 32;
+
+/// Longest body that is decoded: a module of Python names some thousands of others at most.
+const LONGEST_BODY: usize = 1 << 20;
+
 const SCRIPT: u64 = 0;
 const PROGRAM: u64 = 1;
 const COMPILED: u64 = 2;
@@ -135,7 +141,7 @@ impl DependencyTable {
         while !rest.is_empty() {
             let distance = take(&mut rest)?;
             place = place.checked_add(distance).filter(|_| distance > 0 || records.is_empty())?;
-            let body = take_bytes(&mut rest)?;
+            let body = take_bytes(&mut rest).filter(|body| !body.is_empty() && records.len() < MOST_RECORDS)?;
             let end = bytes.len() - rest.len();
             records.push((place, end - body.len()..end));
         }
@@ -146,6 +152,9 @@ impl DependencyTable {
     pub fn of(&self, place: u64) -> Option<Dependencies> {
         let number = self.records.binary_search_by_key(&place, |(place, _)| *place).ok()?;
         let mut body = &self.bytes[self.records[number].1.clone()];
+        if body.len() > LONGEST_BODY {
+            return None;
+        }
         let found = take_body(&mut body)?;
         body.is_empty().then_some(found)
     }

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::limits::MODULE_NAME_BYTES;
+
 /// Most entry points taken from one package.
 const MOST: usize = 1024;
 
@@ -39,7 +41,7 @@ impl Package {
             None => (name == path).then(|| target.clone()),
             Some((start, end)) => {
                 let inner = path.strip_prefix(start)?.strip_suffix(end)?;
-                Some(target.replace('*', inner))
+                (path.len().max(target.len()) <= MODULE_NAME_BYTES).then(|| target.replacen('*', inner, 2))
             }
         })
     }
