@@ -129,7 +129,7 @@ impl Planner {
         }
     }
 
-    /// Leaves those spans that nobody has asked for.
+    /// Leaves those spans that nobody wants for more than to be complete.
     pub(super) fn retain_unwanted(&self, layer: &Arc<Layer>, spans: &mut Vec<SpanId>) {
         let queue = self.lock();
         spans.retain(|span| !queue.is_wanted(layer, *span));

@@ -94,9 +94,9 @@ impl Queue {
         !self.wants.contains_key(&Key::asked(layer, span)) && layer.has(span)
     }
 
-    /// True if somebody wants a span that has not come.
+    /// True if a span that has not come is wanted for more than to be complete.
     pub(super) fn is_wanted(&self, layer: &Layer, span: SpanId) -> bool {
-        self.wants.contains_key(&Key::asked(layer, span))
+        self.wants.get(&Key::asked(layer, span)).is_some_and(|want| want.priority <= Priority::Profile)
     }
 
     /// Wants a span. `kept` says that it is wanted even if nobody waits for it; otherwise the caller owns a ticket, to be
