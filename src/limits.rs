@@ -282,6 +282,12 @@ pub const ELF_STRING_BYTES: u64 = 4096;
 /// Longest table of strings of a program that is held for its library names, in bytes; LLVM has 9 MiB, but near its beginning.
 pub const ELF_STRINGS_BYTES: u64 = 4 << 20;
 
+/// Most names (libraries, search paths) that one program may say: real ones say a hundred at most.
+pub const ELF_NAMES: usize = 1024;
+
+/// Most parts of a program that an index may name: what its program headers and tables come to.
+pub const ELF_PARTS: usize = 1024;
+
 /// Most libraries the programs of the demo image may need together.
 pub const ELF_LIBRARIES: usize = 256;
 
@@ -319,6 +325,18 @@ pub const WARM_BYTES: u64 = 256 << 20;
 
 /// Most files of an image looked at for what its entry point needs: python needs 10, a desktop program 200.
 pub const AHEAD_FILES: usize = 512;
+
+/// Most directories that one program has a library looked for in by one of its lists; those of Nix have some dozens.
+pub const AHEAD_SEARCHED: usize = 256;
+
+/// Most components of paths looked up for one start; pandas needs 60,000.
+pub const AHEAD_LOOKUPS: u64 = 1 << 22;
+
+/// Longest path looked up for a start, and that what it leads to may have, in bytes: PATH_MAX.
+pub const AHEAD_PATH_BYTES: usize = 4096;
+
+/// Most bytes in memory of what the indexes of one image know of dependencies; a layer of Python has 1 MiB.
+pub const AHEAD_KNOWN_BYTES: usize = 64 << 20;
 
 /// Longest name of a module with its packages, in bytes; a component of a path has at most 255.
 pub const MODULE_NAME_BYTES: usize = 512;
@@ -375,9 +393,15 @@ pub const CONSTANT_NAME_BYTES: usize = 64;
 /// Most such names held of one extension.
 pub const CONSTANT_NAMES: usize = 1 << 16;
 
+/// Bytes that the names of all extensions of a layer may take while it is indexed; those of pandas, numpy and scipy take 5 MiB.
+pub const CONSTANT_WORDS_BYTES: usize = 32 << 20;
+
 /// Most bytes of what a layer's index says of dependencies, decoded; what comes later in the layer is not kept. 10,000 modules
 /// of Python take 2 MiB.
 pub const DEPENDENCIES_BYTES: usize = 16 << 20;
+
+/// Longest thing that one file says there: a module of Python names some thousands of others at most.
+pub const DEPENDENCIES_RECORD_BYTES: usize = 1 << 20;
 
 // Parcels (`parcel`): files for CI caches, written by whoever can write there.
 

@@ -11,11 +11,13 @@ mod held;
 #[cfg(test)]
 mod tests;
 
-use crate::elf::{Elf, ReadAt};
+use std::collections::HashSet;
+
+use crate::elf::{Elf, ReadAt, read_some};
 use crate::javascript::{Package, specifiers};
 use crate::limits::{
     AHEAD_HOOK_BYTES, AHEAD_MODULE_BYTES, CONSTANT_NAME_BYTES, CONSTANT_NAMES, DEPENDENCIES_PROGRAM_BYTES,
-    SCRIPT_LINE_BYTES,
+    DEPENDENCIES_RECORD_BYTES, SCRIPT_LINE_BYTES,
 };
 use crate::python::{Compiled, Import, imports_of_source, names_in_constants};
 
@@ -57,6 +59,8 @@ enum Name {
     JavaScript,
     Package,
     Text,
+    /// `/etc/ld.so.cache`.
+    Libraries,
     /// Its first bytes will tell.
     Other,
 }
@@ -76,7 +80,7 @@ impl Name {
         let found = extensions.iter().find(|(extension, _)| path.ends_with(extension));
         match found {
             Some((_, name)) => *name,
-            None if path == b"etc/ld.so.cache" => Self::Text,
+            None if path == b"etc/ld.so.cache" => Self::Libraries,
             None => Self::Other,
         }
     }
@@ -85,6 +89,7 @@ impl Name {
     fn most(self) -> u64 {
         match self {
             Self::Source | Self::Compiled | Self::JavaScript => AHEAD_MODULE_BYTES,
+            Self::Libraries => DEPENDENCIES_RECORD_BYTES as u64 / 2,
             Self::Package | Self::Text => AHEAD_HOOK_BYTES,
             Self::Extension | Self::Other => u64::MAX,
         }
@@ -126,7 +131,7 @@ impl Observer {
     fn decide(&mut self) {
         let start = self.held.start();
         match self.name {
-            Name::Source | Name::Compiled | Name::JavaScript | Name::Package | Name::Text => {}
+            Name::Source | Name::Compiled | Name::JavaScript | Name::Package | Name::Text | Name::Libraries => {}
             Name::Extension | Name::Other if start.starts_with(b"\x7fELF") => {
                 // What says where everything else is may lie far behind, in a program of a hundred megabytes, and so may that.
                 let parts = Elf::needed_parts(&self.held);
@@ -148,14 +153,15 @@ impl Observer {
             Name::JavaScript => Some(script(self.held.whole()?, Some(Language::JavaScript))),
             Name::Compiled => Compiled::parse(self.held.whole()?).map(Dependencies::Compiled),
             Name::Package => Package::parse(self.held.whole()?).map(Dependencies::Package),
-            Name::Text => Some(Dependencies::Text(self.held.whole()?.to_vec())),
+            Name::Text | Name::Libraries => Some(Dependencies::Text(self.held.whole()?.to_vec())),
             Name::Other if start.starts_with(b"#!") => Some(script(self.held.whole()?, None)),
             Name::Extension | Name::Other => {
                 let elf = Elf::read(&self.held).ok()?;
                 let constants = elf.constants.iter().filter(|_| self.name == Name::Extension);
                 let constants = constants.filter_map(|range| self.held.get(range.clone()));
                 let names = constants.flat_map(|bytes| names_in_constants(bytes, CONSTANT_NAME_BYTES));
-                let names = names.take(CONSTANT_NAMES).map(str::to_owned).collect();
+                let mut seen = HashSet::new();
+                let names = names.filter(|name| seen.insert(*name)).take(CONSTANT_NAMES).map(str::to_owned).collect();
                 Some(Dependencies::Program { names, elf: Box::new(elf) })
             }
         }
@@ -188,7 +194,8 @@ fn script(text: &[u8], language: Option<Language>) -> Dependencies {
     Dependencies::Script { interpreters, imports, specifiers }
 }
 
-fn name_of(path: &[u8]) -> &[u8] {
+/// The last component of a path.
+pub(crate) fn name_of(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
@@ -227,10 +234,7 @@ impl Dependencies {
     /// The imports of scripts and the names in constants are not looked for.
     pub fn of_program(file: &dyn ReadAt) -> Option<Self> {
         let mut start = vec![0; SCRIPT_LINE_BYTES];
-        let mut filled = 0;
-        while let Ok(count @ 1..) = file.read_at(&mut start[filled..], filled as u64) {
-            filled += count;
-        }
+        let filled = read_some(file, &mut start, 0).ok()?;
         if start.starts_with(b"#!") {
             return Some(Self::Script {
                 interpreters: interpreters(&start[..filled]),

@@ -74,9 +74,15 @@ fn modules_and_packages_of_javascript_name_others() {
 
 #[test]
 fn lists_of_names_are_kept_as_they_are() {
-    for path in ["usr/lib/python3/dist-packages/a.pth", "etc/ld.so.cache"] {
-        assert_eq!(observed(path, b"some names", 3), Some(Dependencies::Text(b"some names".to_vec())));
-        assert_eq!(observed(path, &vec![b'x'; AHEAD_HOOK_BYTES as usize + 1], 4096), None);
+    let longest = [
+        ("usr/lib/python3/dist-packages/a.pth", AHEAD_HOOK_BYTES as usize),
+        ("etc/ld.so.cache", DEPENDENCIES_RECORD_BYTES / 2),
+    ];
+    for (path, longest) in longest {
+        for text in [b"some names".to_vec(), vec![b'x'; longest]] {
+            assert_eq!(observed(path, &text, 4096), Some(Dependencies::Text(text)));
+        }
+        assert_eq!(observed(path, &vec![b'x'; longest + 1], 4096), None);
     }
 }
 
@@ -138,7 +144,7 @@ fn names_among_the_constants_of_an_extension_are_kept() {
     for (place, value) in [(32, 64), (54, 56), (56, 1), (64, 1), (68, 4)] {
         elf[place] = value;
     }
-    let constants = format!("random\0not a name\0pkg.sub\0{}\0", "x".repeat(CONSTANT_NAME_BYTES + 1));
+    let constants = format!("random\0not a name\0pkg.sub\0random\0{}\0", "x".repeat(CONSTANT_NAME_BYTES + 1));
     elf[72..80].copy_from_slice(&4096_u64.to_le_bytes());
     elf[96..104].copy_from_slice(&(constants.len() as u64).to_le_bytes());
     elf.extend(constants.as_bytes());

@@ -13,7 +13,7 @@ mod tests;
 use std::io;
 use std::ops::Range;
 
-use crate::limits::{ELF_DYNAMIC_BYTES, ELF_PROGRAM_HEADERS, ELF_STRING_BYTES, ELF_STRINGS_BYTES};
+use crate::limits::{ELF_DYNAMIC_BYTES, ELF_NAMES, ELF_PROGRAM_HEADERS, ELF_STRING_BYTES, ELF_STRINGS_BYTES};
 
 pub use loader::{LoaderCache, default_directories, search_path};
 
@@ -148,6 +148,19 @@ impl Machine {
 }
 
 impl Elf {
+    /// One that says nothing but who can run it.
+    pub fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            interpreter: None,
+            needed: Vec::new(),
+            rpath: Vec::new(),
+            runpath: Vec::new(),
+            start: Vec::new(),
+            constants: Vec::new(),
+        }
+    }
+
     /// Reads what `file` says.
     ///
     /// The parts in [`Elf::start`] are why a library can be used before all of it is there: the headers, the tables of
@@ -189,15 +202,7 @@ impl<'a> Reader<'a> {
 
     fn elf(&self) -> Result<Elf, Error> {
         let parts = self.parts()?;
-        let mut elf = Elf {
-            machine: self.machine,
-            interpreter: None,
-            needed: Vec::new(),
-            rpath: Vec::new(),
-            runpath: Vec::new(),
-            start: Vec::new(),
-            constants: Vec::new(),
-        };
+        let mut elf = Elf::new(self.machine);
         if let Some(part) = parts.iter().find(|part| part.kind == PT_INTERP) {
             elf.interpreter = Some(self.string(part.offset)?);
         }
@@ -223,7 +228,7 @@ impl<'a> Reader<'a> {
             tables.iter().map(|table| table.end).filter(|end| (part.start..=part.end).contains(end)).max()
         };
         let constants = constants.map(|part| behind(&part).unwrap_or(part.start)..part.end);
-        elf.constants.extend(constants.filter(|part| part.start < part.end));
+        elf.constants = joined(constants.filter(|part| part.start < part.end).collect());
         Ok(elf)
     }
 
@@ -276,6 +281,10 @@ impl<'a> Reader<'a> {
     fn texts(&self, dynamic: &Dynamic, parts: &[Part], elf: &mut Elf) -> Result<(), Error> {
         let Some(address) = dynamic.value(DT_STRTAB) else { return Ok(()) };
         let table = place_of(address, parts).ok_or(Error::Damaged("a string table that is not loaded"))?;
+        let is_name = |tag: &u64| matches!(*tag, DT_NEEDED | DT_RPATH | DT_RUNPATH);
+        if dynamic.0.iter().filter(|(tag, _)| is_name(tag)).count() > ELF_NAMES {
+            return Err(Error::Damaged("too many names"));
+        }
         for (tag, value) in &dynamic.0 {
             let list = match *tag {
                 DT_NEEDED => &mut elf.needed,
@@ -372,7 +381,7 @@ fn place_of(address: u64, parts: &[Part]) -> Option<u64> {
 }
 
 /// Reads until the buffer is full or the file ends. A place no file has is the end of every file.
-fn read_some(file: &dyn ReadAt, buffer: &mut [u8], place: u64) -> Result<usize, Error> {
+pub(crate) fn read_some(file: &dyn ReadAt, buffer: &mut [u8], place: u64) -> Result<usize, Error> {
     let mut filled = 0;
     while filled < buffer.len() {
         let Some(place) = place.checked_add(filled as u64) else { break };

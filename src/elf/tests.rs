@@ -52,6 +52,10 @@ fn constants_are_what_is_only_read() {
     }
     let elf = read_bytes(&bytes).expect("a valid file");
     assert_eq!(elf.constants, std::slice::from_ref(&(16..48)));
+    // What several parts load is there once.
+    bytes[64 + 4] = 4;
+    bytes[64 + 32] = 40;
+    assert_eq!(read_bytes(&bytes).expect("a valid file").constants, std::slice::from_ref(&(0..48)));
 }
 
 /// A library whose linker put its symbols and strings first, and of which a patch then moved the strings to the end
@@ -84,6 +88,25 @@ fn patched() -> Vec<u8> {
     let name = (15 << 20) + 100;
     bytes[name..name + 8].copy_from_slice(b"libx.so\0");
     bytes
+}
+
+#[test]
+fn a_file_names_no_more_than_it_may() {
+    let named = |count: usize| {
+        let mut bytes = patched();
+        let place = 12 << 20;
+        let mut entries: Vec<_> = std::iter::repeat_n((1_u64, 100_u64), count).collect();
+        entries.extend([(5, 15 << 20), (10, 4096), (0, 0)]);
+        for (number, (tag, value)) in entries.iter().enumerate() {
+            let entry = [tag.to_le_bytes(), value.to_le_bytes()].concat();
+            bytes[place + 16 * number..place + 16 * (number + 1)].copy_from_slice(&entry);
+        }
+        let size = 64 + 56 * 4 + 32;
+        bytes[size..size + 8].copy_from_slice(&(16 * entries.len() as u64).to_le_bytes());
+        read_bytes(&bytes).map(|elf| elf.needed.len())
+    };
+    assert_eq!(named(ELF_NAMES).expect("as many as may be"), ELF_NAMES);
+    assert!(matches!(named(ELF_NAMES + 1), Err(Error::Damaged("too many names"))));
 }
 
 #[test]

@@ -20,14 +20,16 @@
 //! Extensions hold thousands of words that could name a module, and which of them do nobody knows who sees one file. So those
 //! are kept that are modules of the same layer, or that some module of it imports.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::varint::{put, put_bytes, take, take_bytes};
 use crate::dependencies::Dependencies;
 use crate::elf::{Elf, Machine};
 use crate::javascript::Package;
-use crate::limits::DEPENDENCIES_BYTES;
+use crate::limits::{
+    CONSTANT_WORDS_BYTES, DEPENDENCIES_BYTES, DEPENDENCIES_RECORD_BYTES, ELF_NAMES, ELF_PARTS, ELF_STRING_BYTES,
+};
 use crate::python::{Compiled, Import, Stamp};
 
 /// As for entries.
@@ -36,8 +38,8 @@ const LEVEL: i32 = 12;
 /// Most files of a layer of which anything is said.
 const MOST_RECORDS: usize = DEPENDENCIES_BYTES / 32;
 
-/// Longest body that is decoded: a module of Python names some thousands of others at most.
-const LONGEST_BODY: usize = 1 << 20;
+/// What a count or a length of something that fits may take.
+const NUMBER_BYTES: usize = 4;
 
 const SCRIPT: u64 = 0;
 const PROGRAM: u64 = 1;
@@ -51,21 +53,56 @@ pub(super) struct DependencyWriter {
     records: Vec<Record>,
     /// First parts of the names of modules.
     modules: HashSet<String>,
-    /// Bytes that all of it takes.
+    /// Bytes that records and modules take.
     length: usize,
+    words: Words,
 }
 
 #[derive(Debug)]
 struct Record {
     place: u64,
     body: Vec<u8>,
-    /// Names among the constants, of which those of modules are yet to be written to the body; none if it needs none.
-    names: Option<Vec<String>>,
+    /// Words among the constants, of which those that name modules are yet to be written to the body; none if it needs none.
+    words: Option<Vec<u32>>,
+}
+
+/// Words among the constants of all extensions, each once: most are in many of them, and few of all name a module.
+#[derive(Debug, Default)]
+struct Words {
+    numbers: HashMap<String, u32>,
+    /// Bytes that they and the lists of their numbers take.
+    length: usize,
+}
+
+impl Words {
+    /// The numbers of `words`, as far as there is room for them.
+    fn add(&mut self, words: Vec<String>) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        for word in words {
+            let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+            let known = self.numbers.get(&word).copied();
+            self.length += size_of::<u32>() + if known.is_some() { 0 } else { word.len() + size_of::<(String, u32)>() };
+            if self.length > CONSTANT_WORDS_BYTES {
+                break;
+            }
+            numbers.push(known.unwrap_or_else(|| *self.numbers.entry(word).or_insert(next)));
+        }
+        numbers
+    }
+
+    /// The words by their numbers.
+    fn list(&self) -> Vec<&str> {
+        let mut list = vec![""; self.numbers.len()];
+        for (word, number) in &self.numbers {
+            list[*number as usize] = word;
+        }
+        list
+    }
 }
 
 impl DependencyWriter {
-    /// Keeps what the file says whose bytes begin at `place` of the stream, which is behind those before. If that is too
-    /// much, neither this nor anything after it is kept.
+    /// Keeps what the file says whose bytes begin at `place` of the stream, which is behind those before, unless it says too
+    /// much or there is no room for it.
     pub(super) fn push(&mut self, place: u64, dependencies: Dependencies) {
         let mut body = Vec::new();
         match &dependencies {
@@ -74,14 +111,17 @@ impl DependencyWriter {
             _ => {}
         }
         put_body(&mut body, &dependencies);
-        let names = match dependencies {
-            Dependencies::Program { names, .. } => Some(names),
-            _ => None,
-        };
-        let held = names.iter().flatten().map(|name| name.len() + size_of::<String>()).sum::<usize>();
-        self.length = self.length.saturating_add(body.len() + held + size_of::<Record>());
-        if self.length <= DEPENDENCIES_BYTES {
-            self.records.push(Record { place, body, names });
+        if body.len() > DEPENDENCIES_RECORD_BYTES {
+            return;
+        }
+        let length = self.length + body.len() + size_of::<Record>();
+        if length <= DEPENDENCIES_BYTES {
+            let words = match dependencies {
+                Dependencies::Program { names, .. } => Some(self.words.add(names)),
+                _ => None,
+            };
+            self.length = length;
+            self.records.push(Record { place, body, words });
         }
     }
 
@@ -102,15 +142,23 @@ impl DependencyWriter {
     pub(super) fn finish(self) -> Vec<u8> {
         let mut decoded = Vec::new();
         let mut before = 0;
+        let words = self.words.list();
+        // For names; what else there is fits.
+        let mut room = DEPENDENCIES_BYTES.saturating_sub(self.length);
         for mut record in self.records {
-            if let Some(names) = &record.names {
-                let mut seen = HashSet::new();
-                let is_module = |name: &&String| {
-                    name.split('.').next().is_some_and(|first| self.modules.contains(first))
-                        && seen.insert((*name).clone())
+            if let Some(numbers) = &record.words {
+                let mut own = room.min(DEPENDENCIES_RECORD_BYTES - record.body.len()).saturating_sub(NUMBER_BYTES);
+                let is_module = |word: &&str| self.modules.contains(word.split('.').next().unwrap_or(word));
+                let names = numbers.iter().map(|number| words[*number as usize]).filter(is_module);
+                let fits = |name: &&[u8]| {
+                    let left = own.checked_sub(name.len() + NUMBER_BYTES);
+                    own = left.unwrap_or(own);
+                    left.is_some()
                 };
-                let names: Vec<_> = names.iter().filter(is_module).collect();
-                put_strings(&mut record.body, names.iter().map(|name| name.as_bytes()));
+                let names: Vec<_> = names.map(str::as_bytes).take_while(fits).collect();
+                let body = record.body.len();
+                put_strings(&mut record.body, names.into_iter());
+                room = room.saturating_sub(record.body.len() - body);
             }
             put(&mut decoded, record.place - before);
             put_bytes(&mut decoded, &record.body);
@@ -128,12 +176,13 @@ impl DependencyWriter {
 pub struct DependencyTable {
     bytes: Vec<u8>,
     /// Where each record's body is, by the place of the file; in order of the places.
-    records: Vec<(u64, Range<usize>)>,
+    records: Vec<(u64, Range<u32>)>,
 }
 
 impl DependencyTable {
-    /// From the section; none if it is damaged.
-    pub(super) fn read(section: &[u8]) -> Option<Self> {
+    /// From the section of a layer with `entries`; none if it is damaged.
+    pub(super) fn read(section: &[u8], entries: u64) -> Option<Self> {
+        let most = usize::try_from(entries).unwrap_or(usize::MAX).min(MOST_RECORDS);
         let bytes =
             if section.is_empty() { Vec::new() } else { zstd::bulk::decompress(section, DEPENDENCIES_BYTES).ok()? };
         let mut records = Vec::new();
@@ -141,22 +190,35 @@ impl DependencyTable {
         while !rest.is_empty() {
             let distance = take(&mut rest)?;
             place = place.checked_add(distance).filter(|_| distance > 0 || records.is_empty())?;
-            let body = take_bytes(&mut rest).filter(|body| !body.is_empty() && records.len() < MOST_RECORDS)?;
+            let body = take_bytes(&mut rest).filter(|body| !body.is_empty() && records.len() < most)?;
             let end = bytes.len() - rest.len();
-            records.push((place, end - body.len()..end));
+            records.push((place, u32::try_from(end - body.len()).ok()?..u32::try_from(end).ok()?));
         }
         Some(Self { bytes, records })
     }
 
+    /// Bytes that it takes in memory.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.records.len() * size_of::<(u64, Range<u32>)>()
+    }
+
+    /// Bytes to be decoded to say what the file says whose bytes begin at `place` of the layer's stream; none if nothing is
+    /// known of it.
+    pub fn length_of(&self, place: u64) -> Option<u64> {
+        Some(self.body(place)?.len() as u64)
+    }
+
     /// What the file says whose bytes begin at `place` of the layer's stream; none if nothing is known.
     pub fn of(&self, place: u64) -> Option<Dependencies> {
-        let number = self.records.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        let mut body = &self.bytes[self.records[number].1.clone()];
-        if body.len() > LONGEST_BODY {
-            return None;
-        }
+        let mut body = self.body(place)?;
         let found = take_body(&mut body)?;
         body.is_empty().then_some(found)
+    }
+
+    fn body(&self, place: u64) -> Option<&[u8]> {
+        let number = self.records.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let body = &self.records[number].1;
+        self.bytes.get(body.start as usize..body.end as usize).filter(|body| body.len() <= DEPENDENCIES_RECORD_BYTES)
     }
 
     /// The places of the files of which something is known.
@@ -226,10 +288,10 @@ fn take_body(input: &mut &[u8]) -> Option<Dependencies> {
         PROGRAM => {
             let elf = Elf {
                 machine: Machine::of_number(u32::try_from(take(input)?).ok()?)?,
-                interpreter: take_strings(input)?.pop(),
-                needed: take_strings(input)?,
-                rpath: take_strings(input)?,
-                runpath: take_strings(input)?,
+                interpreter: take_names(input)?.pop(),
+                needed: take_names(input)?,
+                rpath: take_names(input)?,
+                runpath: take_names(input)?,
                 start: take_ranges(input)?,
                 constants: take_ranges(input)?,
             };
@@ -300,15 +362,23 @@ fn take_strings(input: &mut &[u8]) -> Option<Vec<Vec<u8>>> {
     take_list(input, |input| take_bytes(input).map(<[u8]>::to_vec))
 }
 
+/// Names in a program, of which there are no more than in one that is read.
+fn take_names(input: &mut &[u8]) -> Option<Vec<Vec<u8>>> {
+    let names = take_strings(input)?;
+    let is_short = |name: &Vec<u8>| name.len() as u64 <= ELF_STRING_BYTES;
+    (names.len() <= ELF_NAMES && names.iter().all(is_short)).then_some(names)
+}
+
 fn take_texts(input: &mut &[u8]) -> Option<Vec<String>> {
     take_list(input, |input| text(take_bytes(input)?))
 }
 
 fn take_ranges(input: &mut &[u8]) -> Option<Vec<Range<u64>>> {
-    take_list(input, |input| {
+    let ranges = take_list(input, |input| {
         let start = take(input)?;
         Some(start..start.checked_add(take(input)?)?)
-    })
+    })?;
+    (ranges.len() <= ELF_PARTS).then_some(ranges)
 }
 
 fn take_imports(input: &mut &[u8]) -> Option<Vec<Import>> {
@@ -332,6 +402,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::CONSTANT_NAMES;
+
+    /// Of a layer in which there is enough.
+    const ENTRIES: u64 = 1 << 20;
 
     fn import() -> impl Strategy<Value = Import> {
         let names = prop::collection::vec("[a-z*]{1,5}", 0..3);
@@ -397,7 +471,7 @@ mod tests {
                 writer.push(*place, file.clone());
             }
             let section = writer.finish();
-            let table = DependencyTable::read(&section).expect("what was written");
+            let table = DependencyTable::read(&section, ENTRIES).expect("what was written");
             prop_assert_eq!(table.places().collect::<Vec<_>>(), files.iter().map(|(place, _)| *place).collect::<Vec<_>>());
             for (place, file) in &files {
                 prop_assert_eq!(table.of(*place), Some(file.clone()));
@@ -409,7 +483,7 @@ mod tests {
                 let length = decoded.len();
                 decoded[flip.0.index(length)] ^= flip.1;
                 let damaged = zstd::bulk::compress(&decoded, 1).expect("compressing to memory cannot fail");
-                if let Some(table) = DependencyTable::read(&damaged) {
+                if let Some(table) = DependencyTable::read(&damaged, ENTRIES) {
                     table.places().for_each(|place| drop(table.of(place)));
                 }
             }
@@ -417,24 +491,16 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
-            prop_assert!(DependencyTable::read(&bytes).is_none() || bytes.is_empty());
+            prop_assert!(DependencyTable::read(&bytes, ENTRIES).is_none() || bytes.is_empty());
             let section = zstd::bulk::compress(&bytes, 1).expect("compressing to memory cannot fail");
-            if let Some(table) = DependencyTable::read(&section) {
+            if let Some(table) = DependencyTable::read(&section, ENTRIES) {
                 table.places().for_each(|place| drop(table.of(place)));
             }
         }
     }
 
     fn extension(names: &[&str]) -> Dependencies {
-        let elf = Elf {
-            machine: Machine::of_number(62).expect("a number"),
-            interpreter: None,
-            needed: Vec::new(),
-            rpath: Vec::new(),
-            runpath: Vec::new(),
-            start: Vec::new(),
-            constants: Vec::new(),
-        };
+        let elf = Elf::new(Machine::of_number(62).expect("a number"));
         Dependencies::Program { elf: Box::new(elf), names: names.iter().map(|name| (*name).to_owned()).collect() }
     }
 
@@ -442,7 +508,7 @@ mod tests {
     fn of_names_among_constants_those_of_modules_are_kept() {
         let mut writer = DependencyWriter::default();
         // What names them comes later.
-        writer.push(512, extension(&["random", "self", "here.sub", "random", "relative"]));
+        writer.push(512, extension(&["random", "self", "here.sub", "relative"]));
         let imports = [(0, "random.x"), (1, "relative")];
         let imports = imports.map(|(level, module)| Import { level, module: module.to_owned(), names: Vec::new() });
         writer.push(
@@ -450,8 +516,73 @@ mod tests {
             Dependencies::Script { interpreters: Vec::new(), imports: imports.into(), specifiers: Vec::new() },
         );
         writer.note_module("here");
-        let table = DependencyTable::read(&writer.finish()).expect("what was written");
+        writer.push(2048, extension(&["here", "self", "random"]));
+        let table = DependencyTable::read(&writer.finish(), ENTRIES).expect("what was written");
         assert_eq!(table.of(512), Some(extension(&["random", "here.sub"])));
+        assert_eq!(table.of(2048), Some(extension(&["here", "random"])));
+    }
+
+    #[test]
+    fn words_that_name_no_module_cost_no_record() {
+        let mut writer = DependencyWriter::default();
+        let words: Vec<_> = (0..50_000).map(|number| format!("{number:060}")).collect();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        writer.push(512, extension(&words));
+        for number in 2..200 {
+            // The same ones again take the room of their numbers.
+            writer.push(number * 512, extension(&words));
+        }
+        writer.note_module("last");
+        writer.push(200 * 512, extension(&["last"]));
+        assert!(writer.words.length > CONSTANT_WORDS_BYTES && writer.length < DEPENDENCIES_BYTES / 100);
+        let table = DependencyTable::read(&writer.finish(), ENTRIES).expect("what was written");
+        assert_eq!((table.places().count(), table.of(200 * 512)), (200, Some(extension(&[]))));
+    }
+
+    #[test]
+    fn names_of_modules_are_kept_as_far_as_there_is_room() {
+        let mut writer = DependencyWriter::default();
+        let words: Vec<_> = (0..CONSTANT_NAMES).map(|number| format!("m.{number:0>60}")).collect();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        for number in 1..60 {
+            writer.push(number * 512, extension(&words));
+        }
+        writer.push(60 * 512, Dependencies::Text(b"last".to_vec()));
+        writer.note_module("m");
+        let table = DependencyTable::read(&writer.finish(), ENTRIES).expect("no longer than may be read");
+        let names = |number: u64| match table.of(number * 512) {
+            Some(Dependencies::Program { names, .. }) => names.len(),
+            other => panic!("no program: {other:?}"),
+        };
+        assert!(names(1) > 10_000 && names(1) < words.len() && names(59) < names(1), "{} {}", names(1), names(59));
+        assert_eq!(table.of(60 * 512), Some(Dependencies::Text(b"last".to_vec())));
+    }
+
+    #[test]
+    fn a_table_holds_no_more_than_the_layer() {
+        let mut writer = DependencyWriter::default();
+        writer.push(512, Dependencies::Text(b"one".to_vec()));
+        writer.push(1024, Dependencies::Text(vec![b'x'; DEPENDENCIES_RECORD_BYTES]));
+        writer.push(2048, Dependencies::Text(b"two".to_vec()));
+        let section = writer.finish();
+        let table = DependencyTable::read(&section, 2).expect("as many as entries");
+        assert_eq!(table.places().collect::<Vec<_>>(), [512, 2048], "nothing is so long");
+        assert!(DependencyTable::read(&section, 1).is_none());
+    }
+
+    #[test]
+    fn a_program_says_no_more_than_its_file_could() {
+        let program = |name: Vec<u8>, count: usize, parts: usize| {
+            let mut elf = Elf::new(Machine::of_number(62).expect("a number"));
+            (elf.needed, elf.start) = (vec![name; count], vec![0..1; parts]);
+            let mut writer = DependencyWriter::default();
+            writer.push(512, Dependencies::Program { elf: Box::new(elf), names: Vec::new() });
+            DependencyTable::read(&writer.finish(), ENTRIES).expect("what was written").of(512).is_some()
+        };
+        let longest = vec![b'n'; ELF_STRING_BYTES as usize];
+        assert!(program(longest.clone(), 1, 1) && program(b"n".to_vec(), ELF_NAMES, ELF_PARTS));
+        assert!(!program([longest, b"n".to_vec()].concat(), 1, 1));
+        assert!(!program(b"n".to_vec(), ELF_NAMES + 1, 1) && !program(b"n".to_vec(), 1, ELF_PARTS + 1));
     }
 
     #[test]
@@ -461,7 +592,7 @@ mod tests {
             writer.push((number + 1) * 512, Dependencies::Text(vec![number as u8; 64 << 10]));
             writer.note_module(&"x".repeat(number as usize));
         }
-        let table = DependencyTable::read(&writer.finish()).expect("what was written");
+        let table = DependencyTable::read(&writer.finish(), ENTRIES).expect("what was written");
         let count = table.places().count();
         assert!((200..=255).contains(&count), "{count}");
     }

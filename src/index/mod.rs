@@ -296,7 +296,7 @@ impl LayerIndex {
     /// megabytes at most. Nobody has checked that the files do say so.
     pub fn dependencies(&self) -> Result<DependencyTable, Error> {
         let section = self.parts.dependencies(&self.bytes);
-        DependencyTable::read(section).ok_or_else(|| self.damaged("its dependencies are invalid"))
+        DependencyTable::read(section, self.entry_count()).ok_or_else(|| self.damaged("its dependencies are invalid"))
     }
 
     /// Number of spans.
