@@ -4,10 +4,9 @@
 //! `docker-entrypoint.sh postgres`, `/bin/sh -c "exec app --flag"`), or the script it interprets. Every word that names
 //! a file counts: guessing one wrong costs little, and a word that names nothing costs nothing.
 
-use super::names::{self, Place};
+use super::names::{self, Names, Place};
 use crate::limits::AHEAD_WORDS;
 use crate::oci::ImageConfig;
-use crate::tree::Tree;
 
 /// What a shell and the kernel search where `Env` has no `PATH`; Docker's default.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -23,12 +22,12 @@ pub(super) struct Target {
 }
 
 /// The files that the command line names, in its order.
-pub(super) fn targets(tree: &Tree, config: &ImageConfig) -> Vec<Target> {
+pub(super) fn targets(names: &Names, config: &ImageConfig) -> Vec<Target> {
     let words = config.entrypoint.iter().chain(&config.cmd).flat_map(|word| split(word));
     let words: Vec<&str> = words.take(AHEAD_WORDS).collect();
     let mut targets: Vec<Target> = Vec::new();
     for (number, word) in words.iter().enumerate().filter(|(_, word)| names_a_file(word)) {
-        let Some((invoked, place)) = target(tree, config, word.as_bytes()) else { continue };
+        let Some((invoked, place)) = target(names, config, word.as_bytes()) else { continue };
         if targets.iter().all(|known| known.place.node != place.node) {
             let arguments = words[number + 1..].iter().map(|word| (*word).to_owned()).collect();
             targets.push(Target { place, invoked, arguments });
@@ -49,19 +48,19 @@ fn names_a_file(word: &str) -> bool {
     !word.starts_with('-') && !is_assignment
 }
 
-fn target(tree: &Tree, config: &ImageConfig, word: &[u8]) -> Option<(Option<Vec<u8>>, Place)> {
-    if let Some((invoked, place)) = program(tree, config, word) {
+fn target(names: &Names, config: &ImageConfig, word: &[u8]) -> Option<(Option<Vec<u8>>, Place)> {
+    if let Some((invoked, place)) = program(names, config, word) {
         return Some((Some(invoked), place));
     }
-    let place = names::file(tree, &names::join(working_directory(config), word))?;
+    let place = names.file(&names::join(working_directory(config), word))?;
     Some((None, place))
 }
 
 /// The program that `name` means: a path, or a name that is looked for in `PATH` (execvp(3)). The path by which it is
 /// found, and what it leads to.
-pub(super) fn program(tree: &Tree, config: &ImageConfig, name: &[u8]) -> Option<(Vec<u8>, Place)> {
+pub(super) fn program(names: &Names, config: &ImageConfig, name: &[u8]) -> Option<(Vec<u8>, Place)> {
     let executable = |path: Vec<u8>| {
-        let place = names::file(tree, &path).filter(|place| tree.node(place.node).mode() & 0o111 != 0)?;
+        let place = names.file(&path).filter(|place| names.tree.node(place.node).mode() & 0o111 != 0)?;
         Some((path, place))
     };
     if name.contains(&b'/') {

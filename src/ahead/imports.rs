@@ -19,8 +19,8 @@ use std::task::Poll;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::command::{self, Target};
-use super::interpreter::{Body, Directory, Found, Interpreter, directory, libraries};
-use super::names::{self, Place};
+use super::interpreter::{Body, Found, Interpreter, libraries};
+use super::names::{self, Directory, Names, Place};
 use super::programs::{Constants, Linked, Walk};
 use super::turns::{self, Order};
 use super::{Need, Reason, contents, poll_once};
@@ -64,6 +64,7 @@ struct Module {
 struct Finder<'a> {
     walk: &'a Walk<'a>,
     tree: &'a Tree,
+    names: &'a Names,
     python: Interpreter,
     /// Every name that was looked for; the directory of those that are packages.
     known: HashMap<String, Option<Arc<Directory>>>,
@@ -75,15 +76,15 @@ struct Finder<'a> {
     /// How many ever waited.
     entered: usize,
     /// Names that may still be looked up.
-    names: usize,
+    left: usize,
 }
 
 /// Fetches what the first Python of the command line imports, if there is one.
 pub(super) async fn fetch(walk: &Walk<'_>, targets: &[Target]) -> Result<(), Error> {
-    let tree = &walk.session.files.tree;
+    let names = &walk.session.names;
     for target in targets {
         let Some(invoked) = &target.invoked else { continue };
-        if let Some(python) = Interpreter::of(tree, walk.config, invoked, &target.place) {
+        if let Some(python) = Interpreter::of(names, walk.config, invoked, &target.place) {
             let script = Script::of_arguments(walk, &target.arguments);
             return Finder::new(walk, python, script.directory(walk)).run(script).await;
         }
@@ -91,8 +92,8 @@ pub(super) async fn fetch(walk: &Walk<'_>, targets: &[Target]) -> Result<(), Err
             continue;
         }
         for word in walk.interpreters(target.place.node).await? {
-            let program = command::program(tree, walk.config, &word);
-            let python = program.and_then(|(invoked, place)| Interpreter::of(tree, walk.config, &invoked, &place));
+            let program = command::program(names, walk.config, &word);
+            let python = program.and_then(|(invoked, place)| Interpreter::of(names, walk.config, &invoked, &place));
             if let Some(python) = python {
                 let script = Script::File(target.place.clone(), target.arguments.clone());
                 return Finder::new(walk, python, script.directory(walk)).run(script).await;
@@ -131,7 +132,7 @@ impl Script {
             }
             let Some(options) = word.strip_prefix('-') else {
                 let path = names::join(command::working_directory(walk.config), word.as_bytes());
-                let place = names::file(&walk.session.files.tree, &path);
+                let place = walk.session.names.file(&path);
                 return place.map_or(Self::Other, |place| Self::File(place, rest.cloned().collect()));
             };
             // Options may be joined; these end with what they are about, or take the next word.
@@ -158,20 +159,21 @@ impl Script {
 
 impl<'a> Finder<'a> {
     fn new(walk: &'a Walk<'a>, mut python: Interpreter, first: Vec<u8>) -> Self {
-        let tree = &walk.session.files.tree;
-        if let Some(first) = directory(tree, &first, "") {
+        let names = &walk.session.names;
+        if let Some(first) = names.directory(&first, "") {
             python.path.insert(0, first);
         }
         Self {
             walk,
-            tree,
+            tree: &walk.session.files.tree,
+            names,
             python,
             known: HashMap::new(),
             waiting: BTreeMap::new(),
             order: Vec::new(),
             next: 0,
             entered: 0,
-            names: AHEAD_NAMES,
+            left: AHEAD_NAMES,
         }
     }
 
@@ -179,12 +181,12 @@ impl<'a> Finder<'a> {
     async fn run(mut self, script: Script) -> Result<(), Error> {
         // What follows is known, and need not be guessed.
         self.walk.session.files.layers.iter().for_each(|layer| layer.foretell(Foretold::Files));
-        let beside = BESIDE.iter().filter_map(|path| names::file(self.tree, path)).map(|place| place.node);
+        let beside = BESIDE.iter().filter_map(|path| self.names.file(path)).map(|place| place.node);
         for file in self.python.settings.into_iter().chain(beside) {
             self.walk.begin_file(&need(&Order::new(), 0), file);
         }
         // Where indexes know what modules import, it is known when these are needed as well.
-        let is_known = self.walk.session.dependencies(self.python.program.node).is_some();
+        let is_known = self.walk.session.knows(self.python.program.node);
         for name in FIRST.iter().chain(USUAL.iter().filter(|_| !is_known)) {
             self.find(name);
         }
@@ -261,7 +263,7 @@ impl<'a> Finder<'a> {
                     && !name.is_empty()
                     && directories.len() < AHEAD_DIRECTORIES
                 {
-                    directories.extend(directory(self.tree, &site.path, name));
+                    directories.extend(self.names.directory(&site.path, name));
                 }
             }
         }
@@ -272,7 +274,7 @@ impl<'a> Finder<'a> {
     async fn hook(&self, file: NodeId) -> Result<Vec<u8>, Error> {
         let need = need(&Order::new(), 0);
         match known(self.walk, &need, file) {
-            Some(Dependencies::Text(text)) => Ok(text),
+            Some(Dependencies::Text(text)) if text.len() as u64 <= AHEAD_HOOK_BYTES => Ok(text),
             _ => Ok(text(self.walk, &need, file, <[u8]>::to_vec).await?.unwrap_or_default()),
         }
     }
@@ -286,12 +288,12 @@ impl<'a> Finder<'a> {
     /// Looks for modules that the arguments of a script name, as servers have it: `gunicorn package.module:application`.
     fn arguments(&mut self, script: &Script) {
         let (Script::File(_, arguments) | Script::Module(_, arguments)) = script else { return };
-        let Some(here) = directory(self.tree, command::working_directory(self.walk.config), "") else { return };
+        let Some(here) = self.names.directory(command::working_directory(self.walk.config), "") else { return };
         let is_named = |word: &&String| !word.starts_with('-') && !word.contains('/');
         for word in arguments.iter().filter(is_named) {
             let name = word.split(':').next().unwrap_or(word);
             let first = name.split('.').next().unwrap_or(name);
-            if self.python.find(self.tree, &here, first).is_some() {
+            if self.python.find(self.names, &here, first).is_some() {
                 self.python.search(here.clone());
             }
             self.find(name);
@@ -319,7 +321,7 @@ impl<'a> Finder<'a> {
 
     /// Looks for a module and the packages that it is in; its directory if it is a package.
     fn find(&mut self, name: &str) -> Option<Arc<Directory>> {
-        self.names = self.names.checked_sub(1)?;
+        self.left = self.left.checked_sub(1)?;
         if name.len() > MODULE_NAME_BYTES || name.split('.').count() > MOST_PARTS {
             return None;
         }
@@ -347,8 +349,8 @@ impl<'a> Finder<'a> {
             return Some(None);
         }
         Some(match above {
-            Some(above) => self.python.find(self.tree, above, leaf),
-            None => self.python.path.iter().find_map(|dir| self.python.find(self.tree, dir, leaf)),
+            Some(above) => self.python.find(self.names, above, leaf),
+            None => self.python.path.iter().find_map(|dir| self.python.find(self.names, dir, leaf)),
         })
     }
 
@@ -362,8 +364,8 @@ impl<'a> Finder<'a> {
         let is_package = directory.is_some();
         // They are large, and lead to others, so they go before the package unless it is known that it leads to them.
         let package = directory.as_ref().filter(|_| !name.contains('.'));
-        for library in package.map_or_else(Vec::new, |package| libraries(self.tree, package)) {
-            if self.walk.session.dependencies(library.node).is_none() {
+        for library in package.map_or_else(Vec::new, |package| libraries(self.names, package)) {
+            if !self.walk.session.knows(library.node) {
                 self.wait(name, false, Body::Library(library));
             }
         }
@@ -374,6 +376,9 @@ impl<'a> Finder<'a> {
     }
 
     fn wait(&mut self, name: &str, is_package: bool, body: Body) {
+        if self.entered >= 2 * AHEAD_MODULES {
+            return;
+        }
         let order = turns::part(&self.order, self.next);
         self.next += 1;
         self.entered += 1;
@@ -467,7 +472,10 @@ async fn parsed(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<Option<Com
 /// Fetches a text in Python; what it imports.
 async fn source_imports(walk: &Walk<'_>, need: &Need, node: NodeId) -> Result<Vec<Import>, Error> {
     match known(walk, need, node) {
-        Some(Dependencies::Script { imports, .. }) => Ok(imports),
+        // Of what begins as a script for another language the index does not know what Python would read in it.
+        Some(Dependencies::Script { imports, interpreters, .. }) if interpreters.is_empty() || !imports.is_empty() => {
+            Ok(imports)
+        }
         _ => Ok(text(walk, need, node, imports_of_source).await?.unwrap_or_default()),
     }
 }

@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::command;
-use super::names::{self, Place};
+use super::names::{self, Directory, Names, Place, parent};
+use crate::dependencies::name_of;
 use crate::limits::{AHEAD_DIRECTORIES, AHEAD_FILES, AHEAD_MODULES};
 use crate::oci::ImageConfig;
 use crate::tree::{NodeId, NodeKind, Tree};
@@ -30,13 +31,6 @@ const FROZEN: [&str; 15] = [
     "stat",
     "zipimport",
 ];
-
-/// A directory in which modules are looked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Directory {
-    pub(super) node: NodeId,
-    pub(super) path: Vec<u8>,
-}
 
 /// A Python: where its modules are.
 #[derive(Debug)]
@@ -79,27 +73,27 @@ impl Interpreter {
     ///
     /// Its version is in its name or in that of its library, which is where `bin/..` is and has an `os.py`. A file
     /// `pyvenv.cfg` beside or above what is invoked makes it a virtual environment.
-    pub(super) fn of(tree: &Tree, config: &ImageConfig, invoked: &[u8], place: &Place) -> Option<Self> {
-        let rest = place.path.rsplit(|byte| *byte == b'/').next()?.strip_prefix(b"python")?;
+    pub(super) fn of(names: &Names, config: &ImageConfig, invoked: &[u8], place: &Place) -> Option<Self> {
+        let rest = name_of(&place.path).strip_prefix(b"python")?;
         let named = std::str::from_utf8(rest).ok()?.strip_prefix("3.").and_then(|minor| minor.parse::<u32>().ok());
         if named.is_none() && !matches!(rest, b"" | b"3") {
             return None;
         }
         let prefix = parent(place.directory());
-        let libraries = ["lib", "lib64"].map(|name| names::join(&prefix, name.as_bytes()));
+        let libraries = ["lib", "lib64"].map(|name| names::join(prefix, name.as_bytes()));
         let library = |minor: u32| {
-            let mut found = libraries.iter().filter_map(|base| directory(tree, base, &format!("python3.{minor}")));
-            found.find(|found| child(tree, found, "os.py").is_some()).map(|found| (minor, found))
+            let mut found = libraries.iter().filter_map(|base| names.directory(base, &format!("python3.{minor}")));
+            found.find(|found| names.child(found, "os.py").is_some()).map(|found| (minor, found))
         };
         let (minor, library) = match named {
             Some(minor) => library(minor)?,
             None => (0..40).rev().find_map(library)?,
         };
         let own = parent(invoked);
-        let settings = [names::join(&own, b"pyvenv.cfg"), names::join(&parent(&own), b"pyvenv.cfg")];
-        let settings = settings.iter().find_map(|path| names::file(tree, path));
+        let settings = [names::join(own, b"pyvenv.cfg"), names::join(parent(own), b"pyvenv.cfg")];
+        let settings = settings.iter().find_map(|path| names.file(path));
         let version = format!("python3.{minor}");
-        let below = |base: &[u8], rest: &str| directory(tree, base, rest);
+        let below = |base: &[u8], rest: &str| names.directory(base, rest);
         let sites: Vec<_> = match &settings {
             Some(settings) => {
                 let base = settings.directory();
@@ -110,10 +104,10 @@ impl Interpreter {
             }
             // Debian keeps its own packages apart.
             None => [
-                below(&prefix, &format!("local/lib/{version}/dist-packages")),
+                below(prefix, &format!("local/lib/{version}/dist-packages")),
                 below(b"/usr/local", &format!("lib/{version}/dist-packages")),
                 below(&library.path, "site-packages"),
-                below(&prefix, "lib/python3/dist-packages"),
+                below(prefix, "lib/python3/dist-packages"),
             ]
             .into_iter()
             .flatten()
@@ -139,15 +133,15 @@ impl Interpreter {
     }
 
     /// What `leaf` is in `above`, as CPython's `FileFinder` has it.
-    pub(super) fn find(&self, tree: &Tree, above: &Directory, leaf: &str) -> Option<Found> {
-        let below = child(tree, above, leaf).filter(|node| tree.node(*node).kind() == NodeKind::Directory);
+    pub(super) fn find(&self, names: &Names, above: &Directory, leaf: &str) -> Option<Found> {
+        let below = names.child(above, leaf).filter(|node| names.tree.node(*node).kind() == NodeKind::Directory);
         let below = below.map(|node| Directory { node, path: names::join(&above.path, leaf.as_bytes()) });
         if let Some(below) = &below
-            && let Some(body) = self.body(tree, below, "__init__")
+            && let Some(body) = self.body(names, below, "__init__")
         {
             return Some(Found::Package(Arc::new(below.clone()), Some(body)));
         }
-        match self.body(tree, above, leaf) {
+        match self.body(names, above, leaf) {
             Some(body) => Some(Found::Module(body)),
             None => below.map(|below| Found::Package(Arc::new(below), None)),
         }
@@ -161,9 +155,9 @@ impl Interpreter {
         stems.filter(|stem| !stem.is_empty()).map(str::to_owned).collect()
     }
 
-    fn body(&self, tree: &Tree, above: &Directory, stem: &str) -> Option<Body> {
+    fn body(&self, names: &Names, above: &Directory, stem: &str) -> Option<Body> {
         let file = |directory: &Directory, name: &str| {
-            child(tree, directory, name).filter(|node| tree.node(*node).kind() == NodeKind::Regular)
+            names.child(directory, name).filter(|node| names.tree.node(*node).kind() == NodeKind::Regular)
         };
         for suffix in &self.suffixes {
             let name = format!("{stem}{suffix}");
@@ -173,7 +167,8 @@ impl Interpreter {
         }
         let source = file(above, &format!("{stem}.py"));
         let compiled = match source {
-            Some(_) => directory(tree, &above.path, "__pycache__")
+            Some(_) => names
+                .directory(&above.path, "__pycache__")
                 .and_then(|cache| file(&cache, &format!("{stem}.cpython-3{}.pyc", self.minor))),
             None => file(above, &format!("{stem}.pyc")),
         };
@@ -188,10 +183,10 @@ impl Interpreter {
 
 /// The libraries that a package which is not in another one brought for its extensions: `auditwheel` puts them into a
 /// directory beside it, called as it is.
-pub(super) fn libraries(tree: &Tree, package: &Directory) -> Vec<Place> {
-    let Some(beside) = directory(tree, &[&package.path[..], b".libs"].concat(), "") else { return Vec::new() };
-    let children = tree.children(beside.node, 0).take(AHEAD_FILES);
-    let libraries = children.filter(|child| tree.node(child.node).kind() == NodeKind::Regular);
+pub(super) fn libraries(names: &Names, package: &Directory) -> Vec<Place> {
+    let Some(beside) = names.directory(&[&package.path[..], b".libs"].concat(), "") else { return Vec::new() };
+    let children = names.tree.children(beside.node, 0).take(AHEAD_FILES);
+    let libraries = children.filter(|child| names.tree.node(child.node).kind() == NodeKind::Regular);
     libraries.map(|child| Place { node: child.node, path: names::join(&beside.path, child.name) }).collect()
 }
 
@@ -204,26 +199,4 @@ fn suffixes(config: &ImageConfig, minor: u32) -> Vec<String> {
     };
     let particular = ["gnu", "musl"].map(|libc| format!(".cpython-3{minor}-{machine}-linux-{libc}.so"));
     particular.into_iter().chain([".abi3.so".to_owned(), ".so".to_owned()]).collect()
-}
-
-/// What is called `name` in a directory, through links.
-fn child(tree: &Tree, above: &Directory, name: &str) -> Option<NodeId> {
-    let node = tree.lookup(above.node, name.as_bytes())?;
-    match tree.node(node).kind() {
-        NodeKind::Symlink => tree.resolve(&names::join(&above.path, name.as_bytes()), true),
-        _ => Some(node),
-    }
-}
-
-/// The directory `name` as seen from `base`.
-pub(super) fn directory(tree: &Tree, base: &[u8], name: &str) -> Option<Directory> {
-    let path = if name.is_empty() { base.to_vec() } else { names::join(base, name.as_bytes()) };
-    let node = tree.resolve(&path, true)?;
-    (tree.node(node).kind() == NodeKind::Directory).then_some(Directory { node, path })
-}
-
-/// The directory above a path.
-fn parent(path: &[u8]) -> Vec<u8> {
-    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    path[..slash].to_vec()
 }

@@ -4,14 +4,14 @@
 //! line is idle whenever the program computes. Both are used here. Three difficulties. *What will be read*: a profile says
 //! it in order (`replay`); without one a layer's maker may have said it (`landmark`), and the image's command line
 //! (`command`) leads to a program, its interpreter and its libraries (`programs`), looked up as kernel and dynamic loader
-//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports (`imports`), or if it is Node.js, loads (`modules`). What
-//! these files say about each other the indexes know (`known`), so all of it is found out before the first byte has come; only
-//! where an index does not, such as those of other tools, files are fetched to be looked into (`contents`). What a
-//! profile names and is here already is brought from the disk (`warm`). *How much*:
-//! nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything here is
-//! optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only the few
-//! bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them. What is known goes to the
-//! planner in the order of need; what is found out later waits for its turn (`turns`).
+//! would in the image's own tree (`names`), and if it is Python (`interpreter`), to all modules that its script imports
+//! (`imports`), or if it is Node.js, loads (`modules`). What these files say about each other the indexes know (`known`), so
+//! all of it is found out before the first byte has come; only where an index does not, such as those of other tools, files
+//! are fetched to be looked into (`contents`). What a profile names and is here already is brought from the disk (`warm`).
+//! *How much*: nothing in an image or a profile may turn a lazy mount into a pull (`Budget`). *Never in the way*: everything
+//! here is optional; it runs beside the mount at [`Priority::Profile`], below any read, and its failures are only logged. Only
+//! the few bytes that say what a program needs are as urgent as a read: the kernel is about to ask for them. What is known
+//! goes to the planner in the order of need; what is found out later waits for its turn (`turns`).
 //!
 //! [`run`] does all of it for one image; [`Progress`] tells what it did and why.
 
@@ -45,7 +45,7 @@ use tokio::task::JoinSet;
 use crate::dependencies::Dependencies;
 use crate::fetch::{Error, Fetcher, Foretold, Layer, Priority};
 use crate::index::SpanId;
-use crate::limits::AHEAD_HELD_BYTES;
+use crate::limits::{AHEAD_HELD_BYTES, AHEAD_LOOKUPS};
 use crate::oci::ImageConfig;
 use crate::profile::Profile;
 use crate::store::Store;
@@ -53,6 +53,7 @@ use crate::tree::{NodeId, NodeKind, Tree};
 
 use self::budget::Budget;
 use self::known::Known;
+use self::names::Names;
 use self::turns::{Order, Turns};
 
 pub use self::replay::places;
@@ -152,7 +153,7 @@ async fn fetch(
     if files.layers.iter().all(|layer| layer.reader.is_none() || layer.blob.is_complete()) {
         return Ok(());
     }
-    let session = Session::new(files, progress).await;
+    let session = Session::new(files, progress);
     let fetched = foretold(&session, config, profile).await;
     session.finish().await;
     fetched
@@ -174,20 +175,23 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
         // The program is among them if whoever optimised the image ran it, but nothing says so.
         session.prefetch(Reason::Landmark, marked).await?;
     }
-    let targets = command::targets(&files.tree, config);
+    let targets = command::targets(&session.names, config);
     if targets.first().is_some_and(|target| known.contains(&target.place.node)) {
         return Ok(());
     }
+    session.know().await;
     let walk = programs::Walk::new(session, config);
     let mut programs = pin!(maybe_done(walk.fetch(&targets)));
     let mut imports = pin!(maybe_done(imports::fetch(&walk, &targets)));
     // What the indexes know is found out without waiting, and goes as one; the program need not wait for all of its modules.
     let _: Poll<()> = poll_once(&mut programs).await;
-    session.send(false).await;
+    session.send().await;
     let _: Poll<()> = poll_once(&mut imports).await;
     modules::begin(&walk, &targets);
-    session.release().await;
+    session.send().await;
+    session.release();
     tokio::join!(programs.as_mut(), imports.as_mut());
+    walk.begin_rest();
     [programs.take_output(), imports.take_output()].into_iter().flatten().collect()
 }
 
@@ -212,7 +216,9 @@ struct Session<'a> {
     turns: Arc<Turns>,
     /// Room in memory for files that are looked into, in KiB.
     held: Semaphore,
-    known: Known,
+    names: Names,
+    /// What indexes say, once that was read.
+    known: OnceLock<Known>,
 }
 
 /// Why something is fetched, and when it is needed.
@@ -235,14 +241,28 @@ fn length(spans: &[(Arc<Layer>, SpanId)]) -> u64 {
 }
 
 impl<'a> Session<'a> {
-    async fn new(files: &'a Files, progress: &'a Progress) -> Self {
+    fn new(files: &'a Files, progress: &'a Progress) -> Self {
         let (fetcher, layers) = (files.fetcher.clone(), files.layers.clone());
         let held = Semaphore::new((AHEAD_HELD_BYTES >> 10) as usize);
         // What the line holds: it stays full, and what comes up waits for little.
         let turns = Turns::new(move || (fetcher.reach(&layers) / 4).max(1));
-        let (budget, known) = (Mutex::new(Budget::new(&files.layers)), Known::of(&files.layers).await);
-        let collected = Mutex::new(Some(Vec::new()));
-        Self { files, progress, budget, collected, begun: Mutex::default(), turns, held, known }
+        Self {
+            files,
+            progress,
+            budget: Mutex::new(Budget::new(&files.layers)),
+            collected: Mutex::new(Some(Vec::new())),
+            begun: Mutex::default(),
+            turns,
+            held,
+            names: Names::new(files.tree.clone(), AHEAD_LOOKUPS),
+            known: OnceLock::new(),
+        }
+    }
+
+    /// Reads what the indexes say of dependencies.
+    async fn know(&self) {
+        let known = Known::of(&self.files.layers).await;
+        self.known.get_or_init(|| known);
     }
 
     /// The spans of a part of a file that are still to be fetched and may be.
@@ -250,10 +270,23 @@ impl<'a> Session<'a> {
         self.budget().take(self.files, node, range)
     }
 
-    /// What the index says of a file's dependencies; none if nothing.
+    /// What the index says of a file's dependencies; none if nothing, or if too much was said already.
     fn dependencies(&self, node: NodeId) -> Option<Dependencies> {
+        let (known, layer, place) = self.known_place(node)?;
+        let length = known.length_of(layer, place)?;
+        let may_be_parsed = self.budget().parse(length);
+        if may_be_parsed { known.of_file(layer, place) } else { None }
+    }
+
+    /// True if the index says something of a file's dependencies.
+    fn knows(&self, node: NodeId) -> bool {
+        self.known_place(node).is_some_and(|(known, layer, place)| known.length_of(layer, place).is_some())
+    }
+
+    /// What indexes say, and where in a layer the file's bytes begin.
+    fn known_place(&self, node: NodeId) -> Option<(&Known, &Layer, u64)> {
         let part = self.files.parts(node, 0..1).next()?;
-        self.known.of_file(part.layer, part.stream.start)
+        Some((self.known.get()?, part.layer, part.stream.start))
     }
 
     /// Allows one more file to be looked at; false if there were too many.
@@ -298,13 +331,12 @@ impl<'a> Session<'a> {
         });
     }
 
-    /// Fetches what was collected so far, in the order of need; what comes after all else only if this `is_all`.
-    async fn send(&self, is_all: bool) {
+    /// Fetches what was collected so far, in the order of need.
+    async fn send(&self) {
         let sent = match &mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(collected) => {
                 collected.sort_by(|(one, _), (other, _)| one.cmp(other));
-                let end = collected.partition_point(|(order, _)| is_all || order.first() != Some(&turns::LAST));
-                collected.drain(..end).collect::<Vec<_>>()
+                std::mem::take(collected)
             }
             None => return,
         };
@@ -321,9 +353,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Fetches what was collected; from now on what is begun is fetched in its turn.
-    async fn release(&self) {
-        self.send(true).await;
+    /// From now on what is begun is fetched in its turn.
+    fn release(&self) {
         *self.collected.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

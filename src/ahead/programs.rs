@@ -26,7 +26,7 @@ use super::{Need, Reason, Session, contents};
 use crate::dependencies::Dependencies;
 use crate::elf::{self, Elf, LoaderCache, Machine};
 use crate::fetch::Error;
-use crate::limits::LOADER_CACHE_BYTES;
+use crate::limits::{AHEAD_FILES, AHEAD_SEARCHED, LOADER_CACHE_BYTES};
 use crate::oci::ImageConfig;
 use crate::source::BoxFuture;
 use crate::tree::NodeId;
@@ -93,6 +93,8 @@ pub(super) struct Walk<'a> {
     cache: OnceCell<Vec<u8>>,
     /// The names of the libraries that extensions asked for.
     asked: Mutex<HashSet<Vec<u8>>>,
+    /// What is read here and there once all else was, see [`Walk::begin_rest`].
+    rest: Mutex<Vec<NodeId>>,
 }
 
 /// What of a program holds for all that it loads.
@@ -133,13 +135,13 @@ impl Need {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(session: &'a Session<'a>, config: &'a ImageConfig) -> Self {
-        Self { session, config, cache: OnceCell::new(), asked: Mutex::default() }
+        Self { session, config, cache: OnceCell::new(), asked: Mutex::default(), rest: Mutex::default() }
     }
 
     /// Fetches the targets and what they need.
     pub(super) async fn fetch(&self, targets: &[Target]) -> Result<(), Error> {
         let mut seen = HashSet::new();
-        let is_unknown = |target: &Target| self.session.dependencies(target.place.node).is_none();
+        let is_unknown = |target: &Target| !self.session.knows(target.place.node);
         if targets.iter().any(|target| target.invoked.is_some() && is_unknown(target)) {
             self.begin_usual();
         }
@@ -155,11 +157,10 @@ impl<'a> Walk<'a> {
 
     /// Fetches what nearly every program turns out to need, a round trip before it is known.
     fn begin_usual(&self) {
-        let tree = &self.session.files.tree;
-        for interpreter in INTERPRETERS.iter().filter_map(|path| names::file(tree, path)) {
+        for interpreter in INTERPRETERS.iter().filter_map(|path| self.session.names.file(path)) {
             self.begin_file(&Need::entry_point(), interpreter.node);
-            let library = names::file(tree, &names::join(interpreter.directory(), b"libc.so.6"));
-            let cache = names::file(tree, b"/etc/ld.so.cache").filter(|_| library.is_some());
+            let library = self.session.names.file(&names::join(interpreter.directory(), b"libc.so.6"));
+            let cache = self.session.names.file(b"/etc/ld.so.cache").filter(|_| library.is_some());
             for place in library.iter().chain(&cache) {
                 self.begin_file(&Need::entry_point(), place.node);
             }
@@ -177,14 +178,13 @@ impl<'a> Walk<'a> {
             match self.content(&Need::entry_point(), place.node).await? {
                 Some(Dependencies::Program { elf, .. }) => {
                     self.begin_whole(&Need::entry_point().later(), place.node);
-                    self.begin_rest(place.node, &elf);
+                    self.note_rest(place.node, &elf);
                     self.linked(&place, *elf, seen).await?;
                 }
                 Some(Dependencies::Script { interpreters, .. }) if scripts < SCRIPTS => {
                     scripts += 1;
-                    let programs = interpreters
-                        .iter()
-                        .filter_map(|word| command::program(&self.session.files.tree, self.config, word));
+                    let programs =
+                        interpreters.iter().filter_map(|word| command::program(&self.session.names, self.config, word));
                     waiting.extend(programs.map(|(_, place)| place));
                 }
                 _ => {}
@@ -203,9 +203,8 @@ impl<'a> Walk<'a> {
 
     /// Fetches what a linked program needs.
     async fn linked(&self, place: &Place, elf: Elf, seen: &mut HashSet<NodeId>) -> Result<(), Error> {
-        let tree = &self.session.files.tree;
         let Some(path) = &elf.interpreter else { return Ok(()) };
-        if let Some(interpreter) = names::file(tree, path).filter(|interpreter| seen.insert(interpreter.node)) {
+        if let Some(interpreter) = self.session.names.file(path).filter(|interpreter| seen.insert(interpreter.node)) {
             self.begin_file(&Need::entry_point(), interpreter.node);
         }
         let linked = self.linked_as(&elf, place);
@@ -213,7 +212,7 @@ impl<'a> Walk<'a> {
         let mut names = HashSet::new();
         let first = wanted(&elf, place, &[], &mut names);
         self.libraries(&Need::entry_point(), first, &linking, |elf, place| {
-            self.begin_rest(place.node, elf);
+            self.note_rest(place.node, elf);
             seen.insert(place.node);
             wanted(elf, place, &linked.inherited, &mut names)
         })
@@ -233,7 +232,7 @@ impl<'a> Walk<'a> {
         let environment = command::variable(self.config, "LD_LIBRARY_PATH");
         Linked {
             interpreter: elf.interpreter.clone().unwrap_or_default(),
-            environment: environment.map_or_else(Vec::new, |text| elf::search_path(text.as_bytes(), origin)),
+            environment: environment.map_or_else(Vec::new, |text| directories(&[text.as_bytes().to_vec()], origin)),
             inherited: directories(&elf.rpath, origin),
         }
     }
@@ -250,7 +249,7 @@ impl<'a> Walk<'a> {
             wanted(elf, place, &linked.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
         self.libraries(&need(1), needs(&elf, &place), &linking, needs).await?;
-        let is_known = self.session.dependencies(place.node).is_some();
+        let is_known = self.session.knows(place.node);
         Ok(if is_known { Constants::Names(names) } else { Constants::Parts(elf.constants) })
     }
 
@@ -285,7 +284,7 @@ impl<'a> Walk<'a> {
     ) -> BoxFuture<'b, Found> {
         Box::pin(async move {
             for path in candidates(&wanted, linking, cache) {
-                let Some(place) = names::file(&self.session.files.tree, &path) else { continue };
+                let Some(place) = self.session.names.file(&path) else { continue };
                 // One for another machine is passed over, as the loader does.
                 if let Some(Dependencies::Program { elf, .. }) = self.content(need, place.node).await?
                     && elf.machine == linking.machine
@@ -338,7 +337,7 @@ impl<'a> Walk<'a> {
     /// Fetches what a library reads when it is used.
     fn begin_configuration(&self, need: &Need, library: &[u8]) {
         let files = CONFIGURED.iter().filter(|(name, _)| library.starts_with(name));
-        for place in files.filter_map(|(_, path)| names::file(&self.session.files.tree, path)) {
+        for place in files.filter_map(|(_, path)| self.session.names.file(path)) {
             self.begin_file(need, place.node);
         }
     }
@@ -351,15 +350,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Fetches the rest of what is linked to the program that is started, or of itself, after all else. What is mostly
-    /// constants is a table of something, such as `libicudata`, of which little is read.
-    fn begin_rest(&self, node: NodeId, elf: &Elf) {
+    /// Takes note of a large file that is linked to the program that is started, or of that itself, unless it is mostly constants:
+    /// that is a table of something, such as `libicudata`, of which little is read.
+    fn note_rest(&self, node: NodeId, elf: &Elf) {
         let size = self.session.files.tree.node(node).size();
         let constants: u64 =
             elf.constants.iter().map(|part| part.end.saturating_sub(part.start)).fold(0, u64::saturating_add);
         if (WHOLE..=WHOLE_IN_THE_END).contains(&size) && constants < size / 2 {
-            let need = Need { reason: Reason::EntryPoint, order: vec![turns::LAST] };
-            self.session.begin(&need, self.session.take(node, 0..size));
+            self.rest.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+        }
+    }
+
+    /// Fetches the rest of what was noted, after all else, if as much may still be fetched.
+    pub(super) fn begin_rest(&self) {
+        let need = Need { reason: Reason::EntryPoint, order: vec![turns::LAST] };
+        let nodes = std::mem::take(&mut *self.rest.lock().unwrap_or_else(PoisonError::into_inner));
+        for node in nodes {
+            self.session.begin(&need, self.session.take(node, 0..self.session.files.tree.node(node).size()));
         }
     }
 
@@ -373,7 +380,7 @@ impl<'a> Walk<'a> {
     async fn loader_cache(&self) -> Result<&[u8], Error> {
         let read = || async {
             let tree = &self.session.files.tree;
-            let Some(place) = names::file(tree, b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
+            let Some(place) = self.session.names.file(b"/etc/ld.so.cache") else { return Ok(Vec::new()) };
             let size = tree.node(place.node).size();
             if size > LOADER_CACHE_BYTES {
                 return Ok(Vec::new());
@@ -397,8 +404,7 @@ fn wanted(elf: &Elf, place: &Place, inherited: &[Vec<u8>], names: &mut HashSet<V
         runpath => (Vec::new(), directories(runpath, origin)),
     };
     let (before, after) = (Arc::new(before), Arc::new(after));
-    let new =
-        elf.needed.iter().filter(|name| names.len() < crate::limits::AHEAD_FILES && names.insert((*name).clone()));
+    let new = elf.needed.iter().filter(|name| names.len() < AHEAD_FILES && names.insert((*name).clone()));
     new.map(|name| Wanted { name: name.clone(), before: Arc::clone(&before), after: Arc::clone(&after) }).collect()
 }
 
@@ -422,5 +428,5 @@ fn candidates(wanted: &Wanted, linking: &Linking<'_>, cache: &[u8]) -> Vec<Vec<u
 }
 
 fn directories(paths: &[Vec<u8>], origin: Option<&[u8]>) -> Vec<Vec<u8>> {
-    paths.iter().flat_map(|text| elf::search_path(text, origin)).collect()
+    paths.iter().flat_map(|text| elf::search_path(text, origin)).take(AHEAD_SEARCHED).collect()
 }

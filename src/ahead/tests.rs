@@ -10,6 +10,7 @@ use super::*;
 use crate::elf::Elf;
 use crate::fetch::Options;
 use crate::index::{Claim, ClaimedSpan, Expected, LayerIndex, SpanDigest, Start, Times, build};
+use crate::limits::AHEAD_PATH_BYTES;
 use crate::oci::Digest;
 use crate::profile::{Access, Origin};
 use crate::source::{self, BlobReader, BoxFuture, ByteStream};
@@ -106,9 +107,12 @@ impl Scene {
         progress
     }
 
+    fn session(&self) -> Session<'_> {
+        Session::new(&self.files, Box::leak(Box::default()))
+    }
+
     fn plan(&self, profile: &Profile) -> Vec<u32> {
-        let progress = Progress::default();
-        let session = runtime().block_on(Session::new(&self.files, &progress));
+        let session = self.session();
         replay::plan(&session, profile).0.iter().map(|(_, span)| span.get()).collect()
     }
 
@@ -539,6 +543,14 @@ async fn servers_and_modules_lead_to_what_they_are_told_to_run() {
         assert_eq!(scene.local(&["pad/3", "pad/4"]), [false; 2]);
     }
 
+    // What Python is told to run is Python, whatever its first line says.
+    let mut polyglot = items();
+    polyglot.push(("srv/start", Item::File(b"#!/bin/sh\n\"exec\" \"python3\" \"$0\"\nimport alone\n")));
+    for scene in [scene(&polyglot), scene(&polyglot).without_dependencies()] {
+        scene.run(&format!(r#"{{"Cmd":["/{real}","/srv/start"]}}"#), None).await;
+        assert_eq!(scene.local(&["srv/alone.py", "pad/1"]), [true, false]);
+    }
+
     let mut scripted = items();
     let script = format!("#!/usr/bin/env -S python3.{minor} -u\nfrom server import main\n");
     scripted.push(("usr/bin/serve", Item::File(script.as_bytes())));
@@ -560,16 +572,49 @@ fn a_place_is_found_through_links_and_tells_its_real_directory() {
         ("up", Item::Link("../../../usr")),
     ];
     let scene = scene(&items);
+    let names = Names::new(scene.files.tree.clone(), 100);
     for path in
         ["/opt/venv/bin/python", "opt/venv/bin/python", "/up/local/../local/bin/python", "//usr/./local/bin/python3.12"]
     {
-        let place = names::file(&scene.files.tree, path.as_bytes()).expect(path);
+        let place = names.file(path.as_bytes()).expect(path);
         assert_eq!(place.path.escape_ascii().to_string(), "/usr/local/bin/python3.12");
         assert_eq!(place.directory(), b"/usr/local/bin");
         assert_eq!(scene.files.tree.resolve(path.as_bytes(), true), Some(place.node), "as the tree finds it");
     }
     for path in ["/", "", "..", "/usr", "/loop", "/nothing", "/usr/local/bin/python/x"] {
-        assert_eq!(names::file(&scene.files.tree, path.as_bytes()), None, "{path}");
+        assert_eq!(names.file(path.as_bytes()), None, "{path}");
+    }
+    let long = |length: usize| format!("/usr/local/bin/{}python", "./".repeat((length - 21) / 2));
+    assert!(names.file(long(AHEAD_PATH_BYTES).as_bytes()).is_some());
+    assert!(names.file(long(AHEAD_PATH_BYTES + 2).as_bytes()).is_none());
+    // A component takes a lookup, a link those that it leads through.
+    let names = Names::new(scene.files.tree.clone(), 5 + 5 + 3);
+    let found = [b"usr/local/bin/python".as_slice(), b"up/local/bin/python3.12", b"usr/local/bin", b"usr"];
+    assert_eq!(found.map(|path| names.walk(path).is_some()), [true, true, true, false]);
+}
+
+#[test]
+fn no_index_has_more_decoded_than_one_run_may() {
+    let scene = scene(&[("a.py", Item::File(b"import b")), ("b.py", Item::File(b"pass"))]);
+    let (session, node) = (&scene.session(), scene.files.tree.resolve(b"a.py", false).expect("it is there"));
+    assert!(!session.knows(node), "nobody has read the indexes");
+    runtime().block_on(session.know());
+    assert!(session.knows(node) && session.dependencies(node).is_some());
+    for step in [1 << 20, 1] {
+        while session.budget().parse(step) {}
+    }
+    assert!(session.knows(node) && session.dependencies(node).is_none());
+}
+
+#[tokio::test]
+async fn all_of_a_large_program_is_fetched_in_the_end() {
+    let mut program = extension(b"");
+    program.resize(13 << 20, 0);
+    let items =
+        [("usr/bin/node", Item::File(&program)), ("a.js", Item::File(b"require('/b')")), ("b.js", Item::File(b"0"))];
+    for scene in [scene(&items), scene(&items).without_dependencies()] {
+        scene.run(r#"{"Cmd":["/usr/bin/node","a.js"]}"#, None).await;
+        assert_eq!(scene.local(&["usr/bin/node", "a.js", "b.js"]), [true; 3]);
     }
 }
 
