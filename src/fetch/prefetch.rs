@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::stream::{FuturesOrdered, StreamExt};
 
 use super::outage::REST;
 use super::{Error, Fetcher, LargeSpans, Layer, Priority, pieces, readahead};
@@ -98,7 +98,8 @@ impl Fetcher {
         WINDOW * layers.iter().map(|layer| self.inner.planner.product(layer)).max().unwrap_or(0)
     }
 
-    /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows.
+    /// Brings the compressed bytes of `wanted` into the blob store, in this order as far as the wire allows; spans that are too
+    /// large for memory beside the others.
     ///
     /// Returns when all are there, or with the first failure. Dropping the future gives up what nobody else waits for.
     pub async fn prefetch(&self, wanted: &[(Arc<Layer>, SpanId)], priority: Priority) -> Result<(), Error> {
@@ -107,29 +108,37 @@ impl Fetcher {
 
     /// As [`Self::prefetch`]; a failure comes with the span that could not be had.
     async fn prefetch_each(&self, wanted: &[SpanOf], priority: Priority) -> Result<(), (SpanOf, Error)> {
-        let mut ordinary = Vec::with_capacity(wanted.len());
-        for (layer, span) in wanted {
-            let failed = |error| ((Arc::clone(layer), *span), error);
-            if layer.has(*span) {
-                continue;
-            }
-            if LargeSpans::is_large(&layer.index, *span) {
-                layer.stream_to_disk(layer.index.compressed(*span)).await.map_err(failed)?;
-            } else {
-                ordinary.push((Arc::clone(layer), *span));
-            }
-        }
+        let is_missing = |(layer, span): &&SpanOf| !layer.has(*span);
+        let is_large = |(layer, span): &&SpanOf| LargeSpans::is_large(&layer.index, *span);
+        let (large, ordinary): (Vec<_>, Vec<_>) = wanted.iter().filter(is_missing).partition(is_large);
+        let ordinary: Vec<_> = ordinary.into_iter().cloned().collect();
         let tickets = self.inner.planner.want(&ordinary, priority);
-        for (ticket, (layer, span)) in tickets.into_iter().zip(&ordinary) {
-            if let Some(ticket) = ticket {
-                ticket.bytes().await.map_err(|error| ((Arc::clone(layer), *span), error))?;
+        // All at once, because who waits for one holds its bytes.
+        let coming = tickets.into_iter().zip(&ordinary).map(|(ticket, (layer, span))| async move {
+            match ticket {
+                Some(ticket) => ticket.bytes().await.map(drop).map_err(|error| ((Arc::clone(layer), *span), error)),
+                None => Ok(()),
             }
-            if priority == Priority::Profile {
-                // It will be read soon, and the reader should find it decoded.
-                self.decode_soon(layer, *span);
+        });
+        let mut coming: FuturesOrdered<_> = coming.collect();
+        let together = async {
+            for (layer, span) in &ordinary {
+                coming.next().await.transpose()?;
+                if priority == Priority::Profile {
+                    // It will be read soon, and the reader should find it decoded.
+                    self.decode_soon(layer, *span);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        let one_by_one = async {
+            for (layer, span) in large {
+                let range = layer.index.compressed(*span);
+                layer.stream_to_disk(range).await.map_err(|error| ((Arc::clone(layer), *span), error))?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(together, one_by_one).map(drop)
     }
 
     /// Brings compressed bytes as [`Self::prefetch`] does, however long their sources are away: rests meanwhile, and goes on
@@ -175,11 +184,11 @@ impl Fetcher {
                         self.rest_for(&layer, rest * (1 << (tries - 1).min(LONGEST_REST))).await;
                     }
                 }
-                Error::Source(error) => {
+                error @ (Error::Store(_) | Error::Interrupted) => return Err(error),
+                error => {
                     tracing::debug!(layer = %layer.index.layer(), %error, "a layer is not fetched ahead");
                     left.retain(|((other, _), _)| !Arc::ptr_eq(other, &layer));
                 }
-                error => return Err(error),
             }
         }
         Ok(())

@@ -151,22 +151,22 @@ impl Queue {
     /// The next read that the line of `source` should carry, if any.
     pub(super) fn next(&mut self, source: &str) -> Option<Run> {
         let name = Arc::clone(self.lines.get_key_value(source)?.0);
+        let line = self.lines.get_mut(&name)?;
         for priority in Priority::ALL {
-            let line = self.lines.get_mut(&name)?;
-            let waiting = &mut line.waiting[priority as usize];
             let is_waiting =
                 |key: &Key| self.wants.get(key).is_some_and(|want| want.read.is_none() && want.priority == priority);
+            let waiting = &mut line.waiting[priority as usize];
             while waiting.front().is_some_and(|key| !is_waiting(key)) {
                 waiting.pop_front();
             }
-            let Some(key) = waiting.front().copied() else { continue };
-            if !line.has_room(priority) {
-                return None;
-            }
-            line.waiting[priority as usize].pop_front();
-            return Some(self.send(name, key, priority));
         }
-        None
+        let first = |priority: &Priority| Some((*priority, *line.waiting[*priority as usize].front()?));
+        let (priority, key) = Priority::ALL.iter().find_map(first)?;
+        if !line.has_room(priority) {
+            return None;
+        }
+        line.waiting[priority as usize].pop_front();
+        Some(self.send(name, key, priority))
     }
 
     /// Cuts the read that begins with `key`.

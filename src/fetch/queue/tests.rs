@@ -175,14 +175,15 @@ impl Machine<'_> {
         let outstanding: u64 = flights.iter().map(|read| read.outstanding).sum();
         let below = |most| flights.len() < limits::LINE_READS / 2 && outstanding < most;
         // Read-ahead has less room while it is a guess, but for lines that a profile fills.
-        let (must, may) = match urgent {
-            None => (false, false),
-            Some(Priority::Demand) => (flights.len() < limits::LINE_READS, flights.len() < limits::LINE_READS),
-            Some(Priority::ReadAhead) => (below(product / 2), below(2 * product)),
-            Some(_) => (below(2 * product), below(2 * product)),
+        let is_full_anyway = self.waiting(line).any(|(_, priority)| priority == Priority::Profile);
+        let goes = match urgent {
+            None => false,
+            Some(Priority::Demand) => flights.len() < limits::LINE_READS,
+            Some(Priority::ReadAhead) => below(if is_full_anyway { 2 * product } else { product / 2 }),
+            Some(_) => below(2 * product),
         };
         let run = self.queue.next(line);
-        assert!(if run.is_some() { may } else { !must }, "{urgent:?} waits, {} reads", flights.len());
+        assert!(run.is_some() == goes, "{urgent:?} waits, {} reads", flights.len());
         let (Some(run), Some(urgent)) = (run, urgent) else { return };
         let is = |span: usize| self.spans[span].0.index.layer() == run.layer.index.layer();
         let find = |id: &SpanId| (0..self.spans.len()).find(|span| is(*span) && self.spans[*span].1 == *id);
