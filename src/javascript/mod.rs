@@ -67,7 +67,8 @@ pub fn specifiers(text: &[u8]) -> Vec<String> {
             }
             _ if is_of_word(byte) => {
                 let length = rest.iter().position(|byte| !is_of_word(*byte)).unwrap_or(rest.len());
-                let is_member = text[..at].last() == Some(&b'.');
+                // Behind three dots it is a value of its own.
+                let is_member = text[..at].ends_with(b".") && !text[..at].ends_with(b"...");
                 before = match &rest[..length] {
                     b"require" | b"import" if !is_member => Before::Loader { is_called: false },
                     b"from" if !is_member => Before::From,

@@ -15,12 +15,12 @@ fn modules_are_named_by_require_import_and_from() {
         const h = await import("h")
         const again = require("a")
         const text = "require('inner')" + `require('template')`
-        module.require('member'); requires("other"); const from = 1, x = "value"
+        module.require('member'); const all = [...require("spread")]; requires("other"); const from = 1, x = "value"
         require("es\"caped"); require(variable); require(
           // a comment between
           './last')
     "#;
-    assert_eq!(specifiers(text), ["a", "b/c.js", "d", "e", "f", "./g", "h", "./last"]);
+    assert_eq!(specifiers(text), ["a", "b/c.js", "d", "e", "f", "./g", "h", "spread", "./last"]);
     // A quote in a regular expression is no string beyond its line.
     assert_eq!(specifiers(b"x.replace(/'/g, y)\nrequire('z')"), ["z"]);
     let long = format!("require('{}')", "x".repeat(MODULE_NAME_BYTES + 1));
