@@ -8,6 +8,7 @@ import contextlib, functools, signal, time
 from subjects import Containerd, Failed, Line, Ocifs, Registry, drop_page_cache, memory, run, settle, timed
 
 PROFILE_WAIT = 60  # seconds after a start until its profile must be there
+PUBLISHING = 8  # seconds without a new file in the cache until none is expected: readers must be quiet for 5 before the first
 PASSES = 10  # over the tree, until all files must be in the cache; one pass need not be enough
 LIMIT = 30 * 60  # seconds until a measurement counts as stuck
 IDLE = 10  # seconds after a full read until the daemon is looked at again
@@ -80,21 +81,25 @@ class Caches:
             ocifs.umount()
             ocifs.drop_bytes()
             ocifs.mount(self.source)
-            self.stage.runc(self.image, ocifs.point)
-            given_up = time.monotonic() + PROFILE_WAIT
-            while failure := no_profile(ocifs, self.source):
-                if time.monotonic() > given_up or "unrecognized subcommand" in failure.said:
-                    raise failure
-                time.sleep(0.2)
+            self.start(ocifs)
 
         ocifs = self.take(profile)
         ocifs.drop_bytes()
         ocifs.reset()
         return ocifs
 
+    def start(self, ocifs):
+        """Starts the image's command, and returns when the profile of that is there."""
+        self.stage.runc(self.image, ocifs.point)
+        given_up = time.monotonic() + PROFILE_WAIT
+        while failure := no_profile(ocifs, self.source):
+            if time.monotonic() > given_up or "unrecognized subcommand" in failure.said:
+                raise failure
+            time.sleep(0.2)
+
     @property
     def complete(self):
-        """Holds the whole image, and as many of its files as reading all of them again and again puts there."""
+        """Holds the whole image, the profile of a start, and as many files as reading all of them again and again puts there."""
         def complete(ocifs):
             def files():
                 return ocifs.ask("cache", "du")["files"]["count"]
@@ -102,12 +107,12 @@ class Caches:
             ocifs.mount(self.source, fill="now")
             while any(layer["local"] < layer["size"] for layer in ocifs.ask("status")["mounts"][0]["layers"]):
                 time.sleep(0.2)
-            self.stage.runc(self.image, ocifs.point)
-            settle(files)
+            self.start(ocifs)
+            settle(files, PUBLISHING)
             for _ in range(PASSES):
                 known = files()
                 read_all(ocifs.point)
-                settle(files)
+                settle(files, PUBLISHING)
                 if files() == known:
                     break
 
