@@ -256,9 +256,10 @@ fn drop_blobs(store: &Store, keep: &HashSet<Digest>) -> Result<Dropped, crate::s
 pub(super) async fn evict(images: &Images, mounts: &Mounts) -> Result<control::Usage, Failure> {
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || store.is_within_limits());
-    if !finish(task.await)? {
-        mounts.served().release_idle().await;
+    if finish(task.await)? {
+        return Ok(control::Usage::default());
     }
+    mounts.served().release_idle().await;
     let in_use = mounts.in_use();
     let store = Arc::clone(images.store());
     let task = tokio::task::spawn_blocking(move || {
