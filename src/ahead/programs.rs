@@ -195,7 +195,7 @@ impl<'a> Walk<'a> {
 
     /// The programs that interpret a file if it is a script: what its first line names.
     pub(super) async fn interpreters(&self, node: NodeId) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(match self.look(&Need::entry_point(), node).await? {
+        Ok(match self.look(&Need::entry_point(), node, self.session.dependencies(node)).await? {
             Some(Dependencies::Script { interpreters, .. }) => interpreters,
             _ => Vec::new(),
         })
@@ -221,7 +221,7 @@ impl<'a> Walk<'a> {
 
     /// How a program is linked, which holds for what it loads as well; nothing particular if that cannot be read.
     pub(super) async fn how_linked(&self, program: &Place) -> Linked {
-        match self.look(&Need::entry_point(), program.node).await {
+        match self.look(&Need::entry_point(), program.node, self.session.dependencies(program.node)).await {
             Ok(Some(Dependencies::Program { elf, .. })) => self.linked_as(&elf, program),
             _ => Linked::default(),
         }
@@ -240,7 +240,9 @@ impl<'a> Walk<'a> {
     /// Fetches what a library needs that a running program loads. What may be names of modules among its constants.
     pub(super) async fn extension(&self, place: Place, order: &Order, linked: &Linked) -> Result<Constants, Error> {
         let need = |number| Need { reason: Reason::Import, order: turns::part(order, number) };
-        let Some(Dependencies::Program { elf, names }) = self.content(&need(0), place.node).await? else {
+        let known = self.session.dependencies(place.node);
+        let is_known = known.is_some();
+        let Some(Dependencies::Program { elf, names }) = self.content_of(&need(0), place.node, known).await? else {
             return Ok(Constants::Names(Vec::new()));
         };
         self.begin_whole(&need(2), place.node);
@@ -249,7 +251,6 @@ impl<'a> Walk<'a> {
             wanted(elf, place, &linked.inherited, &mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
         };
         self.libraries(&need(1), needs(&elf, &place), &linking, needs).await?;
-        let is_known = self.session.knows(place.node);
         Ok(if is_known { Constants::Names(names) } else { Constants::Parts(elf.constants) })
     }
 
@@ -299,12 +300,22 @@ impl<'a> Walk<'a> {
 
     /// What a file says. Its useful parts are being fetched then; only what had to be looked at is here.
     async fn content(&self, need: &Need, node: NodeId) -> Result<Option<Dependencies>, Error> {
+        self.content_of(need, node, self.session.dependencies(node)).await
+    }
+
+    /// [`Walk::content`], of which its index says what is `known`.
+    async fn content_of(
+        &self,
+        need: &Need,
+        node: NodeId,
+        known: Option<Dependencies>,
+    ) -> Result<Option<Dependencies>, Error> {
         let is_small = self.session.files.tree.node(node).size() <= WHOLE;
         if is_small {
             // All at once: its parts would be fetched one after the other.
             self.begin_file(need, node);
         }
-        let content = self.look(need, node).await?;
+        let content = self.look(need, node, known).await?;
         if !is_small {
             match &content {
                 Some(Dependencies::Program { elf, .. }) => {
@@ -320,8 +331,13 @@ impl<'a> Walk<'a> {
     }
 
     /// What a program or script says of itself: by its index, or by its bytes.
-    async fn look(&self, need: &Need, node: NodeId) -> Result<Option<Dependencies>, Error> {
-        match self.session.dependencies(node) {
+    async fn look(
+        &self,
+        need: &Need,
+        node: NodeId,
+        known: Option<Dependencies>,
+    ) -> Result<Option<Dependencies>, Error> {
+        match known {
             Some(known) => Ok(Some(known)),
             None => Ok(contents::parse(self.session, need, node, Dependencies::of_program).await?.flatten()),
         }

@@ -81,6 +81,13 @@ fn scene(items: &[(&str, Item<'_>)]) -> Scene {
     Scene { files, tar, _cache: cache }
 }
 
+fn image_config(config: &str) -> ImageConfig {
+    let text = format!(
+        r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
+    );
+    ImageConfig::parse(text.as_bytes()).expect("a configuration")
+}
+
 impl Scene {
     /// The files of which all bytes are here.
     fn local(&self, paths: &[&str]) -> Vec<bool> {
@@ -97,10 +104,7 @@ impl Scene {
     }
 
     async fn run(&self, config: &str, profile: Option<&Profile>) -> Progress {
-        let text = format!(
-            r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
-        );
-        let config = ImageConfig::parse(text.as_bytes()).expect("a configuration");
+        let config = image_config(config);
         let progress = Progress::default();
         run(&self.files, &config, profile, &progress).await;
         assert!(progress.is_done());
@@ -604,6 +608,24 @@ fn no_index_has_more_decoded_than_one_run_may() {
         while session.budget().parse(step) {}
     }
     assert!(session.knows(node) && session.dependencies(node).is_none());
+}
+
+#[test]
+fn an_extension_whose_record_is_not_decoded_is_read_instead() {
+    let library = extension(b"_native\0called\0");
+    let scene = scene(&[("usr/lib/a.so", Item::File(&library)), ("usr/lib/called.py", Item::File(b"pass"))]);
+    let (session, config) = (&scene.session(), image_config("{}"));
+    let walk = programs::Walk::new(session, &config);
+    let names = || {
+        let place = session.names.file(b"/usr/lib/a.so").expect("it is there");
+        runtime().block_on(walk.extension(place, &Order::new(), &programs::Linked::default())).expect("nothing fails")
+    };
+    runtime().block_on(session.know());
+    assert!(matches!(names(), programs::Constants::Names(_)));
+    for step in [1 << 20, 1] {
+        while session.budget().parse(step) {}
+    }
+    assert!(matches!(names(), programs::Constants::Parts(parts) if !parts.is_empty()));
 }
 
 #[tokio::test]
