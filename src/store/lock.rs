@@ -8,6 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
 use super::layout::{Layout, Part};
 use super::{Context as _, Error, Missing, object};
 
@@ -36,9 +38,7 @@ pub(super) fn acquire(layout: &Layout) -> Result<File, Error> {
     let lock = lock(root)?;
     fs::set_permissions(root, Permissions::from_mode(0o700)).context("protect", root)?;
     check_version(root)?;
-    for part in Part::ALL {
-        create_dir(&layout.part(part), false)?;
-    }
+    create_parts(layout)?;
     clear_temporaries(layout)?;
     Ok(lock)
 }
@@ -60,10 +60,28 @@ pub(super) fn restore(layout: &Layout, held: &mut File) -> Result<(), Error> {
     if !is_of(layout, held) {
         *held = acquire(layout)?;
     }
+    create_parts(layout)
+}
+
+fn create_parts(layout: &Layout) -> Result<(), Error> {
     for part in Part::ALL {
-        create_dir(&layout.part(part), false)?;
+        let path = layout.part(part);
+        create_dir(&path, false)?;
+        spare_access_times(&path);
     }
     Ok(())
+}
+
+/// Has the file system keep no access times of what will be made in `path` (`chattr +A`, which is inherited): reads that the
+/// kernel passes through need not compare them, and no read writes one. Those that eviction goes by are set explicitly.
+fn spare_access_times(path: &Path) {
+    let spared = File::open(path).and_then(|dir| {
+        let flags = ioctl_getflags(&dir)?;
+        if flags.contains(IFlags::NOATIME) { Ok(()) } else { Ok(ioctl_setflags(&dir, flags | IFlags::NOATIME)?) }
+    });
+    if let Err(error) = spared {
+        tracing::debug!(path = ?path, %error, "access times are kept");
+    }
 }
 
 /// True if the lock that is `held` is the one in the directory.

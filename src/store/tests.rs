@@ -450,3 +450,16 @@ fn a_directory_that_could_not_be_put_right_is_so_at_the_next_call() -> Result {
     assert_eq!(scratch.store.restore()?, None);
     Ok(())
 }
+
+#[test]
+fn no_access_times_are_kept_of_decoded_files() -> Result {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let scratch = Scratch::new();
+    let content = scratch.publish(b"read often");
+    let published = scratch.store.file(&content)?.ok_or("it is there")?;
+    let plain = tempfile::tempfile_in(scratch.dir.path())?;
+    let is_kept = ioctl_setflags(&plain, IFlags::NOATIME).is_err();
+    let flags = ioctl_getflags(&*published);
+    assert_eq!(flags.is_ok_and(|flags| flags.contains(IFlags::NOATIME)), !is_kept, "as far as the file system can");
+    Ok(())
+}
