@@ -43,7 +43,7 @@ def draw(machine, groups):
                 parts += panel(f"{image}, {describe(line)}", modes, MARGIN + column * (width + GAP), top, width)
         top += TITLE + tall * ROW + SPACE
     runs = [values["runs"] for modes in groups.values() for values in modes.values() if "runs" in values]
-    head = heading(machine, max(runs, default=0))
+    head = heading(machine, min(runs, default=0), max(runs, default=0))
     ground = f'<rect class="ground" x=".5" y=".5" width="{WIDTH - 1}" height="{top - 1}" rx="8"/>'
     size = f'width="{WIDTH}" height="{top}" viewBox="0 0 {WIDTH} {top}"'
     return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
@@ -51,9 +51,10 @@ def draw(machine, groups):
                       ground, *head, *parts, "</svg>", ""])
 
 
-def heading(machine, runs):
+def heading(machine, fewest, most):
     parts = [text(MARGIN, 32, "Cold start: seconds until the program of the image is ready", "title")]
-    facts = [f"medians of {runs} runs" if runs > 1 else "one run", f"{machine['cores']} cores",
+    runs = str(most) if fewest == most else f"{fewest} to {most}"
+    facts = [f"medians of {runs} runs" if most > 1 else "one run", f"{machine['cores']} cores",
              f"Linux {machine['kernel']}", f"ocifs {machine['ocifs']}", "each panel has its own scale"]
     parts.append(text(MARGIN, 53, "; ".join(facts), "soft"))
     at = MARGIN
