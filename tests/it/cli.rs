@@ -564,6 +564,8 @@ fn a_mount_in_the_foreground_ends_with_its_process() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(point.is_mounted(), "it is not mounted after a minute");
+    // It answers once the mount is made: a signal before that interrupts the command.
+    assert_eq!(bench.run(["list"]).code(), 0);
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TERM).expect("it can be told to end");
     assert!(child.wait().expect("it ends").success());
