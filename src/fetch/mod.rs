@@ -156,6 +156,10 @@ pub struct Fetcher {
     inner: Arc<Inner>,
 }
 
+/// How often the bytes of a span are looked at again because others discarded bytes of the same blob, before they are
+/// discarded whatever they are now.
+const OVERTAKEN: u32 = 8;
+
 #[derive(Debug)]
 struct Inner {
     cache: spans::SpanCache,
@@ -320,12 +324,14 @@ impl Inner {
     /// Assembles the compressed bytes of a span, decodes and verifies them, and records what was fetched.
     ///
     /// A span that does not verify is fetched once more in full: the disk's copy may have rotted, or one answer may have
-    /// been damaged on the way. Wrong twice means the source holds something else.
+    /// been damaged on the way. Wrong twice means the source holds something else. If somebody discarded bytes of the blob
+    /// meanwhile, the wrong ones may have been mended already, and what is there now is looked at first.
     async fn obtain(&self, layer: &Arc<Layer>, span: SpanId, target: large::Target) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
-        let mut attempts = 2;
+        let (mut attempts, mut overtaken) = (2, 0);
         while attempts > 0 {
             attempts -= 1;
+            let mark = layer.blob.mark();
             let decoded = if LargeSpans::is_large(&layer.index, span) {
                 layer.windows_for(span).await?;
                 match large::obtain(layer, span, target).await {
@@ -347,7 +353,13 @@ impl Inner {
                         layer = %layer.index.layer(), start = range.start, end = range.end, attempts,
                         error = %error, "span does not verify, fetching it again"
                     );
-                    layer.blob.discard(range.clone())?;
+                    if overtaken == OVERTAKEN {
+                        layer.blob.discard(range.clone())?;
+                    } else if !layer.blob.discard_since(range.clone(), mark)? {
+                        overtaken += 1;
+                        attempts += 1;
+                        continue;
+                    }
                     // Another host may have what this one has not.
                     attempts += u32::from(layer.distrust(range.clone()));
                 }

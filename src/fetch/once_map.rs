@@ -135,14 +135,24 @@ impl<K: Eq + Hash, V> Claim<K, V> {
         result.send_replace(Some(value));
     }
 
-    /// Lets `work` find the result for those who joined. If there are none, it ends early.
+    /// Lets `work` find the result for those who joined. If nobody has, it does not begin.
     pub fn hand_over<F>(self, work: F)
     where
         K: Send + 'static,
         V: Send + Sync + 'static,
         F: Future<Output = V> + Send + 'static,
     {
-        run(work, self.landing, self.result, &self.interest);
+        let is_alone = {
+            let mut flights = lock(&self.landing.flights);
+            let is_alone = Arc::strong_count(&self.interest) == 1;
+            if is_alone {
+                flights.remove(&self.landing.key);
+            }
+            is_alone
+        };
+        if !is_alone {
+            run(work, self.landing, self.result, &self.interest);
+        }
     }
 }
 

@@ -266,6 +266,26 @@ async fn bytes_that_were_wrong_are_fetched_again_and_never_served() {
     assert_eq!(scene.source.asked().len(), 2);
 }
 
+#[tokio::test]
+async fn what_others_have_mended_is_not_discarded_again() {
+    let scene = scene(3, 4, Memory { lies: AtomicBool::new(true), ..Memory::default() });
+    let range = scene.layer.index.compressed(scene.span(1));
+    let decoders = &scene.fetcher.inner.decoders;
+    let taken = decoders.acquire_many(decoders.available_permits() as u32).await.expect("nobody else decodes");
+    tokio::join!(scene.check(1), async {
+        while !scene.is_local(1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The reader has wrong bytes, and somebody else who has them too finds out first.
+        scene.layer.blob.discard(range.clone()).expect("a store that works");
+        let right = &scene.source.blob[range.start as usize..range.end as usize];
+        scene.layer.blob.write(range.start, right).expect("a store that works");
+        drop(taken);
+    });
+    assert_eq!(scene.source.asked().len(), 1);
+    assert!(scene.is_local(1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rotten_bytes_fail_no_reader_however_many_come_together() {
     let scene = scene(3, 4, Memory::default());

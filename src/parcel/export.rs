@@ -187,6 +187,7 @@ impl<W: Write> Export<'_, W> {
 
     /// The bytes at `range` if they are here and all `spans` made of them are right.
     fn verified(&mut self, layer: &Layer, range: &Range<u64>, spans: &[SpanId]) -> Result<Option<bytes::Bytes>, Error> {
+        let mark = layer.blob.mark();
         let Some(bytes) = layer.blob.read(range.clone())? else { return Ok(None) };
         for span in spans {
             match layer.index.decode(*span, &bytes) {
@@ -194,7 +195,7 @@ impl<W: Write> Export<'_, W> {
                 Err(error @ index::Error::Span { .. }) => {
                     tracing::warn!(layer = %layer.index.layer(), %error, "span does not verify, it is left out");
                     if layer.may_forget() {
-                        layer.blob.discard(range.clone())?;
+                        layer.blob.discard_since(range.clone(), mark)?;
                     }
                     self.exported.damaged += 1;
                     return Ok(None);

@@ -86,7 +86,7 @@ impl Store {
         }
         // Only one of them can be complete.
         match self.shared.blobs.live(&digest).iter().find(|blob| blob.is_complete()) {
-            Some(blob) => forget_all_of(blob),
+            Some(blob) => verify_live(found, blob),
             None => Ok(Outcome::Skipped),
         }
     }
@@ -132,7 +132,13 @@ fn judge(found: &Found, good: bool) -> Result<Outcome, Error> {
     Ok(Outcome::Removed)
 }
 
-fn forget_all_of(blob: &Blob) -> Result<Outcome, Error> {
-    blob.discard(0..blob.size())?;
-    Ok(Outcome::Removed)
+/// Hashes a complete blob that is in use, and forgets all of it if it is wrong and no reader is mending it.
+fn verify_live(found: &Found, blob: &Blob) -> Result<Outcome, Error> {
+    let mark = blob.mark();
+    match has_digest(found, &blob.digest())? {
+        None => Ok(Outcome::Skipped),
+        Some(true) => Ok(Outcome::Good),
+        Some(false) if blob.discard_since(0..blob.size(), mark)? => Ok(Outcome::Removed),
+        Some(false) => Ok(Outcome::Skipped),
+    }
 }

@@ -67,6 +67,26 @@ async fn those_who_join_a_claim_get_its_result_or_none() {
 }
 
 #[tokio::test]
+async fn a_claim_is_handed_over_to_work_that_begins_only_for_those_who_joined() {
+    let map = OnceMap::<u8, u8>::default();
+    let begun = Arc::new(AtomicUsize::new(0));
+    let work = |result| {
+        let begun = Arc::clone(&begun);
+        async move {
+            begun.fetch_add(1, Ordering::SeqCst);
+            result
+        }
+    };
+    map.claim(1).expect("nobody is at it").hand_over(work(7));
+    tokio::task::yield_now().await;
+    assert_eq!((begun.load(Ordering::SeqCst), map.is_empty()), (0, true));
+    let claim = map.claim(1).expect("the last one is over");
+    let joined = map.join(1, || work(8));
+    claim.hand_over(work(9));
+    assert_eq!((joined.await, begun.load(Ordering::SeqCst)), (Some(9), 1));
+}
+
+#[tokio::test]
 async fn work_that_panics_gives_none_and_is_forgotten() {
     let map = OnceMap::<u8, u8>::default();
     assert_eq!(map.join(1, || async { panic!("on purpose") }).await, None);

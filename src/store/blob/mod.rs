@@ -86,7 +86,7 @@ struct State {
 }
 
 /// Stands for the bytes of a blob at one moment: what is there at two moments with the same mark was there all the time,
-/// and every write between them put its own bytes in place.
+/// and every write between them put its own bytes in place. Taken by [`Blob::mark`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     discards: u64,
@@ -160,7 +160,7 @@ impl Blob {
         }
     }
 
-    /// The mark of now, for [`complete_since`](Self::complete_since).
+    /// The mark of now, for [`complete_since`](Self::complete_since) and [`discard_since`](Self::discard_since).
     pub fn mark(&self) -> Mark {
         lock(&self.state).mark()
     }

@@ -288,6 +288,26 @@ fn what_others_wrote_or_discarded_since_a_mark_is_hashed_again() -> Result {
 }
 
 #[test]
+fn what_was_wrong_is_discarded_unless_others_have_discarded_since() -> Result {
+    let scratch = Scratch::new();
+    let content = content(1000);
+    let blob = scratch.store.blob(&Digest::sha256(&content), 1000)?;
+    blob.write(0, &content)?;
+    blob.complete(true)?;
+    let mark = blob.mark();
+    assert!(blob.discard_since(100..200, mark)?);
+    assert_eq!(blob.missing(0..1000), [100..200]);
+    blob.write(100, &content[100..200])?;
+    assert!(!blob.discard_since(150..250, mark)?, "what the mark stands for is gone");
+    assert!(blob.missing(0..1000).is_empty());
+    let mark = blob.mark();
+    blob.complete(false)?;
+    assert!(blob.discard_since(150..250, mark)?, "completion changes no bytes");
+    assert_eq!(blob.missing(0..1000), [150..250]);
+    Ok(())
+}
+
+#[test]
 fn one_value_is_shared_however_many_ask_at_once() -> Result {
     let scratch = Scratch::new();
     let digest = Digest::sha256(b"content");

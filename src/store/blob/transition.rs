@@ -239,12 +239,30 @@ impl Blob {
 
     /// Forgets `range`, because it was found to be wrong; a complete blob becomes partial again.
     pub fn discard(&self, range: Range<u64>) -> Result<(), Error> {
+        self.discard_if(range, |_| true).map(drop)
+    }
+
+    /// Forgets `range`, because what was read of it since `mark` was wrong; false if anything of the blob was discarded
+    /// meanwhile. Then the wrong bytes may be gone, and good ones in their place: they are to be looked at again.
+    pub fn discard_since(&self, range: Range<u64>, mark: Mark) -> Result<bool, Error> {
+        self.discard_if(range, |state| state.discards == mark.discards)
+    }
+
+    fn discard_if(&self, range: Range<u64>, is_due: impl FnOnce(&State) -> bool) -> Result<bool, Error> {
         let range = range.start..range.end.min(self.size);
         if range.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let _transition = lock(&self.transition);
-        if self.is_complete() { self.discard_of_complete(&range) } else { self.discard_of_partial(&range) }
+        if !is_due(&lock(&self.state)) {
+            return Ok(false);
+        }
+        if self.is_complete() {
+            self.discard_of_complete(&range)?;
+        } else {
+            self.discard_of_partial(&range)?;
+        }
+        Ok(true)
     }
 
     /// Memory forgets first: from here on nobody reads the bytes, whatever becomes of the record.
