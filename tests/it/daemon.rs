@@ -57,6 +57,8 @@ impl Bench {
             self.point.is_mounted()
         });
         self.assert_served();
+        // It answers once the mount is made: a signal before that interrupts the command.
+        assert_eq!(self.ocifs.run(["list"]).code(), 0);
         child
     }
 
@@ -155,6 +157,7 @@ fn a_daemon_in_the_foreground_ends_in_order_when_its_terminal_is_closed() {
     command.env("HOME", bench.ocifs.home()).env("OCIFS_CACHE_DIR", bench.ocifs.cache());
     let mut child = command.env("OCIFS_RUNTIME_DIR", bench.ocifs.runtime()).spawn().expect("it runs");
     eventually(MINUTE, "it is mounted", || bench.point.is_mounted());
+    assert_eq!(bench.ocifs.run(["list"]).code(), 0);
     signal(Pid::from_child(&child), Signal::HUP);
     std::thread::sleep(Duration::from_millis(200));
     bench.assert_served();
