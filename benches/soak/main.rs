@@ -9,9 +9,10 @@
 //! which fails one request in twenty in one of nine ways, takes its tokens for 20 seconds whatever it promised,
 //! and is restarted every minute, away for `--pause` seconds and then with a new key. Readers read files and parts of files at
 //! random and compare them with the tree that umoci unpacked. Every `--round` seconds the image is unmounted, all its bytes are
-//! forgotten, and it is mounted again by the same daemon, so that they are fetched again and again. What is printed at the end goes into the README: wrong bytes, errors that
-//! readers saw, and what the daemon holds of memory, threads and descriptors at the start and at the end. The exit code is 1 if
-//! there is a wrong byte or an error, or if the daemon holds more at the end than it may.
+//! forgotten, and it is mounted again by the same daemon, so that they are fetched again and again. What is printed at the
+//! end goes into the README: wrong bytes, errors that readers saw, and what the daemon holds of memory, threads and
+//! descriptors at the start and at the end. The exit code is 1 if there is a wrong byte or an error, or if the daemon holds
+//! more at the end than it may.
 //!
 //! Needs root, FUSE, and umoci unless the tree is there already. `DIR` of `--work` keeps the tree from run to run.
 
