@@ -123,7 +123,10 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
         let made = server.mount_in_foreground(mount);
         tokio::select! {
             made = made => made?,
-            _ = signals.end() => return Ok(End::Interrupted),
+            _ = signals.end() => {
+                server.unmount_all().await;
+                return Ok(End::Interrupted);
+            }
         }
     }
     if let Some(ready) = ready {

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::control::{self, Event, Fill};
 use super::events::{open_image, send, warn_of};
 use super::failure::no_device;
 use super::fill::Filling;
-use super::mounts::{Counts, Mounted, Mounts};
+use super::mounts::{Counts, Mounted, Mounts, Reservation};
 use super::profiles::Profiling;
 use super::query::request_of;
 use super::served::{self, Served};
@@ -49,14 +51,48 @@ pub(super) async fn mount(
     if let Some(text) = control::other_cache_size(images.store().limits().max_bytes, wanted.cache_size) {
         send(events, Event::Warning { text }).await;
     }
-    let mounted = attach(images, mounts, wanted, image).await?;
+    let (asked, made) = oneshot::channel();
+    tokio::spawn(enter(images.clone(), Arc::clone(mounts), reservation, wanted, image, asked));
+    let mounted = made.await.map_err(|_| interrupted())??;
     let io = mounted.served.connection.io();
     if io.degraded {
         send(events, Event::Warning { text: format!("files are not read by passthrough: {}", io.reason) }).await;
     }
-    let report = super::report::mount(&mounted);
-    reservation.fill(mounted);
-    Ok(report)
+    Ok(super::report::mount(&mounted))
+}
+
+/// Makes the mount and enters it in the table; ends it if whoever `asked` has gone away meanwhile.
+///
+/// A task of its own, which nobody cancels: a mount that is dropped halfway would stay, and nobody would know of it.
+async fn enter(
+    images: Images,
+    mounts: Arc<Mounts>,
+    reservation: Reservation,
+    wanted: control::Mount,
+    image: Image,
+    asked: oneshot::Sender<Result<Arc<Mounted>, Failure>>,
+) {
+    let Some(_entering) = mounts.enter() else { return };
+    let made = attach(&images, &mounts, wanted, image).await;
+    if let Ok(mounted) = &made {
+        reservation.fill(Arc::clone(mounted));
+    }
+    if let Err(Ok(mounted)) = asked.send(made) {
+        tracing::info!(dir = %mounted.request.dir.display(), "ending a mount that nobody waits for any more");
+        if let Err(failure) = unmount(&mounted, true).await {
+            tracing::error!(%failure, "a mount stays behind");
+        }
+    }
+}
+
+/// Ends a mount, and what it records.
+pub(super) async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
+    let inner = Arc::clone(mounted);
+    let ended = tokio::task::spawn_blocking(move || inner.mount.unmount(lazy)).await;
+    ended.map_err(|_| interrupted())?.map_err(|error| Failure::from(&error))?;
+    // A client that was told so finds the profile.
+    mounted.profiling.end().await;
+    Ok(())
 }
 
 /// What to tell of an image whose indexes could not be kept.

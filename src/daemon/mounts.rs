@@ -84,12 +84,30 @@ pub(super) struct Mounts {
     served: Arc<served::Table>,
     /// Where they are, for noticing that they are gone.
     places: fuse::Places,
+    /// Who makes a mount that the kernel may know already.
+    entrance: watch::Sender<Entrance>,
+}
+
+#[derive(Debug)]
+struct Entrance {
+    is_closed: bool,
+    inside: usize,
+}
+
+/// Stands for a mount that the kernel may know and the table does not, until dropped.
+#[derive(Debug)]
+pub(super) struct Entering(Arc<Mounts>);
+
+impl Drop for Entering {
+    fn drop(&mut self) {
+        self.0.entrance.send_modify(|entrance| entrance.inside -= 1);
+    }
 }
 
 /// A reserved mount point; freed when dropped unless it was filled.
 #[derive(Debug)]
-pub(super) struct Reservation<'a> {
-    mounts: &'a Mounts,
+pub(super) struct Reservation {
+    mounts: Arc<Mounts>,
     dir: PathBuf,
     filled: bool,
 }
@@ -129,20 +147,37 @@ impl Default for Mounts {
             grown: Arc::default(),
             served: Arc::default(),
             places: fuse::Places::default(),
+            entrance: watch::Sender::new(Entrance { is_closed: false, inside: 0 }),
         }
     }
 }
 
 impl Mounts {
     /// Takes `dir` for a mount that is being made; none if it is taken.
-    pub(super) fn reserve(&self, dir: &Path) -> Option<Reservation<'_>> {
+    pub(super) fn reserve(self: &Arc<Self>, dir: &Path) -> Option<Reservation> {
         let mut table = self.lock();
         if table.contains_key(dir) {
             return None;
         }
         table.insert(dir.to_owned(), None);
         self.count.send_replace(table.len());
-        Some(Reservation { mounts: self, dir: dir.to_owned(), filled: false })
+        Some(Reservation { mounts: Arc::clone(self), dir: dir.to_owned(), filled: false })
+    }
+
+    /// To be held while the kernel is told of a mount and until the table has it; none once the table is closed.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Entering> {
+        let is_open = self.entrance.send_if_modified(|entrance| {
+            entrance.inside += usize::from(!entrance.is_closed);
+            !entrance.is_closed
+        });
+        is_open.then(|| Entering(Arc::clone(self)))
+    }
+
+    /// Lets no more mounts in, and returns when those that were on their way are in the table, or were ended.
+    pub(super) async fn close(&self) {
+        self.entrance.send_modify(|entrance| entrance.is_closed = true);
+        // An error would mean that nobody can enter any more.
+        drop(self.entrance.subscribe().wait_for(|entrance| entrance.inside == 0).await);
     }
 
     pub(super) fn get(&self, dir: &Path) -> Option<Arc<Mounted>> {
@@ -205,7 +240,7 @@ impl Mounts {
     }
 }
 
-impl Reservation<'_> {
+impl Reservation {
     /// Enters the finished mount.
     pub(super) fn fill(mut self, mounted: Arc<Mounted>) {
         self.mounts.lock().insert(self.dir.clone(), Some(mounted));
@@ -215,7 +250,7 @@ impl Reservation<'_> {
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.filled {
             let mut table = self.mounts.lock();

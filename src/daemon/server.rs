@@ -10,7 +10,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::control::{self, Event, Request};
-use super::mounts::{Mounted, Mounts};
+use super::mounts::Mounts;
 use super::served::Served;
 use super::socket::Listener;
 use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report, upkeep};
@@ -23,6 +23,9 @@ const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 
 
 /// How long the kernel may take, when the daemon ends, to take what it is just being given.
 const HUSHING: Duration = Duration::from_secs(1);
+
+/// How long a mount that the kernel is being told of may take, when the daemon ends, to be made and ended.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// How long a client that has its answer may take to go.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -141,6 +144,9 @@ impl Server {
 
     /// Ends all mounts before the daemon ends. Those in use are detached: their users get errors, but nothing hangs.
     pub(super) async fn unmount_all(&self) {
+        if tokio::time::timeout(CLOSING, self.mounts.close()).await.is_err() {
+            tracing::error!("a mount that is being made may stay behind");
+        }
         // Many mounts may have one connection, and hushing one that hangs takes its whole time.
         let mut hushed = Vec::new();
         for mounted in self.mounts.all() {
@@ -149,10 +155,10 @@ impl Server {
                 hushed.push(connection);
                 hush(Arc::clone(&mounted.served)).await;
             }
-            let ended = unmount(&mounted, false).await;
+            let ended = mount::unmount(&mounted, false).await;
             if let Err(failure) = ended {
                 tracing::warn!(%failure, "detaching a mount that is in use");
-                if let Err(failure) = unmount(&mounted, true).await {
+                if let Err(failure) = mount::unmount(&mounted, true).await {
                     tracing::error!(%failure, "a mount stays behind");
                 }
             }
@@ -289,7 +295,7 @@ impl Server {
 
     async fn unmount(&self, dir: &Path, lazy: bool) -> Result<serde_json::Value, Failure> {
         let Some(mounted) = self.mounts.get(dir) else { return Err(not_mounted(dir)) };
-        unmount(&mounted, lazy).await?;
+        mount::unmount(&mounted, lazy).await?;
         if !lazy {
             // A client that was told so can mount there again at once.
             mounted.mount.ended().await;
@@ -435,15 +441,6 @@ async fn hush(served: Arc<Elsewhere<Served>>) {
     if tokio::time::timeout(HUSHING, hushed).await.is_err() {
         tracing::warn!("the kernel is still being given what it has not asked for");
     }
-}
-
-async fn unmount(mounted: &Arc<Mounted>, lazy: bool) -> Result<(), Failure> {
-    let inner = Arc::clone(mounted);
-    let ended = tokio::task::spawn_blocking(move || inner.mount.unmount(lazy)).await;
-    ended.map_err(|_| Failure::new(Code::Other, "the daemon is stopping"))?.map_err(|error| Failure::from(&error))?;
-    // A client that was told so finds the profile.
-    mounted.profiling.end().await;
-    Ok(())
 }
 
 /// The failure for a directory that this daemon has not mounted.

@@ -166,6 +166,44 @@ fn a_daemon_in_the_foreground_ends_in_order_when_its_terminal_is_closed() {
 }
 
 #[test]
+fn who_ends_it_while_it_mounts_leaves_no_mount_that_nobody_knows() {
+    let Some(bench) = Bench::new() else { return };
+    let seen = |child: &mut Child| {
+        while !bench.point.is_mounted() && child.try_wait().expect("it is ours").is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    };
+    let reference = bench.reference();
+    let start = |options: &[&str]| {
+        let all = [&["mount", "--profile-until=0"], options, &[&reference, bench.dir()]].concat();
+        let mut command = bench.ocifs.command(all);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs")
+    };
+    for ending in [Signal::TERM, Signal::HUP].into_iter().cycle().take(20) {
+        let mut child = start(&["--foreground"]);
+        seen(&mut child);
+        signal(Pid::from_child(&child), ending);
+        let code = child.wait().expect("it ends").code();
+        assert!(matches!(code, Some(0 | 130)), "{ending:?}: {code:?}");
+        assert!(!bench.point.is_mounted(), "{ending:?}, {code:?}");
+    }
+    for _ in 0..20 {
+        let mut child = start(&[]);
+        seen(&mut child);
+        signal(Pid::from_child(&child), Signal::INT);
+        child.wait().expect("it ends");
+        // It was too late to interrupt it, or there is none in the end.
+        eventually(MINUTE, "the daemon knows of it", || {
+            let listed = bench.ocifs.json(["list", "--json"]).as_array().is_some_and(|mounts| !mounts.is_empty());
+            listed == bench.point.is_mounted()
+        });
+        if bench.point.is_mounted() {
+            bench.ocifs.umount(&bench.point);
+        }
+    }
+}
+
+#[test]
 fn a_log_that_cannot_be_written_ends_nothing() {
     let Some(bench) = Bench::new() else { return };
     let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
