@@ -10,6 +10,7 @@ mod readers;
 mod single;
 mod stack;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
@@ -18,14 +19,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ocifs::demo::registry::{Content, Endpoint, Fault, Request};
+use ocifs::limits::CONTENT_DIGEST_BYTES;
 use serde_json::Value;
 
 use crate::support::{
-    Compression, Embedded, Field, Kind, Mount, Ocifs, Tree, assert_same, require, require_fuse, require_root,
-    umoci_unpack, walk,
+    Compression, Embedded, Field, Image, Kind, Layer, Mount, Ocifs, Tree, assert_same, eventually, noise, require,
+    require_fuse, require_root, umoci_unpack, walk,
 };
 use readers::{ALL, Expected, Plan, Way, read_all};
 use stack::image;
+
+/// Length of the one file of another image, which does not compress.
+const FILLER: usize = 1_500_000;
 
 /// An image in a registry, mounted, and umoci's idea of it.
 struct Scene {
@@ -61,6 +66,7 @@ impl Scene {
         let image = image(seed);
         let content = Content::new();
         image.to_content(&content, "it", "latest");
+        Image::new().layer(Layer::new().file("other", noise(FILLER, seed))).to_content(&content, "it", "other");
         let ocifs = Ocifs::new();
         let (layout, bundle) = (ocifs.home().join("layout"), ocifs.home().join("bundle"));
         // umoci 0.4.7 knows no zstd.
@@ -105,6 +111,11 @@ impl Scene {
         let status = self.status();
         let number = |name: &str| status[name].as_u64().expect("a number");
         (number("bytes_local"), number("bytes_needed"))
+    }
+
+    /// What the cache takes.
+    fn usage(&self) -> Value {
+        self.ocifs.json(["cache", "du", "--json"])
     }
 
     /// Compares everything with what umoci unpacked.
@@ -217,6 +228,58 @@ fn readers_do_not_notice_that_the_cache_is_emptied() {
             emptying.join().expect("the cache can be emptied");
         });
         scene.compare();
+    }
+}
+
+#[test]
+fn a_mount_of_decoded_files_is_what_umoci_unpacks_while_they_are_evicted() {
+    for scene in scenes(7) {
+        scene.remount_cold(&["--fill=now"]);
+        scene.read(4, &[Way::Whole]);
+        let (decoded, short): (Vec<_>, Vec<_>) =
+            scene.files.iter().cloned().partition(|file| file.bytes.len() as u64 > CONTENT_DIGEST_BYTES);
+        let count = decoded.iter().map(|file| &file.bytes).collect::<HashSet<_>>().len() as u64;
+        assert!(count > 5 && !short.is_empty());
+        eventually(Duration::from_secs(120), "all are decoded", || scene.usage()["files"]["count"] == count);
+
+        // Whatever the kernel and the daemon remember is gone; copies may be evicted as soon as anything is added.
+        scene.ocifs.umount(&scene.point);
+        assert!(scene.ocifs.end_daemon(), "it ends when it is told to");
+        let room = scene.usage()["used"].as_u64().expect("a number") + FILLER as u64 / 2;
+        assert!(scene.ocifs.end_daemon(), "it ends when it is told to");
+        scene.mount(&["--fill=off", &format!("--cache-size={room}")]);
+        let asked = || scene.status()["kernel_requests"]["read"].as_u64().expect("a number");
+        let plan = Plan { threads: 8, rounds: 1, ways: &ALL, forgets: true, patience: Duration::ZERO };
+        // Long copies are verified beside their first readers.
+        eventually(Duration::from_secs(60), "the kernel reads the copies itself", || {
+            let before = asked();
+            read_all(&scene.root(), &decoded, scene.seed, plan);
+            scene.io == "cached" || asked() == before
+        });
+
+        let (done, evicted) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let point = scene.ocifs.mount_point("other");
+                while !done.load(Ordering::Relaxed) && scene.usage()["files"]["count"] == count {
+                    let (name, dir) = (scene.registry.name("it:other"), point.path().to_str().expect("a plain path"));
+                    scene.ocifs.run(["mount", "--wait", "--profile-until=0", &name, dir]).ok();
+                    scene.ocifs.umount(&point);
+                }
+                evicted.store(true, Ordering::Relaxed);
+            });
+            let began = Instant::now();
+            while !evicted.load(Ordering::Relaxed) && !other.is_finished() {
+                assert!(began.elapsed() < Duration::from_secs(120), "nothing is evicted: {}", scene.usage());
+                read_all(&scene.root(), &scene.files, scene.seed, plan);
+            }
+            read_all(&scene.root(), &scene.files, scene.seed, plan);
+            done.store(true, Ordering::Relaxed);
+            other.join().expect("another image can be mounted");
+        });
+        assert!(scene.usage()["files"]["count"].as_u64() < Some(count), "{}", scene.usage());
+        scene.compare();
+        assert_eq!(scene.ocifs.run(["cache", "verify"]).code(), 0);
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::stack::Random;
 
 /// A file and what it holds.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Expected {
     /// Relative to the root.
     pub(super) path: String,
