@@ -1,6 +1,8 @@
 //! A ranged read that does not hang: when an answer stalls, its rest is asked for once more, and whoever answers first
 //! goes on.
 //!
+//! If one of the two fails, the other decides.
+//!
 //! A connection that stops without closing (a path that changed, a server that was frozen, a load balancer that forgot it)
 //! costs a reader the time-outs of the client underneath, which must be long. A second request costs a round trip.
 //!
@@ -82,7 +84,10 @@ impl<'a> Steady<'a> {
                 let mut second = request(&reader, range.clone());
                 loop {
                     tokio::select! {
-                        stream = &mut first => break stream?,
+                        stream = &mut first => match stream {
+                            Ok(stream) => break stream,
+                            Err(error) => break second.await.map_err(|_| error)?,
+                        },
                         stream = &mut second => match stream {
                             Ok(stream) => break stream,
                             Err(_) => break first.await?,
@@ -129,11 +134,18 @@ impl<'a> Steady<'a> {
                     }
                 },
             };
-            self.second = None;
+            let second = self.second.take();
             self.came = Instant::now();
-            let piece = match item? {
-                Ok(piece) => piece,
-                Err(error) => return Some(Err(error.into())),
+            let piece = match (item?, second) {
+                (Ok(piece), _) => piece,
+                (Err(error), None) => return Some(Err(error.into())),
+                (Err(error), Some(second)) => match second.await {
+                    Ok(stream) => {
+                        self.stream = stream;
+                        continue;
+                    }
+                    Err(_) => return Some(Err(error.into())),
+                },
             };
             self.rest.start += piece.len() as u64;
             self.traffic.received(piece.len());

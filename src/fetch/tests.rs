@@ -349,6 +349,64 @@ async fn an_answer_that_stalls_is_asked_for_again_from_where_it_stopped() {
     assert_eq!((traffic.bytes(), traffic.requests()), (10, 2));
 }
 
+/// A source whose first answer stalls, at its beginning or in its middle, and then fails.
+#[derive(Debug)]
+struct Broken {
+    memory: Memory,
+    is_first: AtomicBool,
+    begins: bool,
+    /// How long the first answer takes to fail, and the others to begin.
+    times: [Duration; 2],
+}
+
+impl BlobReader for Broken {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
+        let [fails, answers] = self.times;
+        if !self.is_first.swap(false, Ordering::SeqCst) {
+            return Box::pin(async move {
+                tokio::time::sleep(answers).await;
+                self.memory.read(range).await
+            });
+        }
+        let failure = async move {
+            tokio::time::sleep(fails).await;
+            source::Error::new(source::ErrorKind::Unreachable, "gone")
+        };
+        let half = Ok(self.memory.blob.slice(..5));
+        Box::pin(async move {
+            if !self.begins {
+                return Err(failure.await);
+            }
+            let failure = futures_util::stream::once(failure).map(Err);
+            let stream: ByteStream = Box::pin(futures_util::stream::iter([half]).chain(failure));
+            Ok(stream)
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_answer_that_fails_leaves_it_to_the_second() {
+    let patience = Duration::from_millis(20);
+    for (begins, second) in [(false, 0..10), (true, 5..10)] {
+        let memory = Memory { blob: Bytes::from_static(b"0123456789"), ..Memory::default() };
+        let source = Broken { memory, is_first: true.into(), begins, times: [patience * 2, patience * 4] };
+        let (source, traffic) = (Arc::new(source), Traffic::default());
+        let watch = steady::Watch { outages: Arc::default(), place: "memory".into(), anew: steady::ANEW };
+        let reader = Arc::clone(&source) as Arc<dyn BlobReader>;
+        let mut answer =
+            steady::Steady::open(reader, 0..10, &traffic, patience, watch).await.expect("the second answers");
+        let mut bytes = Vec::new();
+        while let Some(piece) = answer.next().await {
+            bytes.extend_from_slice(&piece.expect("good pieces"));
+        }
+        assert_eq!((&bytes[..], source.memory.asked()), (&b"0123456789"[..], vec![second]));
+    }
+}
+
 /// A source that says nothing to the first so many requests, for ever.
 #[derive(Debug)]
 struct Silent {
