@@ -104,7 +104,7 @@ impl Planner {
     /// Wants a span that somebody waits for, though the disk may have its bytes: they could not be read.
     pub(super) fn want_anyway(&self, layer: &Arc<Layer>, span: SpanId) -> Ticket {
         let ticket = self.ticket(&mut self.lock(), layer, span, Priority::Demand);
-        self.pump_line(&layer.source_name);
+        self.pump_line(&layer.place);
         ticket
     }
 
@@ -147,7 +147,7 @@ impl Planner {
 
     /// How many bytes the line to `layer`'s source holds, as far as is known.
     pub(super) fn product(&self, layer: &Layer) -> u64 {
-        self.lock().product(&layer.source_name)
+        self.lock().product(&layer.place)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -158,16 +158,16 @@ impl Planner {
     fn pump(&self, wanted: &[(Arc<Layer>, SpanId)]) {
         let mut last: Option<&Arc<str>> = None;
         for (layer, _) in wanted {
-            if last != Some(&layer.source_name) {
-                self.pump_line(&layer.source_name);
-                last = Some(&layer.source_name);
+            if last != Some(&layer.place) {
+                self.pump_line(&layer.place);
+                last = Some(&layer.place);
             }
         }
     }
 
-    fn pump_line(&self, source: &str) {
+    fn pump_line(&self, place: &str) {
         loop {
-            let Some(run) = self.lock().next(source) else { return };
+            let Some(run) = self.lock().next(place) else { return };
             let id = run.id;
             let bytes = run.range();
             tracing::trace!(
@@ -285,7 +285,7 @@ impl Flight {
             self.planner.lock().received(self.run.id, piece.len() as u64);
             // Bytes of a long answer say as much as the beginning of another.
             self.planner.outages.answered(&layer.place);
-            self.planner.pump_line(&layer.source_name);
+            self.planner.pump_line(&layer.place);
             self.deliver(&mut cutter, piece).await;
         }
         self.deliver(&mut cutter, after).await;

@@ -27,7 +27,7 @@ pub(super) type Outcome = Option<Result<Bytes, Error>>;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     wants: HashMap<Key, Want>,
-    /// By the name of the source.
+    /// By the place that bytes come from: layers of one host share its line, whatever image and repository they are of.
     lines: HashMap<Arc<str>, Line>,
     reads: HashMap<u64, Read>,
     last_read: u64,
@@ -123,7 +123,7 @@ impl Queue {
         if is_new || priority < want.priority {
             want.priority = priority;
             if want.read.is_none() {
-                let line = Arc::clone(&want.layer.source_name);
+                let line = Arc::clone(&want.layer.place);
                 self.lines.entry(line).or_default().waiting[priority as usize].push_back(key);
             }
         }
@@ -148,9 +148,9 @@ impl Queue {
         if read.keys.iter().any(is_wanted) { None } else { read.abort.clone() }
     }
 
-    /// The next read that the line of `source` should carry, if any.
-    pub(super) fn next(&mut self, source: &str) -> Option<Run> {
-        let name = Arc::clone(self.lines.get_key_value(source)?.0);
+    /// The next read that the line of `place` should carry, if any.
+    pub(super) fn next(&mut self, place: &str) -> Option<Run> {
+        let name = Arc::clone(self.lines.get_key_value(place)?.0);
         let line = self.lines.get_mut(&name)?;
         for priority in Priority::ALL {
             let is_waiting =
@@ -327,9 +327,9 @@ impl Queue {
         self.lines.values().map(|line| line.outstanding).sum()
     }
 
-    /// How many bytes the line of `source` holds, as far as is known.
-    pub(super) fn product(&self, source: &str) -> u64 {
-        self.lines.get(source).map_or_else(|| Estimate::default().product(), |line| line.estimate.product())
+    /// How many bytes the line of `place` holds, as far as is known.
+    pub(super) fn product(&self, place: &str) -> u64 {
+        self.lines.get(place).map_or_else(|| Estimate::default().product(), |line| line.estimate.product())
     }
 }
 

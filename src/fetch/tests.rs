@@ -28,11 +28,16 @@ pub(super) struct Memory {
     stalls: AtomicBool,
     /// Answers nothing that begins here or further on, for as long as this is set.
     held: watch::Sender<Option<u64>>,
+    host: Option<&'static str>,
 }
 
 impl BlobReader for Memory {
     fn size(&self) -> u64 {
         self.blob.len() as u64
+    }
+
+    fn host(&self) -> Option<&str> {
+        self.host
     }
 
     fn read(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, source::Error>> {
@@ -232,6 +237,58 @@ async fn a_reader_goes_before_everything_that_waits() {
     };
     let (filled, (), ()) = tokio::join!(scene.fetcher.prefetch(&fill, Priority::Fill), scene.check(15), looks);
     filled.expect("all can be had");
+}
+
+#[tokio::test]
+async fn repositories_of_one_host_share_what_may_be_on_its_line() {
+    let scene = scene(16, 4, Memory { host: Some("host"), ..Memory::default() });
+    scene.source.hold(Some(0));
+    let reader = Arc::clone(&scene.source) as Arc<dyn BlobReader>;
+    let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
+    let scratch = scene._cache.path().join("cache/tmp");
+    let other = Arc::new(Layer::new(index, blob, Some(reader), "another repository", scratch));
+    let of_other: Vec<_> = (8..16).map(|number| (Arc::clone(&other), scene.span(number))).collect();
+    let looks = async {
+        let some = scene.fetcher.outstanding();
+        assert!(some > 0 && some < scene.layer.index.compressed(scene.span(7)).end, "not all of it goes out at once");
+        let beside = scene.fetcher.prefetch(&of_other, Priority::Fill);
+        let looks = async {
+            assert_eq!(scene.fetcher.outstanding(), some, "the line has no room for another repository's either");
+            scene.source.hold(None);
+        };
+        tokio::join!(beside, looks).0.expect("all can be had");
+    };
+    let fill = scene.wanted(0..8);
+    let (filled, ()) = tokio::join!(scene.fetcher.prefetch(&fill, Priority::Fill), looks);
+    filled.expect("all can be had");
+    assert!((0..16).all(|number| scene.is_local(number)));
+    assert_eq!(scene.fetcher.outstanding(), 0);
+}
+
+#[tokio::test]
+async fn fill_lets_go_of_the_line_when_a_reader_comes_and_goes_on_afterwards() {
+    let scene = scene(16, 4, Memory::default());
+    scene.source.hold(Some(0));
+    let last = scene.layer.index.compressed(scene.span(15));
+    let until = async |is_so: &dyn Fn() -> bool, what: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let reads = async {
+        until(&|| scene.fetcher.outstanding() > 0, "nothing is filled").await;
+        let _reader = scene.fetcher.demand().enter();
+        tokio::join!(scene.check(15), async {
+            let alone = || scene.fetcher.outstanding() == last.end - last.start;
+            until(&alone, "the reader shares the line with fill").await;
+            scene.source.hold(None);
+        });
+    };
+    let (filled, ()) = tokio::join!(fill(&scene.fetcher, &scene.layer, Urgency::Idle), reads);
+    filled.expect("the source is well");
+    assert!(scene.layer.blob.is_complete());
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ impl Machine<'_> {
             }
             Step::Leave(number) => self.leave(number),
             Step::Next(number) => {
-                let lines: BTreeSet<_> = self.spans.iter().map(|(layer, _)| Arc::clone(&layer.source_name)).collect();
+                let lines: BTreeSet<_> = self.spans.iter().map(|(layer, _)| Arc::clone(&layer.place)).collect();
                 self.next(lines.iter().nth(number % lines.len()).expect("there are as many"));
             }
             Step::Begin(number) => {
@@ -135,7 +135,7 @@ impl Machine<'_> {
         let (layer, id) = &self.spans[span];
         let outcome = self.queue.enter(layer, *id, priority, kept);
         assert!(outcome.borrow().is_none(), "nothing that was delivered is wanted");
-        let line = Arc::clone(&layer.source_name);
+        let line = Arc::clone(&layer.place);
         let want = self.wants.entry(span).or_insert(Expected { line, priority, tickets: 0, kept: false, read: None });
         let nobody = want.tickets == 0 && !want.kept;
         want.priority = if nobody { priority } else { want.priority.min(priority) };
@@ -209,7 +209,7 @@ impl Machine<'_> {
         let task = self.runtime.spawn(std::future::pending::<()>()).abort_handle();
         for span in &spans {
             let bridge = || Expected {
-                line: Arc::clone(&run.layer.source_name),
+                line: Arc::clone(&run.layer.place),
                 priority: Priority::Fill,
                 tickets: 0,
                 kept: true,
