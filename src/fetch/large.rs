@@ -20,7 +20,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
-use super::pieces::pieces;
+use super::pieces::pieces_of;
 use super::spans::{Key, Use};
 use super::{Error, Fetcher, Layer};
 use crate::index::{self, LayerIndex, SpanId};
@@ -154,7 +154,7 @@ pub(super) async fn obtain(layer: &Arc<Layer>, span: SpanId, target: Target) -> 
         }
     });
     let range = layer.index.compressed(span);
-    let mut pieces = std::pin::pin!(pieces(&layer.blob, layer.reader.as_ref(), range, &layer.traffic));
+    let mut pieces = std::pin::pin!(pieces_of(layer, range));
     let mut failed = None;
     while let Some(piece) = pieces.next().await {
         match piece {

@@ -5,10 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use super::large::LargeSpans;
 use super::proof::Proof;
 use super::readahead::{Foretold, ReadAhead};
 use super::windows::Windows;
+use super::{Error, OnceMap};
 use crate::index::{LayerIndex, SpanId};
 use crate::source::BlobReader;
 use crate::store::Blob;
@@ -34,6 +37,8 @@ pub struct Layer {
     pub(super) proof: Proof,
     /// What brings the windows of its index, if that was opened without them.
     pub(super) windows: Windows,
+    /// The chunks of it that are being streamed, by where they begin and end in the blob.
+    pub(super) chunks: OnceMap<(u64, u64), Result<Bytes, Error>>,
     /// Its spans that are too large for memory.
     pub(super) large: LargeSpans,
     /// What its readers did.
@@ -60,6 +65,7 @@ impl Layer {
             traffic: Traffic::default(),
             proof: Proof::default(),
             windows: Windows::default(),
+            chunks: OnceMap::default(),
             large: LargeSpans::new(scratch),
             readahead: ReadAhead::default(),
         }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
 
-use super::{Error, Traffic, read_range};
+use super::{Error, Layer, Traffic, read_range};
 use crate::limits;
 use crate::source::BlobReader;
 use crate::store::Blob;
@@ -24,6 +24,22 @@ pub(super) fn pieces<'a>(
     traffic: &'a Traffic,
 ) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'a {
     let reads = chunks(range).map(move |chunk| piece(blob, reader, chunk, traffic));
+    stream::iter(reads).buffered(limits::PARALLEL_READS)
+}
+
+/// Streams `range` of `layer` in order, together with whoever streams it at the same time: each chunk is asked for once.
+pub(super) fn pieces_of(
+    layer: &Arc<Layer>,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, Error>> + Send + use<> {
+    let layer = Arc::clone(layer);
+    let reads = chunks(range).map(move |chunk| {
+        let (joined, working, key) = (Arc::clone(&layer), Arc::clone(&layer), (chunk.start, chunk.end));
+        async move {
+            let work = || async move { piece(&working.blob, working.reader.as_ref(), chunk, &working.traffic).await };
+            joined.chunks.join(key, work).await.unwrap_or(Err(Error::Interrupted))
+        }
+    });
     stream::iter(reads).buffered(limits::PARALLEL_READS)
 }
 

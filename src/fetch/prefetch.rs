@@ -218,8 +218,8 @@ impl Fetcher {
 impl Layer {
     /// Brings bytes into the blob store a piece at a time: for spans that are too large for memory, and for what lies
     /// between spans.
-    pub(super) async fn stream_to_disk(&self, range: Range<u64>) -> Result<(), Error> {
-        let mut pieces = std::pin::pin!(pieces::pieces(&self.blob, self.reader.as_ref(), range, &self.traffic));
+    pub(super) async fn stream_to_disk(self: &Arc<Self>, range: Range<u64>) -> Result<(), Error> {
+        let mut pieces = std::pin::pin!(pieces::pieces_of(self, range));
         while let Some(piece) = pieces.next().await {
             piece?;
         }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::index::{Expected, LayerIndex, build};
+use crate::limits;
 use crate::source::{BoxFuture, ByteStream};
 use crate::store::{Blob, Store};
 use crate::tar::{Entry, Kind, Timestamp, Writer};
@@ -289,6 +290,26 @@ async fn fill_lets_go_of_the_line_when_a_reader_comes_and_goes_on_afterwards() {
     let (filled, ()) = tokio::join!(fill(&scene.fetcher, &scene.layer, Urgency::Idle), reads);
     filled.expect("the source is well");
     assert!(scene.layer.blob.is_complete());
+}
+
+#[tokio::test]
+async fn what_several_stream_at_once_is_asked_for_once_and_goes_on_when_one_of_them_gives_up() {
+    let scene = scene(32, 4, Memory { delay: Duration::from_millis(20), ..Memory::default() });
+    let whole = 0..scene.layer.blob.size();
+    assert!(whole.end > 2 * limits::READ_CHUNK, "there are several chunks");
+    let (first, second, third) = (
+        scene.layer.stream_to_disk(whole.clone()),
+        scene.layer.stream_to_disk(whole.clone()),
+        tokio::time::timeout(Duration::from_millis(10), scene.layer.stream_to_disk(whole.clone())),
+    );
+    let (first, second, third) = tokio::join!(first, second, third);
+    first.expect("the source is well");
+    second.expect("the source is well");
+    assert!(third.is_err(), "it gives up");
+    let mut asked = scene.source.asked();
+    asked.sort_by_key(|range| range.start);
+    assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start), "{asked:?}");
+    assert!(scene.layer.blob.missing(whole).is_empty());
 }
 
 #[tokio::test]
