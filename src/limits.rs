@@ -477,7 +477,7 @@ pub const ZTOC_ONE_SPAN_BYTES: u64 = 16 << 20;
 /// Indexes of one image's layers that are fetched at once: all of nearly any image, so that they cost one round trip.
 pub const PARALLEL_INDEXES: usize = 32;
 
-/// Length up to which the metadata of a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
+/// Length up to which a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
 pub const SMALL_LAYER: u64 = 64 << 10;
 /// Most spans brought by one ranged read. Ours have hundreds of KiB, but those of a claim may be parts of one member, a
 /// thousand small files in it.

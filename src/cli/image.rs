@@ -129,7 +129,7 @@ impl ImageArgs {
             auth_files: auth_files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?,
             hosts,
             reference: with_absolute_path(&text, reference)?,
-            trust_index: control::TrustIndex::default(),
+            trust_index: context.settings.trust_index,
         })
     }
 

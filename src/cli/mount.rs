@@ -199,9 +199,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     }
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
-    let trust_index = args.trust_index.map_or(context.settings.trust_index, TrustIndex::from);
+    let image = args.image.request(context)?;
+    let trust_index = args.trust_index.map_or(image.trust_index, TrustIndex::from);
     let mount = control::Mount {
-        image: control::Image { trust_index, ..args.image.request(context)? },
+        image: control::Image { trust_index, ..image },
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),

@@ -230,11 +230,13 @@ fn provenance(layers: &[LayerReport]) -> String {
     let mut lines: Vec<(String, Vec<String>)> = Vec::new();
     for layer in layers.iter().filter(|layer| layer.indexed != "cache" && !layer.index_reason.is_empty()) {
         let reason = Printable::of(&layer.index_reason);
-        let line = match &layer.index_artifact {
-            Some(artifact) => {
+        let line = match (layer.indexed.as_str(), &layer.index_artifact) {
+            (_, Some(artifact)) => {
                 format!("index from {}, believed because {reason}", Printable::of(short_digest(artifact)))
             }
-            None => format!("index made by streaming, because {reason}"),
+            ("first-contact", None) => format!("index made by streaming, because {reason}"),
+            ("imported", None) => format!("index imported, believed because {reason}"),
+            (format, None) => format!("index from the layer ({}), believed because {reason}", Printable::of(format)),
         };
         let digest = Printable::of(short_digest(&layer.digest)).to_string();
         match lines.iter_mut().find(|(known, _)| *known == line) {
@@ -319,6 +321,34 @@ mod tests {
                 layers: vec![layer()],
             }],
         }
+    }
+
+    #[test]
+    fn every_index_says_where_it_came_from_and_why_it_is_believed() {
+        let of = |indexed: &str, reason: &str, artifact: Option<&str>| {
+            let (indexed, index_reason) = (indexed.to_owned(), reason.to_owned());
+            provenance(&[LayerReport {
+                indexed,
+                index_reason,
+                index_artifact: artifact.map(|hex| format!("sha256:{}", hex.repeat(32))),
+                ..layer()
+            }])
+        };
+        let cases = [
+            ("first-contact", "there is none", None, "index made by streaming, because there is none"),
+            (
+                "estargz",
+                "the manifest pins it",
+                None,
+                "index from the layer (estargz), believed because the manifest pins it",
+            ),
+            ("imported", "a user imported it", None, "index imported, believed because a user imported it"),
+            ("shared", "the tag moves", Some("cd"), "index from cdcdcdcdcdcd, believed because the tag moves"),
+        ];
+        for (indexed, reason, artifact, line) in cases {
+            assert_eq!(of(indexed, reason, artifact), format!("  abababababab: {line}\n"));
+        }
+        assert_eq!(of("cache", "it was made here", None), "");
     }
 
     #[test]

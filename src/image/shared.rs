@@ -25,6 +25,11 @@ use crate::share::LayerBlob;
 use crate::source::{Source, read_all};
 use crate::store::Store;
 
+/// MiB of windows that may be arriving at once, over all layers; a longer section than that arrives alone.
+const WINDOWS_ARRIVING: u32 = 32;
+
+static ROOM: Semaphore = Semaphore::const_new(WINDOWS_ARRIVING as usize);
+
 /// An index that was found and is believed.
 pub(super) struct Found {
     pub(super) index: LayerIndex,
@@ -218,21 +223,26 @@ fn window_source(repository: Repository, store: Arc<Store>, index: LayerIndex, b
     Arc::new(move || {
         let (repository, store, index, blob) = (repository.clone(), Arc::clone(&store), index.clone(), blob.clone());
         Box::pin(async move {
+            let section = blob.metadata.size..blob.blob.size;
+            let room = section.end.saturating_sub(section.start).div_ceil(1 << 20).min(WINDOWS_ARRIVING.into());
+            let _room = ROOM.acquire_many(room as u32).await;
             let reader = repository.blob(&blob.blob);
-            let windows = read_all(reader.as_ref(), blob.metadata.size..blob.blob.size).await?;
-            let section = windows.clone();
-            let layer = blob.layer;
+            let windows = read_all(reader.as_ref(), section.clone()).await?;
+            let (arrived, layer) = (windows.clone(), blob.layer);
             let keep = tokio::task::spawn_blocking(move || {
-                let whole = [index.as_bytes().as_ref(), &section].concat();
-                match blob.blob.digest.matches(&whole) {
-                    true => {
-                        store.put_claim(&blob.layer, &blob.claim(), &whole).map(drop).map_err(|error| error.to_string())
-                    }
-                    false => Err("they do not complete the blob that the artifact names".to_owned()),
+                let whole = [index.as_bytes().as_ref(), &arrived].concat();
+                drop(arrived);
+                if !blob.blob.digest.matches(&whole) {
+                    return Err("they do not complete the blob that the artifact names".to_owned());
                 }
+                let kept = store.put_claim(&blob.layer, &blob.claim(), &whole).map_err(|error| error.to_string())?;
+                Ok(kept.bytes().slice(section.start as usize..section.end as usize))
             });
-            if let Ok(Err(why)) = keep.await {
-                tracing::warn!(%layer, why, "the windows of a shared index are not kept");
+            match keep.await {
+                // The same bytes, which are not this process's memory.
+                Ok(Ok(mapped)) => return Ok(mapped),
+                Ok(Err(why)) => tracing::warn!(%layer, why, "the windows of a shared index are not kept"),
+                Err(_) => tracing::debug!(%layer, "the daemon is stopping"),
             }
             Ok(windows)
         })
