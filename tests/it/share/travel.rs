@@ -227,6 +227,32 @@ fn the_profile_of_one_machine_is_replayed_on_another() {
 }
 
 #[test]
+fn a_recorded_start_travels_unless_it_is_to_stay() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let dir = machine.point.path().to_string_lossy().into_owned();
+    machine.ocifs.run(["mount", "--fill=off", &reference, &dir]).ok();
+    fs::read(machine.point.path().join("usr/text1")).expect("here");
+    machine.ocifs.umount(&machine.point);
+    let push = |options: &[&str]| {
+        let made = machine.ocifs.json([&["index", "--json", "--push"][..], options, &[&reference]].concat());
+        made[0]["profile_size"].clone()
+    };
+    assert_eq!(push(&["--profile=none"]), Value::Null, "it stays here");
+    let size = push(&["--profile=auto"]);
+    assert!(size.as_u64().is_some_and(|size| size > 0), "it travels: {size}");
+    assert_eq!(push(&[]), size, "as it does when nothing is said");
+
+    let taker = Machine::new();
+    taker.mount(&[], &reference);
+    assert_eq!(taker.ocifs.status(&taker.point)["mounts"][0]["profile"]["ahead"], "profile");
+}
+
+#[test]
 fn two_machines_push_the_same_bytes_and_the_second_sends_none() {
     let (registry, _) = served(&image());
     let reference = registry.name("it:latest");
