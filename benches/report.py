@@ -26,15 +26,16 @@ TARGETS = [
     ("full-read", "idle", 1, "MB", 40, None),
 ]
 # title of a column, which value, its factor, decimals
-COLUMNS = [("mount s", "mount", 1, 2), ("ready s", "ready", 1, 2), ("again s", "again", 1, 2), ("full s", "full", 1, 2),
-           ("MB ready", "bytes until ready", 1e-6, 1), ("requests", "requests until ready", 1, 0),
-           ("MB total", "bytes", 1e-6, 1), ("requests", "requests", 1, 0), ("peak MB", "peak", 1, 0),
-           ("idle MB", "idle", 1, 0)]
+COLUMNS = [("mount s", "mount", 1, 2), ("MB mount", "bytes until mounted", 1e-6, 1),
+           ("requests", "requests until mounted", 1, 0), ("ready s", "ready", 1, 2), ("again s", "again", 1, 2),
+           ("full s", "full", 1, 2), ("MB ready", "bytes until ready", 1e-6, 1),
+           ("requests", "requests until ready", 1, 0), ("MB total", "bytes", 1e-6, 1), ("requests", "requests", 1, 0),
+           ("peak MB", "peak", 1, 0), ("idle MB", "idle", 1, 0)]
 LEGEND = """\
 mount: until the tree is there (pull, for containerd); ready: until the program says so, counted from the same moment;
 again: run once more, or mounted and run once more; full: `tar c` of the tree after that with a cold page cache (in the
-rows that only read: mount and tar, or curl); MB and requests: over the line until ready, and in all; peak and idle:
-resident memory of the daemon."""
+rows that only read: mount and tar, or curl); MB and requests: over the line until mounted (with windows and what is
+fetched ahead, which no mount waits for), until ready, and in all; peak and idle: resident memory of the daemon."""
 
 
 def load(paths):
