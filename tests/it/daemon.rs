@@ -190,7 +190,10 @@ fn who_ends_it_while_it_mounts_leaves_no_mount_that_nobody_knows() {
     for _ in 0..20 {
         let mut child = start(&[]);
         seen(&mut child);
-        signal(Pid::from_child(&child), Signal::INT);
+        // Until it is waited for, its number is nobody else's.
+        if child.try_wait().expect("it is ours").is_none() {
+            signal(Pid::from_child(&child), Signal::INT);
+        }
         child.wait().expect("it ends");
         // It was too late to interrupt it, or there is none in the end.
         eventually(MINUTE, "the daemon knows of it", || {
