@@ -163,7 +163,7 @@ impl Job {
 
     /// The claim of a blob, from the cache or from the registry: of a long one only what a mount needs at once.
     async fn open(&self, layer: &Descriptor, blob: &LayerBlob) -> Result<LayerIndex, String> {
-        if blob.blob.size.max(blob.metadata.size) > layer.size.max(SMALL_LAYER) {
+        if blob.blob.size > layer.size.max(SMALL_LAYER) {
             return Err(format!("it has {} bytes for a layer of {}", blob.blob.size, layer.size));
         }
         let (digest, claim, wanted) = (layer.digest, blob.claim(), layer.clone());

@@ -224,14 +224,13 @@ fn window_source(repository: Repository, store: Arc<Store>, index: LayerIndex, b
         let (repository, store, index, blob) = (repository.clone(), Arc::clone(&store), index.clone(), blob.clone());
         Box::pin(async move {
             let section = blob.metadata.size..blob.blob.size;
-            let room = section.end.saturating_sub(section.start).div_ceil(1 << 20).min(WINDOWS_ARRIVING.into());
+            let room = (section.end - section.start).div_ceil(1 << 20).min(WINDOWS_ARRIVING.into());
             let _room = ROOM.acquire_many(room as u32).await;
             let reader = repository.blob(&blob.blob);
             let windows = read_all(reader.as_ref(), section.clone()).await?;
             let (arrived, layer) = (windows.clone(), blob.layer);
             let keep = tokio::task::spawn_blocking(move || {
                 let whole = [index.as_bytes().as_ref(), &arrived].concat();
-                drop(arrived);
                 if !blob.blob.digest.matches(&whole) {
                     return Err("they do not complete the blob that the artifact names".to_owned());
                 }
