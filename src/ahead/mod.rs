@@ -163,7 +163,7 @@ async fn foretold(session: &Session<'_>, config: &ImageConfig, profile: Option<&
     let files = session.files;
     let mut known = HashSet::new();
     if let Some(profile) = profile {
-        let (spans, nodes) = replay::plan(session, profile);
+        let (spans, nodes) = replay::plan(session, profile).await;
         known = nodes;
         if !known.is_empty() {
             files.layers.iter().for_each(|layer| layer.foretell(Foretold::Parts));

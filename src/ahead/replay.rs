@@ -12,9 +12,11 @@ use crate::profile::Profile;
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// The spans to fetch in the profile's order, and the files that it names.
-pub(super) fn plan(session: &Session<'_>, profile: &Profile) -> (Spans, HashSet<NodeId>) {
+pub(super) async fn plan(session: &Session<'_>, profile: &Profile) -> (Spans, HashSet<NodeId>) {
     let (mut spans, mut nodes) = (Vec::new(), HashSet::new());
     for (node, range) in places(&session.files.tree, profile) {
+        // A long one computes for a while, beside which others must come to their turn.
+        tokio::task::consume_budget().await;
         nodes.insert(node);
         spans.append(&mut session.take(node, range));
     }

@@ -76,7 +76,7 @@ fn scene(items: &[(&str, Item<'_>)]) -> Scene {
     let store = Arc::new(Store::open(&cache.path().join("cache")).expect("a new store"));
     let blob = store.blob(&digest, expected.size).expect("a new blob");
     let reader = Arc::new(Memory(tar.clone(), Mutex::default()));
-    let layer = Layer::new(index, blob, Some(reader), "memory", store.dir().join("tmp"));
+    let layer = Layer::new(index, blob, Some(reader), "memory", store.scratch());
     let files = Files { tree, layers: vec![Arc::new(layer)], fetcher: Fetcher::new(Options::default()), store };
     Scene { files, tar, _cache: cache }
 }
@@ -115,9 +115,9 @@ impl Scene {
         Session::new(&self.files, Box::leak(Box::default()))
     }
 
-    fn plan(&self, profile: &Profile) -> Vec<u32> {
+    async fn plan(&self, profile: &Profile) -> Vec<u32> {
         let session = self.session();
-        replay::plan(&session, profile).0.iter().map(|(_, span)| span.get()).collect()
+        replay::plan(&session, profile).await.0.iter().map(|(_, span)| span.get()).collect()
     }
 
     /// The same layer with an index that knows nothing of dependencies, such as other tools make.
@@ -139,12 +139,13 @@ fn big(seed: u8) -> Vec<u8> {
     vec![seed; 3 << 20]
 }
 
-#[test]
-fn a_profile_is_replayed_in_its_order_and_each_span_once() {
+#[tokio::test]
+async fn a_profile_is_replayed_in_its_order_and_each_span_once() {
     let (a, b) = (big(1), big(2));
     let scene = scene(&[("a", Item::File(&a)), ("b", Item::File(&b))]);
     let all = scene.files.layers[0].index.span_count();
-    let plan = scene.plan(&profile(&[(b"b", 2 << 20, 3 << 20), (b"a", 0, 100), (b"b", 0, 3 << 20), (b"a", 50, 200)]));
+    let plan =
+        scene.plan(&profile(&[(b"b", 2 << 20, 3 << 20), (b"a", 0, 100), (b"b", 0, 3 << 20), (b"a", 50, 200)])).await;
     let (of_a, of_b): (Vec<u32>, Vec<u32>) = (vec![0], plan.iter().copied().filter(|span| *span > 0).collect());
     assert_eq!(of_b.iter().collect::<HashSet<_>>().len(), of_b.len(), "{plan:?}");
     let first = plan.iter().position(|span| *span == 0).expect("the start of a");
@@ -153,8 +154,8 @@ fn a_profile_is_replayed_in_its_order_and_each_span_once() {
     assert!(plan[..first].iter().min() > plan[first + 1..].iter().max(), "{plan:?} of {all}");
 }
 
-#[test]
-fn what_a_foreign_profile_names_is_passed_over() {
+#[tokio::test]
+async fn what_a_foreign_profile_names_is_passed_over() {
     let content = big(1);
     let items =
         [("d/a", Item::File(&content)), ("link", Item::Link("d/a")), ("disk", Item::Device), ("l", Item::Link("l"))];
@@ -171,20 +172,20 @@ fn what_a_foreign_profile_names_is_passed_over() {
         (b"d/a", far - 1, far),
         (b"d/a", 3 << 20, far),
     ] {
-        assert_eq!(scene.plan(&profile(&[(path, start, end)])), [0_u32; 0], "{}", path.escape_ascii());
+        assert_eq!(scene.plan(&profile(&[(path, start, end)])).await, [0_u32; 0], "{}", path.escape_ascii());
     }
     let all: Vec<u32> = (0..scene.files.layers[0].index.span_count()).collect();
-    assert_eq!(scene.plan(&profile(&[(b"d/a", 0, far)]))[..], all[..], "beyond the end is cut");
+    assert_eq!(scene.plan(&profile(&[(b"d/a", 0, far)])).await[..], all[..], "beyond the end is cut");
 }
 
-#[test]
-fn no_profile_fetches_more_than_half_of_a_large_image() {
+#[tokio::test]
+async fn no_profile_fetches_more_than_half_of_a_large_image() {
     let contents: Vec<_> = (0..3).map(|seed| vec![seed; 50 << 20]).collect();
     let scene =
         scene(&[("a", Item::File(&contents[0])), ("b", Item::File(&contents[1])), ("c", Item::File(&contents[2]))]);
     let all = profile(&[(b"a", 0, 1 << 40), (b"b", 0, 1 << 40), (b"c", 0, 1 << 40)]);
     let index = &scene.files.layers[0].index;
-    let (spans, total) = (scene.plan(&all), index.compressed_size());
+    let (spans, total) = (scene.plan(&all).await, index.compressed_size());
     let fraction = spans.len() as f64 / f64::from(index.span_count());
     assert!((0.4..=0.5).contains(&fraction), "{fraction} of {total}");
 }
@@ -215,7 +216,7 @@ fn with_landmark(mut scene: Scene, prefetch_end: u64) -> Scene {
     };
     let expected = Expected { layer: truth.layer(), size, diff_id: truth.diff_id() };
     let index = LayerIndex::claimed(&expected, claim).expect("it is well-formed");
-    let scratch = scene._cache.path().join("cache/tmp");
+    let scratch = crate::store::Scratch::new(scene._cache.path().join("cache/tmp"));
     let layer = Layer::new(index, Arc::clone(&own.blob), own.reader.clone(), "memory", scratch);
     scene.files.layers = vec![Arc::new(layer)];
     scene
@@ -506,7 +507,7 @@ async fn what_a_module_leads_to_is_fetched_before_a_byte_of_the_module_has_come(
     let run = format!(r#"{{"Cmd":["/{real}","/main.py"]}}"#);
     for (mut scene, is_known) in [(scene(&items), true), (scene(&items).without_dependencies(), false)] {
         let (own, reader) = (Arc::clone(&scene.files.layers[0]), keep_back(&scene, &first));
-        let scratch = scene._cache.path().join("cache/tmp");
+        let scratch = crate::store::Scratch::new(scene._cache.path().join("cache/tmp"));
         let layer = Layer::new(own.index.clone(), Arc::clone(&own.blob), Some(reader), "memory", scratch);
         scene.files.layers = vec![Arc::new(layer)];
         let walked = tokio::time::timeout(Duration::from_secs(2), scene.run(&run, None)).await;

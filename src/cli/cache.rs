@@ -134,6 +134,7 @@ fn usage_table(report: &CacheReport) -> Rows {
         ("trees", report.trees),
         ("manifests", report.manifests),
         ("profiles", report.profiles),
+        ("decoded", report.decoded),
     ];
     let mut total = Usage::default();
     for (name, usage) in parts {

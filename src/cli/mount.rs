@@ -52,8 +52,9 @@ pub(super) struct Args {
 
     /// How files are read [default: auto]
     ///
-    /// auto chooses passthrough if the files are 1 MiB or more on average, else cached: an image of a language has many
-    /// small files, one with models or databases few large ones. `ocifs status` shows what was chosen, and why.
+    /// auto chooses passthrough if the files are 1 MiB or more on average, or if large ones (64 MiB) hold most of the bytes
+    /// and at least 1 GiB, else cached: an image of a language has many small files, one with models or databases few large
+    /// ones. `ocifs status` shows what was chosen, and why.
     #[arg(long, value_enum, value_name = "MODE")]
     io: Option<How>,
 

@@ -156,6 +156,7 @@ pub(super) fn cache(store: &Store, usage: &DiskUsage) -> CacheReport {
         trees: part(usage.trees),
         files: part(usage.files),
         profiles: part(usage.profiles),
+        decoded: part(usage.scratch),
     }
 }
 

@@ -7,23 +7,19 @@
 //! each window of it that is wanted, and only that window is kept, in the memory that decoded spans have anyway.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use memmap2::Mmap;
-use rustix::fs::{FallocateFlags, Mode, OFlags};
-use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::pieces::pieces_of;
 use super::spans::{Key, Use};
 use super::{Error, Fetcher, Layer};
 use crate::index::{self, LayerIndex, SpanId};
+use crate::store::{Scratch, ScratchFile};
 
 /// Spans above this many bytes, decoded or compressed, go to a file.
 const LARGE: u64 = 16 << 20;
@@ -44,7 +40,7 @@ pub(super) enum Target {
 #[derive(Debug)]
 pub(super) struct LargeSpans {
     /// Where the files are made.
-    directory: PathBuf,
+    pub(super) scratch: Scratch,
     /// Protects the table; held for look-ups and insertions only.
     decoded: Mutex<HashMap<SpanId, Bytes>>,
 }
@@ -59,9 +55,9 @@ pub(super) enum Failure {
 }
 
 impl LargeSpans {
-    /// None yet; their files will be made in `directory`, on the cache's file system.
-    pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, decoded: Mutex::default() }
+    /// None yet.
+    pub(super) fn new(scratch: Scratch) -> Self {
+        Self { scratch, decoded: Mutex::default() }
     }
 
     /// True if `span` of `index` is to be had from here: if what it decodes to is long, or what it decodes from.
@@ -136,8 +132,8 @@ pub(super) async fn obtain(layer: &Arc<Layer>, span: SpanId, target: Target) -> 
     // Known before anything is fetched for it.
     let file = match target {
         Target::File => {
-            let decoding = Arc::clone(layer);
-            let made = tokio::task::spawn_blocking(move || create(&decoding, span)).await;
+            let (scratch, range) = (layer.large.scratch.clone(), layer.index.decoded(span));
+            let made = tokio::task::spawn_blocking(move || scratch.file(range.end - range.start)).await;
             let made = made.map_err(|_| Failure::Input(Error::Interrupted))?;
             Some(made.map_err(|error| Failure::Decode(index::Error::Output(error)))?)
         }
@@ -148,7 +144,7 @@ pub(super) async fn obtain(layer: &Arc<Layer>, span: SpanId, target: Target) -> 
     let decoder = tokio::task::spawn_blocking(move || {
         let received = std::iter::from_fn(move || receiver.blocking_recv());
         match (file, target) {
-            (Some(file), _) => decode_to_file(&decoding.index, span, received, &file),
+            (Some(file), _) => decode_to_file(&decoding.index, span, received, file),
             (None, Target::Window(number)) => decode_window(&decoding.index, span, received, number),
             (None, Target::File) => Err(index::Error::Output(io::ErrorKind::StorageFull.into())),
         }
@@ -186,13 +182,13 @@ fn decode_to_file(
     index: &LayerIndex,
     span: SpanId,
     pieces: impl Iterator<Item = Bytes>,
-    file: &File,
+    file: ScratchFile,
 ) -> Result<Bytes, index::Error> {
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    let mut writer = BufWriter::with_capacity(1 << 20, &file);
     index.decode_to(span, pieces, &mut writer)?;
     writer.flush().map_err(index::Error::Output)?;
     drop(writer);
-    map(file).map_err(index::Error::Output)
+    file.into_bytes().map_err(index::Error::Output)
 }
 
 /// Decodes and verifies all of a span, and keeps one window of it.
@@ -229,26 +225,4 @@ impl Write for WindowWriter {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Makes a file without a name, with room for the decoded span if the file system can tell.
-fn create(layer: &Layer, span: SpanId) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(&layer.large.directory, flags, Mode::RUSR | Mode::WUSR)?);
-    let range = layer.index.decoded(span);
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, range.end - range.start) {
-        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
-        Err(error) => {
-            tracing::debug!(%error, "room is found out by writing");
-            Ok(file)
-        }
-        Ok(()) => Ok(file),
-    }
-}
-
-fn map(file: &File) -> io::Result<Bytes> {
-    // SAFETY: the file has no name and only this process has it open, so nobody can change or shorten it while it is
-    // mapped.
-    let map = unsafe { Mmap::map(file)? };
-    Ok(Bytes::from_owner(map))
 }

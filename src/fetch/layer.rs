@@ -14,7 +14,7 @@ use super::windows::Windows;
 use super::{Error, OnceMap};
 use crate::index::{LayerIndex, SpanId};
 use crate::source::BlobReader;
-use crate::store::Blob;
+use crate::store::{Blob, Scratch};
 
 /// One layer of a mounted image: its index, its bytes on disk and where the others come from.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Layer {
         blob: Arc<Blob>,
         reader: Option<Arc<dyn BlobReader>>,
         source_name: &str,
-        scratch: std::path::PathBuf,
+        scratch: Scratch,
     ) -> Self {
         let place = reader.as_ref().and_then(|reader| reader.host()).unwrap_or(source_name).into();
         Self {

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,7 +35,8 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct Want {
-    layer: Arc<Layer>,
+    /// Gone once nobody has the layer open, and so nobody waits: then it is not asked for any more.
+    layer: Weak<Layer>,
     priority: Priority,
     /// How many wait for it.
     tickets: usize,
@@ -110,21 +111,23 @@ impl Queue {
     ) -> watch::Receiver<Outcome> {
         let key = Key::asked(layer, span);
         let want = self.wants.entry(key).or_insert_with(|| Want {
-            layer: Arc::clone(layer),
+            layer: Weak::new(),
             priority: Priority::Fill,
             tickets: 0,
             kept: false,
             read: None,
             outcome: watch::Sender::new(None),
         });
+        if want.layer.strong_count() == 0 {
+            want.layer = Arc::downgrade(layer);
+        }
         let is_new = want.tickets == 0 && !want.kept;
         want.tickets += usize::from(!kept);
         want.kept |= kept;
         if is_new || priority < want.priority {
             want.priority = priority;
             if want.read.is_none() {
-                let line = Arc::clone(&want.layer.place);
-                self.lines.entry(line).or_default().waiting[priority as usize].push_back(key);
+                self.lines.entry(Arc::clone(&layer.place)).or_default().waiting[priority as usize].push_back(key);
             }
         }
         want.outcome.subscribe()
@@ -151,39 +154,44 @@ impl Queue {
     /// The next read that the line of `place` should carry, if any.
     pub(super) fn next(&mut self, place: &str) -> Option<Run> {
         let name = Arc::clone(self.lines.get_key_value(place)?.0);
-        let line = self.lines.get_mut(&name)?;
-        for priority in Priority::ALL {
-            let is_waiting =
-                |key: &Key| self.wants.get(key).is_some_and(|want| want.read.is_none() && want.priority == priority);
-            let waiting = &mut line.waiting[priority as usize];
-            while waiting.front().is_some_and(|key| !is_waiting(key)) {
-                waiting.pop_front();
+        loop {
+            let line = self.lines.get_mut(&name)?;
+            for priority in Priority::ALL {
+                let is_waiting = |key: &Key| {
+                    self.wants.get(key).is_some_and(|want| want.read.is_none() && want.priority == priority)
+                };
+                let waiting = &mut line.waiting[priority as usize];
+                while waiting.front().is_some_and(|key| !is_waiting(key)) {
+                    waiting.pop_front();
+                }
+            }
+            let first = |priority: &Priority| Some((*priority, *line.waiting[*priority as usize].front()?));
+            let (priority, key) = Priority::ALL.iter().find_map(first)?;
+            if !line.has_room(priority) {
+                return None;
+            }
+            line.waiting[priority as usize].pop_front();
+            match self.wants.get(&key).and_then(|want| want.layer.upgrade()) {
+                Some(layer) => return Some(self.send(name, &layer, key, priority)),
+                None => drop(self.wants.remove(&key)),
             }
         }
-        let first = |priority: &Priority| Some((*priority, *line.waiting[*priority as usize].front()?));
-        let (priority, key) = Priority::ALL.iter().find_map(first)?;
-        if !line.has_room(priority) {
-            return None;
-        }
-        line.waiting[priority as usize].pop_front();
-        Some(self.send(name, key, priority))
     }
 
     /// Cuts the read that begins with `key`.
-    fn send(&mut self, name: Arc<str>, key: Key, priority: Priority) -> Run {
+    fn send(&mut self, name: Arc<str>, layer: &Arc<Layer>, key: Key, priority: Priority) -> Run {
         let line = self.lines.entry(Arc::clone(&name)).or_default();
         let product = line.estimate.product();
         let patience = line.estimate.patience();
-        let layer = Arc::clone(&self.wants[&key].layer);
         let limit = if priority == Priority::Demand { product } else { (product / 2).max(limits::READ_CHUNK / 2) };
-        let spans = self.extend(&layer, key, priority, limit, product / 8);
+        let spans = self.extend(layer, key, priority, limit, product / 8);
         self.last_read += 1;
         let id = self.last_read;
-        let keys: Vec<_> = spans.iter().map(|span| Key::asked(&layer, *span)).collect();
+        let keys: Vec<_> = spans.iter().map(|span| Key::asked(layer, *span)).collect();
         for (key, span) in keys.iter().zip(&spans) {
             if !self.wants.contains_key(key) {
                 // A bridge between two wanted spans; whoever comes for it may join.
-                self.enter(&layer, *span, Priority::Fill, true);
+                self.enter(layer, *span, Priority::Fill, true);
             }
             if let Some(want) = self.wants.get_mut(key) {
                 want.read = Some(id);
@@ -195,7 +203,7 @@ impl Queue {
         line.outstanding += outstanding;
         line.reads += 1;
         self.reads.insert(id, Read { line: name, keys, outstanding, abort: None, begun: false });
-        Run { id, layer, spans, priority, patience }
+        Run { id, layer: Arc::clone(layer), spans, priority, patience }
     }
 
     /// The spans around `key` that are brought with it, in stream order and in the order of the blob: at most `limit` bytes

@@ -115,7 +115,7 @@ pub(super) fn scene(spans: u32, bits: u32, source: Memory) -> Scene {
     let source = Arc::new(Memory { blob, ..source });
     let stored = store.blob(&expected.layer, expected.size).expect("a new blob");
     let reader = Arc::clone(&source) as Arc<dyn BlobReader>;
-    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.dir().join("tmp")));
+    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.scratch()));
     Scene { fetcher: Fetcher::new(Options::default()), layer, source, tar, _cache: cache }
 }
 
@@ -195,7 +195,7 @@ async fn a_reader_of_one_source_does_not_fail_with_a_reader_of_another() {
     let scene = scene(4, 4, Memory { delay: Duration::from_millis(100), ..Memory::default() });
     let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
     let failing = Arc::new(Failing(index.compressed_size()));
-    let other = Arc::new(Layer::new(index, blob, Some(failing), "other", scene._cache.path().join("cache/tmp")));
+    let other = Arc::new(Layer::new(index, blob, Some(failing), "other", scene.layer.large.scratch.clone()));
     let span = scene.span(2);
     let (failed, ()) = tokio::join!(scene.fetcher.span(&other, span), scene.check(2));
     assert!(matches!(failed, Err(Error::Source(_))), "{failed:?}");
@@ -246,7 +246,7 @@ async fn repositories_of_one_host_share_what_may_be_on_its_line() {
     scene.source.hold(Some(0));
     let reader = Arc::clone(&scene.source) as Arc<dyn BlobReader>;
     let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
-    let scratch = scene._cache.path().join("cache/tmp");
+    let scratch = scene.layer.large.scratch.clone();
     let other = Arc::new(Layer::new(index, blob, Some(reader), "another repository", scratch));
     let of_other: Vec<_> = (8..16).map(|number| (Arc::clone(&other), scene.span(number))).collect();
     let looks = async {

@@ -123,11 +123,6 @@ impl FileSystem {
         &self.layers
     }
 
-    /// Mean size of the tree's nodes in bytes, and so what files are mostly like.
-    pub fn mean_size(&self) -> u64 {
-        self.tree.total_size() / u64::from(self.tree.node_count().max(1))
-    }
-
     /// Some file on the file system that holds the decoded files.
     pub fn sample(&self) -> std::io::Result<std::fs::File> {
         self.copies.store().sample()

@@ -3,17 +3,19 @@
 //! A file that was read is likely to be read again, by this container or by another image that holds the same file. Its
 //! first read from a layer queues it; once readers are quiet it is decoded as a whole, its digest is checked, and it is
 //! published: what the kernel asks for from then on is served from that copy, and so is its next open. All of this is
-//! optional work: a file whose bytes are not all local waits for another read, one that a full disk refuses is left.
+//! optional work: a file whose bytes are not all local, or for which the cache has no room, waits for another read.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinError};
 
+use super::Chain;
 use super::copies::{Copies, Known};
 use super::read::{is_local, parts};
-use crate::fetch::{Fetcher, Layer};
+use crate::fetch::{self, Fetcher, Layer};
+use crate::store;
 use crate::tree::{Node, NodeId, Tree};
 
 /// How long readers must have been quiet before a file is decoded for the store: a program that starts computes between
@@ -22,6 +24,9 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// How long they must have been quiet before the next span of it is decoded.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long nothing is decoded for a store that has just failed: a full disk is not tried at every read.
+const REST: Duration = Duration::from_secs(60);
 
 /// The queues of one mount. A node is in them at most once ([`Copies::claim`]), which bounds them: eight bytes for each
 /// file. The worker ends with the mount, whatever is left in them: a mount that is gone must not keep its layers in use.
@@ -39,8 +44,16 @@ impl Drop for Publisher {
     }
 }
 
-/// What became of optional work, whose failures are only ever logged.
-type Outcome = Result<Known, Box<dyn std::error::Error + Send + Sync>>;
+/// Why a file is not published; it is only ever logged.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
+    #[error("the daemon is stopping")]
+    Stopping(#[from] JoinError),
+}
 
 struct Worker {
     fetcher: Fetcher,
@@ -87,10 +100,21 @@ impl Worker {
     async fn publish_all(&self, mut queue: mpsc::UnboundedReceiver<NodeId>) {
         while let Some(id) = queue.recv().await {
             self.fetcher.demand().idle_for(QUIET).await;
-            let known = self.publish(id).await.unwrap_or_else(|error| {
-                tracing::debug!(node = id.get(), %error, "file is not published");
-                Known::Never
-            });
+            let known = match self.publish(id).await {
+                Ok(known) => known,
+                Err(error) => {
+                    tracing::debug!(node = id.get(), error = %Chain(&error), "file is not published");
+                    match error {
+                        // The index is wrong about it, and will be.
+                        Failure::Store(store::Error::Mismatch(_)) => Known::Never,
+                        Failure::Store(_) => {
+                            tokio::time::sleep(REST).await;
+                            Known::Absent
+                        }
+                        Failure::Fetch(_) | Failure::Stopping(_) => Known::Absent,
+                    }
+                }
+            };
             self.copies.note(id, known);
         }
     }
@@ -107,7 +131,7 @@ impl Worker {
     }
 
     /// Decodes a file into the store; the answer is what is then known of it.
-    async fn publish(&self, node: NodeId) -> Outcome {
+    async fn publish(&self, node: NodeId) -> Result<Known, Failure> {
         let (content, size, extents) = {
             let node = self.tree.node(node);
             let Some(content) = node.content() else { return Ok(Known::Never) };
@@ -122,7 +146,8 @@ impl Worker {
             return Ok(Known::Absent);
         }
         let store = Arc::clone(store);
-        let file = tokio::task::spawn_blocking(move || store.new_file(&content, size)).await??;
+        let begin = move || if store.has_room(size)? { store.new_file(&content, size).map(Some) } else { Ok(None) };
+        let Some(file) = tokio::task::spawn_blocking(begin).await?? else { return Ok(Known::Absent) };
         let file = Arc::new(file);
         for extent in extents {
             let Some(layer) = self.layers.get(extent.layer as usize) else { return Ok(Known::Never) };

@@ -14,6 +14,7 @@ use crate::fetch::Options;
 use crate::index::{Claim, ClaimedSpan, Expected, LayerIndex, SpanDigest, Start, Times, build};
 use crate::oci::Digest;
 use crate::source::{self, BlobReader, BoxFuture, ByteStream};
+use crate::store::{Limits, Scratch};
 use crate::tar::{Entry, Kind, Timestamp, Writer, Xattr};
 use crate::tree::Merger;
 
@@ -80,7 +81,7 @@ pub(super) fn scene(entries: &[(Entry, Vec<u8>)]) -> Scene {
     let blob = Arc::new(Memory(blob, std::sync::atomic::AtomicU64::new(0)));
     let stored = store.blob(&expected.layer, expected.size).expect("a new blob");
     let reader = Arc::clone(&blob) as Arc<dyn BlobReader>;
-    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.dir().join("tmp")));
+    let layer = Arc::new(Layer::new(index, stored, Some(reader), "memory", store.scratch()));
     let fetcher = Fetcher::new(Options::default());
     Scene { fs: Arc::new(FileSystem::new(tree, vec![layer], fetcher, store)), blob, _cache: cache }
 }
@@ -266,6 +267,32 @@ async fn publishing_fetches_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_the_store_refused_is_published_later() {
+    let scene = scene(&[(file("f", 5000), content(5000))]);
+    let (fs, ino) = (&scene.fs, scene.ino("f"));
+    let tmp = fs.copies.store().dir().join("tmp");
+    std::fs::rename(&tmp, tmp.with_extension("away")).expect("it is a directory");
+    scene.read(ino, 0, 100).await;
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    assert!(!fs.copies.claim(fs.node_id(ino).expect("an inode")), "nothing is tried for a while");
+    std::fs::rename(tmp.with_extension("away"), &tmp).expect("it is a directory");
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    scene.publish(ino).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_the_cache_has_no_room_for_is_left_in_its_layer() {
+    let scene = scene(&[(file("f", 5000), content(5000))]);
+    let (store, ino) = (scene.fs.copies.store(), scene.ino("f"));
+    store.set_limits(Limits { max_bytes: Some(9999), min_free: None });
+    scene.read(ino, 0, 100).await;
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    assert_eq!(store.usage().expect("it can be looked at").files.count, 0);
+    store.set_limits(Limits { max_bytes: Some(10_000), min_free: None });
+    scene.publish(ino).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn handles_that_are_open_at_once_have_one_backing() {
     let bytes = content(700_000);
     let scene = scene(&[(file("f", bytes.len()), bytes.clone())]);
@@ -315,7 +342,7 @@ async fn copy_alone(opens: bool) {
     };
     store.drop_blobs(&std::collections::HashSet::new()).expect("blobs can be dropped");
     let blob = store.blob(&index.layer(), index.compressed_size()).expect("an empty blob");
-    let layer = Arc::new(Layer::new(index, blob, None, "nowhere", store.dir().join("tmp")));
+    let layer = Arc::new(Layer::new(index, blob, None, "nowhere", store.scratch()));
     let fs = Arc::new(FileSystem::new(tree, vec![layer], Fetcher::new(Options::default()), store));
     let scene = Scene { fs, blob: Arc::new(Memory(Bytes::new(), 0.into())), _cache: cache };
     if opens {
@@ -361,7 +388,7 @@ async fn d_026_a_mount_whose_index_turns_out_to_be_wrong_stops_serving() {
     let tree = Tree::open(Bytes::from(crate::tree::merge(&[&claim]).expect("it merges"))).expect("a good tree");
     let stored = store.blob(&expected.layer, expected.size).expect("a blob");
     let reader = Arc::clone(&blob) as Arc<dyn BlobReader>;
-    let layer = Arc::new(Layer::new(claim, stored, Some(reader), "memory", store.dir().join("tmp")));
+    let layer = Arc::new(Layer::new(claim, stored, Some(reader), "memory", store.scratch()));
     let fetcher = Fetcher::new(Options::default());
     let fs = Arc::new(FileSystem::new(tree, vec![Arc::clone(&layer)], fetcher.clone(), store));
     let scene = Scene { fs, blob, _cache: cache };
@@ -391,7 +418,8 @@ async fn what_needs_a_window_that_is_not_here_is_not_local() {
     let (truth, node) = (&scene.fs.layers[0], scene.fs.tree.node(scene.fs.node_id(scene.ino("f")).expect("an inode")));
     let (encoded, length) = (truth.index.as_bytes(), truth.index.metadata_len() as usize);
     let early = LayerIndex::open_claim(encoded.slice(..length)).expect("the metadata is enough");
-    let early = Layer::new(early, Arc::clone(&truth.blob), truth.reader.clone(), "memory", std::env::temp_dir());
+    let early =
+        Layer::new(early, Arc::clone(&truth.blob), truth.reader.clone(), "memory", Scratch::new(std::env::temp_dir()));
     let layers = [Arc::new(early)];
     let whole = parts(node.extents(), 0, node.size());
     assert!(is_local(&scene.fs.layers, &whole) && layers[0].index.span_ids().all(|span| layers[0].has(span)));

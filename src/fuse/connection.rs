@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::adapter::{Adapter, Shared};
 use super::elsewhere::Elsewhere;
-use super::io::{Chosen, Io, Mode, Opens, Plan};
+use super::io::{Chosen, Io, Mode, Opens, Plan, Sizes};
 use super::kernel;
 use super::mount::on_one_line;
 use super::push::Pusher;
@@ -98,7 +98,7 @@ impl Connection {
         options: Options<'_>,
     ) -> Result<Self, MountError> {
         let is_root = rustix::process::geteuid().is_root();
-        let mut plan = Plan::new(options.io, fs.mean_size(), is_root);
+        let mut plan = Plan::new(options.io, Sizes::of(fs.tree()), is_root);
         let shared = Arc::new(Shared::default());
         let sample = fs.sample();
         let passthrough = plan.is_passthrough();

@@ -13,9 +13,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytesize::ByteSize;
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 
 use crate::fs::{Backing, Ino};
+use crate::tree::{NodeKind, Tree};
 
 /// From which mean size of a node, in bytes, a tree is better read by passthrough.
 ///
@@ -25,6 +27,14 @@ use crate::fs::{Backing, Ino};
 /// read, the two are even at 1 MiB. Images of distributions and languages have 20 to 60 KiB, those that carry models,
 /// databases or virtual machines several MiB.
 const LARGE: u64 = 1 << 20;
+
+/// Many small files beside a few that hold most of the bytes are opened in vain for 20 µs each, and what reads the long
+/// ones gains 0.65 s a GiB: so many bytes in files of at least [`LONG`] pay for fifty thousand opens. Programs with a
+/// model are like that.
+const BULK: u64 = 1 << 30;
+
+/// The least size of a file that is read for its bytes.
+const LONG: u64 = 64 << 20;
 
 /// How files open if not by passthrough: data stays cached across opens, and closing needs no flush.
 const CACHED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
@@ -68,6 +78,42 @@ pub struct Chosen {
     pub degraded: bool,
 }
 
+/// What the files of a tree are like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// Bytes per node.
+    mean: u64,
+    /// Bytes of all files.
+    total: u64,
+    /// Bytes of the files that have at least [`LONG`].
+    long: u64,
+}
+
+impl Sizes {
+    /// Looks at all nodes of a tree that holds much.
+    pub(super) fn of(tree: &Tree) -> Self {
+        let total = tree.total_size();
+        let mean = total / u64::from(tree.node_count().max(1));
+        let nodes = (0..tree.node_count()).filter_map(|number| tree.id(number)).map(|id| tree.node(id));
+        let long = nodes.filter(|node| node.kind() == NodeKind::Regular && node.size() >= LONG);
+        let long = if total < BULK { 0 } else { long.map(|node| node.size()).fold(0, u64::saturating_add) };
+        Self { mean, total, long }
+    }
+
+    /// Why passthrough is the better mode; why not, as an error.
+    fn reason(self) -> Result<String, String> {
+        let Self { mean, total, long } = self;
+        let size = |bytes| ByteSize::b(bytes).display().iec();
+        match () {
+            () if mean >= LARGE => Ok(format!("files are large: {} on average", size(mean))),
+            () if long >= BULK && long >= total / 2 => {
+                Ok(format!("large files hold {} of {}", size(long), size(total)))
+            }
+            () => Err(format!("files are small: {} on average", size(mean))),
+        }
+    }
+}
+
 /// What a mount tries, before the kernel was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -76,17 +122,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Decides for a tree whose nodes have `mean` bytes on average; only root can have passthrough.
-    pub(super) fn new(wanted: Io, mean: u64, is_root: bool) -> Self {
-        let chosen = |mode, reason: String| Self { wanted, chosen: Chosen { mode, reason, degraded: false } };
-        let files = |what| format!("files are {what}: {} KiB on average", mean >> 10);
-        match wanted {
-            Io::Cached => chosen(Mode::Cached, "asked for".to_owned()),
-            Io::Auto if mean < LARGE => chosen(Mode::Cached, files("small")),
-            _ if !is_root => chosen(Mode::Passthrough, String::new()).without("passthrough needs root"),
-            Io::Passthrough => chosen(Mode::Passthrough, "asked for".to_owned()),
-            Io::Auto => chosen(Mode::Passthrough, files("large")),
-        }
+    /// Decides for a tree whose files are like this; only root can have passthrough.
+    pub(super) fn new(wanted: Io, sizes: Sizes, is_root: bool) -> Self {
+        let asked = || "asked for".to_owned();
+        let (mode, reason) = match (wanted, sizes.reason()) {
+            (Io::Cached, _) => (Mode::Cached, asked()),
+            (Io::Auto, Err(reason)) => (Mode::Cached, reason),
+            (Io::Auto, Ok(reason)) => (Mode::Passthrough, reason),
+            (Io::Passthrough, _) => (Mode::Passthrough, asked()),
+        };
+        let plan = Self { wanted, chosen: Chosen { mode, reason, degraded: false } };
+        if plan.is_passthrough() && !is_root { plan.without("passthrough needs root") } else { plan }
     }
 
     /// True if passthrough is to be asked of the kernel.
@@ -223,32 +269,42 @@ impl Opens {
 mod tests {
     use super::*;
 
-    fn chosen(wanted: Io, mean: u64, is_root: bool) -> (Mode, String, bool) {
-        let Chosen { mode, reason, degraded } = Plan::new(wanted, mean, is_root).chosen;
+    const GIB: u64 = 1 << 30;
+
+    fn sizes(nodes: u64, total: u64, long: u64) -> Sizes {
+        Sizes { mean: total / nodes, total, long }
+    }
+
+    fn chosen(wanted: Io, sizes: Sizes, is_root: bool) -> (Mode, String, bool) {
+        let Chosen { mode, reason, degraded } = Plan::new(wanted, sizes, is_root).chosen;
         (mode, reason, degraded)
     }
 
     #[test]
-    fn auto_goes_by_the_mean_size_and_by_who_mounts() {
-        // The python image, and one with two models of 5 GB.
-        assert_eq!(
-            chosen(Io::Auto, 28 << 10, true),
-            (Mode::Cached, "files are small: 28 KiB on average".into(), false)
-        );
-        let large = (10 << 30) / 3000;
-        assert_eq!(
-            chosen(Io::Auto, large, true),
-            (Mode::Passthrough, "files are large: 3495 KiB on average".into(), false)
-        );
+    fn auto_goes_by_the_sizes_of_files_and_by_who_mounts() {
+        // The python image, the same with two models of 5 GB, and these alone.
+        let python = sizes(19_000, 537 << 20, 0);
+        let small = (Mode::Cached, "files are small: 28.9 KiB on average".to_owned(), false);
+        assert_eq!(chosen(Io::Auto, python, true), small);
+        let both = sizes(19_000, 10 * GIB + (537 << 20), 10 * GIB);
+        let bulk = (Mode::Passthrough, "large files hold 10.0 GiB of 10.5 GiB".to_owned(), false);
+        assert_eq!(chosen(Io::Auto, both, true), bulk);
+        let large = sizes(3000, 10 * GIB, 10 * GIB);
+        let alone = (Mode::Passthrough, "files are large: 3.4 MiB on average".to_owned(), false);
+        assert_eq!(chosen(Io::Auto, large, true), alone);
+        for few in [sizes(19_000, GIB, GIB - 1), sizes(190_000, 4 * GIB, 2 * GIB - 1)] {
+            assert_eq!(chosen(Io::Auto, few, true).0, Mode::Cached, "{few:?}");
+        }
         assert_eq!(chosen(Io::Auto, large, false), (Mode::Cached, "passthrough needs root".into(), false));
         assert_eq!(chosen(Io::Cached, large, true), (Mode::Cached, "asked for".into(), false));
     }
 
     #[test]
     fn what_was_asked_for_and_cannot_be_is_degraded() {
-        assert_eq!(chosen(Io::Passthrough, 1, true), (Mode::Passthrough, "asked for".into(), false));
-        assert_eq!(chosen(Io::Passthrough, 1, false), (Mode::Cached, "passthrough needs root".into(), true));
-        let refused = Plan::new(Io::Auto, 1 << 30, true).without("no");
+        let small = sizes(1, 1, 0);
+        assert_eq!(chosen(Io::Passthrough, small, true), (Mode::Passthrough, "asked for".into(), false));
+        assert_eq!(chosen(Io::Passthrough, small, false), (Mode::Cached, "passthrough needs root".into(), true));
+        let refused = Plan::new(Io::Auto, sizes(1, GIB, GIB), true).without("no");
         assert!(!refused.chosen.degraded && !refused.is_passthrough());
     }
 
@@ -260,7 +316,7 @@ mod tests {
         assert!(of(rustix::io::Errno::NFILE).starts_with("passthrough is not possible: "));
         // What is no connection refuses everything.
         let device = File::open("/dev/null").expect("it is there");
-        let plan = Plan::new(Io::Passthrough, 0, true).probed(device, File::open("/proc/self/exe"));
+        let plan = Plan::new(Io::Passthrough, sizes(1, 0, 0), true).probed(device, File::open("/proc/self/exe"));
         assert!(!plan.is_passthrough() && plan.chosen.degraded, "{plan:?}");
     }
 }

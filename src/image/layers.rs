@@ -265,7 +265,7 @@ impl Images {
         let (digest, size) = (descriptor.digest, descriptor.size);
         let blob = tokio::task::spawn_blocking(move || store.blob(&digest, size)).await;
         let blob = blob.map_err(|_| Error::Interrupted)??;
-        let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.dir().join("tmp"));
+        let layer = fetch::Layer::new(index, blob, reader, &source_name, self.store.scratch());
         let Some(Claim { name, windows }) = claim else { return Ok(Arc::new(layer)) };
         let layer = layer.with_claim(Arc::clone(&self.store), name);
         let Some(source) = windows else { return Ok(Arc::new(layer)) };

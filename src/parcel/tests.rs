@@ -1,7 +1,6 @@
 //! Two caches and an image of three layers: what comes out of one goes into the other, and nothing else does.
 
 use std::io::Cursor;
-use std::path::PathBuf;
 
 use flate2::{Compression as Level, write::GzEncoder};
 use proptest::prelude::*;
@@ -110,7 +109,7 @@ impl Cache {
         for made in layers {
             merger.layer(Some(made.expected.layer), made.index.entries()).expect("a good layer");
         }
-        let scratch: PathBuf = self.dir.path().into();
+        let scratch = crate::store::Scratch::new(self.dir.path().into());
         let layer = |made: &Made| Layer::new(made.index.clone(), self.blob(made), None, "cache", scratch.clone());
         let manifest = Bytes::from_static(b"{\"manifest\":1}");
         let digest = Digest::sha256(&manifest);

@@ -107,6 +107,14 @@ impl Store {
         Ok(space(self.dir())?.1)
     }
 
+    /// True if the cache may take a decoded file of `size` bytes: what is to stay free stays so, and most of what the cache
+    /// may hold is left for other things. One that is evicted at once would be decoded again and again.
+    pub fn has_room(&self, size: u64) -> Result<bool, Error> {
+        let Limits { max_bytes, min_free } = self.limits();
+        let fits = max_bytes.is_none_or(|max| size <= max / 2);
+        Ok(fits && self.free_bytes()?.saturating_sub(min_free.unwrap_or(0)) >= size)
+    }
+
     /// True if there is nothing to evict. Walks the cache directory if it is bounded.
     pub fn is_within_limits(&self) -> Result<bool, Error> {
         Ok(self.excess()? == 0)

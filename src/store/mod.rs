@@ -38,6 +38,7 @@ mod pool;
 mod presence;
 mod profiles;
 mod ranges;
+mod scratch;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -54,6 +55,7 @@ pub use evict::Limits;
 pub use files::NewFile;
 pub use mapped::{IMPORTED, claim_name};
 pub use object::Mapped;
+pub use scratch::{Scratch, ScratchFile};
 
 use crate::oci::Digest;
 
@@ -72,6 +74,7 @@ struct Shared {
     blobs: blobs::Registry,
     pool: pool::Pool,
     files: files::Cache,
+    scratch: Scratch,
     limits: Mutex<Limits>,
     /// Held while the directory is looked at or made anew.
     lock: Mutex<Possession>,
@@ -148,6 +151,8 @@ pub struct DiskUsage {
     pub files: Usage,
     /// Recorded starts.
     pub profiles: Usage,
+    /// Parts of layers that are decoded as a whole and held in files without a name.
+    pub scratch: Usage,
 }
 
 /// The outcome of checking every object of the cache.
@@ -228,11 +233,13 @@ impl Store {
         // A daemon changes its working directory.
         let layout = layout::Layout::new(std::path::absolute(dir).context("find", dir)?);
         let lock = Mutex::new(Possession { file: lock::acquire(&layout)?, missing: None });
+        let scratch = Scratch::new(layout.root().join("tmp"));
         let shared = Shared {
             layout,
             blobs: blobs::Registry::default(),
             pool: pool::Pool::new(),
             files: files::Cache::new(),
+            scratch,
             limits: Mutex::default(),
             lock,
         };

@@ -15,7 +15,7 @@ impl DiskUsage {
     /// All parts together.
     pub fn total(&self) -> Usage {
         let mut total = Usage::default();
-        for part in [self.manifests, self.blobs, self.indexes, self.trees, self.files, self.profiles] {
+        for part in [self.manifests, self.blobs, self.indexes, self.trees, self.files, self.profiles, self.scratch] {
             total.add(part);
         }
         total
@@ -39,6 +39,7 @@ impl Store {
             trees: self.shared.usage_of(Part::Trees)?,
             files: self.shared.usage_of(Part::Files)?,
             profiles: self.shared.usage_of(Part::Profiles)?,
+            scratch: self.shared.scratch.usage(),
         })
     }
 }

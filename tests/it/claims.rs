@@ -98,7 +98,7 @@ async fn d_026_a_mount_of_a_lie_stops_serving_even_what_the_kernel_remembers() {
         let tree = Tree::open(Bytes::from(ocifs::tree::merge(&[&index]).expect("it merges"))).expect("a good tree");
         let last = Ino(u64::from(tree.node_count()));
         let stored = store.blob(&expected.layer, expected.size).expect("a blob");
-        let layer = Layer::new(index, stored, Some(Arc::new(Memory(blob))), "memory", store.dir().join("tmp"));
+        let layer = Layer::new(index, stored, Some(Arc::new(Memory(blob))), "memory", store.scratch());
         let layer = Arc::new(layer.with_claim(Arc::clone(&store), Digest::sha256(b"claim")));
         let fetcher = Fetcher::new(Options::default());
         let files = Arc::new(FileSystem::new(tree, vec![Arc::clone(&layer)], fetcher.clone(), store));

@@ -19,6 +19,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use memmap2::Mmap;
 use ocifs::demo::registry::Content;
 use serde_json::Value;
 
@@ -38,6 +39,17 @@ struct Mounted {
 
 /// The ways to read files, for tests of what must not depend on them.
 const MODES: [&str; 2] = ["cached", "passthrough"];
+
+const PAGE: usize = 4096;
+
+/// True if the kernel has the page at `offset`.
+fn is_known(map: &Mmap, offset: u64) -> bool {
+    let mut known = 0;
+    // SAFETY: the page is one of the map, and there is a byte for it.
+    let asked = unsafe { libc::mincore(map.as_ptr().add(offset as usize).cast_mut().cast(), PAGE, &raw mut known) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    known & 1 == 1
+}
 
 impl Mounted {
     /// Mounts `image`; none, loudly, where that cannot be done.

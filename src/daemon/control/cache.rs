@@ -38,6 +38,9 @@ pub struct CacheReport {
     /// Profiles of starts.
     #[serde(default)]
     pub profiles: Usage,
+    /// Parts of layers in use that are decoded as a whole, because the layer has no smaller ones.
+    #[serde(default)]
+    pub decoded: Usage,
 }
 
 /// What `cache drop` did.

@@ -72,7 +72,13 @@ fn away(broken: Option<fn(&Scene) -> Range<u64>>) -> (Scene, Arc<Layer>, Arc<Fla
         most_refused: AtomicUsize::new(0),
     });
     let (index, blob) = (scene.layer.index.clone(), Arc::clone(&scene.layer.blob));
-    let layer = Layer::new(index, blob, Some(Arc::clone(&flaky) as _), "r.example/it", std::env::temp_dir());
+    let layer = Layer::new(
+        index,
+        blob,
+        Some(Arc::clone(&flaky) as _),
+        "r.example/it",
+        crate::store::Scratch::new(std::env::temp_dir()),
+    );
     (scene, Arc::new(layer), flaky)
 }
 

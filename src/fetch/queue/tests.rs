@@ -290,7 +290,8 @@ fn every_wanted_span_is_brought_once_and_nothing_is_left_behind() {
     // Short spans, of which some are here already, and long ones from elsewhere.
     let (short, long) = (scene(14, 1, Memory::default()), scene(6, 4, Memory::default()));
     let (index, blob) = (long.layer.index.clone(), Arc::clone(&long.layer.blob));
-    let elsewhere = Arc::new(Layer::new(index, blob, None, "elsewhere", std::env::temp_dir()));
+    let elsewhere =
+        Arc::new(Layer::new(index, blob, None, "elsewhere", crate::store::Scratch::new(std::env::temp_dir())));
     let layers = [Arc::clone(&short.layer), elsewhere];
     let bytes = short.source.blob();
     for number in [3, 8] {
@@ -319,4 +320,23 @@ fn every_wanted_span_is_brought_once_and_nothing_is_left_behind() {
         Ok(())
     };
     TestRunner::new(ProptestConfig::with_cases(512)).run(&steps(), run).expect("the queue does what the model says");
+}
+
+#[test]
+fn what_is_wanted_ahead_of_a_layer_that_is_closed_is_not_asked_for() {
+    let (closed, open) = (scene(14, 1, Memory::default()), scene(14, 1, Memory::default()));
+    let mut queue = Queue::default();
+    let place = Arc::clone(&closed.layer.place);
+    assert_eq!(place, open.layer.place);
+    for number in 0..4 {
+        drop(queue.enter(&closed.layer, closed.span(number), Priority::ReadAhead, true));
+    }
+    drop(closed);
+    // What is wanted of the same layer by who has opened it once more is.
+    for number in [3, 12] {
+        drop(queue.enter(&open.layer, open.span(number), Priority::ReadAhead, true));
+    }
+    let mut next = || queue.next(&place).map(|run| run.spans);
+    assert_eq!([next(), next(), next()], [Some(vec![open.span(3)]), Some(vec![open.span(12)]), None]);
+    assert_eq!(queue.wants.len(), 2);
 }

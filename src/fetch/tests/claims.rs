@@ -99,7 +99,7 @@ impl Scene {
 
     fn open(&self, index: LayerIndex, reader: Option<Arc<dyn BlobReader>>) -> Layer {
         let blob = self.store.blob(&self.expected.layer, self.expected.size).expect("a blob");
-        let layer = Layer::new(index, blob, reader, "memory", self.store.dir().join("tmp"));
+        let layer = Layer::new(index, blob, reader, "memory", self.store.scratch());
         layer.with_claim(Arc::clone(&self.store), NAME)
     }
 
@@ -349,7 +349,7 @@ fn source_of(answers: Vec<Result<Bytes, Error>>) -> (WindowSource, Arc<std::sync
 
 fn early_layer(scene: &super::Scene, index: LayerIndex, source: Option<WindowSource>) -> Arc<Layer> {
     let reader = Arc::clone(&scene.source) as Arc<dyn BlobReader>;
-    let scratch = scene._cache.path().join("cache/tmp");
+    let scratch = scene.layer.large.scratch.clone();
     let layer = Layer::new(index, Arc::clone(&scene.layer.blob), Some(reader), "memory", scratch);
     Arc::new(match source {
         Some(source) => layer.with_windows(source),

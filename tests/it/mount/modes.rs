@@ -1,16 +1,19 @@
 //! The I/O modes: what the kernel asks in each, that passthrough is really used, and what is done where it cannot be.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use memmap2::Mmap;
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::{MountFlags, mount};
 use serde_json::Value;
 
-use super::Mounted;
+use super::{Mounted, PAGE, is_known};
 use crate::support::{
     BIG, Image, Layer, Mount, Ocifs, big, noise, output_of, require, require_fuse, require_root, rich, run, walk,
 };
@@ -163,6 +166,15 @@ fn an_open_file_stays_cached_until_its_last_handle_closes() {
 }
 
 #[test]
+fn a_warm_mount_by_passthrough_is_only_asked_to_open_and_to_close() {
+    let Some(mounted) = Mounted::with(&plain(), "passthrough") else { return };
+    mounted.publish(&["d/big"], 1);
+    let look = || walk(mounted.point.path()).expect("a tree");
+    let first = look();
+    warm(&mounted, |kind| !["open", "release"].contains(&kind), || assert_eq!(look(), first));
+}
+
+#[test]
 fn two_images_share_a_decoded_file() {
     let Some(one) = Mounted::with(&rich(0), "passthrough") else { return };
     let other = Image::new().layer(Layer::new().file("another/name", big()).file("small", "x"));
@@ -175,6 +187,20 @@ fn two_images_share_a_decoded_file() {
     assert!(fs::read(point.path().join("another/name")).expect("it is readable") == big());
     let status = one.ocifs.status(&point)["mounts"][0].clone();
     assert_eq!(status["kernel_requests"]["read"], 0, "its first open finds what the other mount made");
+    // What is read of one is in memory for the other.
+    let kept = walk(&one.ocifs.cache().join("files")).expect("a directory").into_keys().max_by_key(Vec::len);
+    let kept = File::open(one.ocifs.cache().join("files").join(OsStr::from_bytes(&kept.expect("the file"))));
+    let kept = kept.expect("a readable file");
+    kept.sync_all().expect("a disk");
+    let opened = File::open(point.path().join("another/name")).expect("a file");
+    // SAFETY: nothing changes or truncates a file of a read-only mount.
+    let map = unsafe { Mmap::map(&opened) }.expect("it can be mapped");
+    let known = || (0..BIG as u64).step_by(PAGE).filter(|offset| is_known(&map, *offset)).count();
+    forget(&kept);
+    assert_eq!(known(), 0);
+    assert!(fs::read(one.path("data/big")).expect("it is readable") == big());
+    assert_eq!(known(), BIG.div_ceil(PAGE));
+    drop((map, opened));
     one.ocifs.umount(&point);
 }
 
@@ -184,7 +210,7 @@ fn auto_takes_passthrough_for_an_image_of_large_files() {
     let Some(mounted) = Mounted::with(&image, "auto") else { return };
     let status = mounted.status();
     assert_eq!(status["io"], "passthrough", "{status}");
-    assert_eq!(status["io_reason"], "files are large: 3413 KiB on average");
+    assert_eq!(status["io_reason"], "files are large: 3.3 MiB on average");
     assert_eq!(mounted.ocifs.json(["list", "--json"])[0]["io"], "passthrough");
 }
 

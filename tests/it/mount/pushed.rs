@@ -9,13 +9,11 @@ use memmap2::Mmap;
 use ocifs::oci::Digest;
 use rustix::fs::{Advice, fadvise};
 
-use super::Mounted;
+use super::{Mounted, PAGE, is_known};
 use crate::support::{Image, Layer, big, eventually, noise};
 
 /// Where the profile says that the large file is read.
 const PARTS: [u64; 3] = [0, 1 << 20, 3 << 20];
-
-const PAGE: usize = 4096;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -23,15 +21,6 @@ fn image() -> Image {
     let small = |number: u64| noise(9000, number);
     let layer = Layer::new().file("a", small(1)).file("b", small(2)).file("c", small(3)).file("z", big());
     Image::new().layer(layer)
-}
-
-/// True if the kernel has the page at `offset`.
-fn is_known(map: &Mmap, offset: u64) -> bool {
-    let mut known = 0;
-    // SAFETY: the page is one of the map, and there is a byte for it.
-    let asked = unsafe { libc::mincore(map.as_ptr().add(offset as usize).cast_mut().cast(), PAGE, &raw mut known) };
-    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
-    known & 1 == 1
 }
 
 #[test]
