@@ -6,7 +6,11 @@ use ocifs::demo::registry::Content;
 use serde_json::Value;
 
 use crate::damage::files_below;
-use crate::support::{Embedded, Image, Layer, Mount, Ocifs, noise, require_fuse, require_root, run};
+use crate::support::{
+    Compression, Embedded, Image, Layer, Mount, Ocifs, eventually, noise, require_fuse, require_root, run,
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Length of the one file of each image, which compresses to little more than a MiB.
 const FILE: usize = 2 << 20;
@@ -74,6 +78,31 @@ fn a_cache_that_is_full_loses_what_was_used_longest_ago_and_nothing_that_is_moun
     bench.ocifs.umount(&c);
     let text = bench.ocifs.run(["cache", "du"]).ok().stdout;
     assert!(text.lines().last().is_some_and(|line| line.ends_with(" of 3.0 MiB used")), "{text}");
+}
+
+#[test]
+fn what_is_decoded_as_a_whole_counts_as_long_as_it_is_held() {
+    let Some(bench) = Bench::new() else { return };
+    let content = Content::new();
+    // One frame that is too long for memory.
+    let frame = Layer::new().file("f", crate::damage::prose(7, 40 << 20)).compressed(Compression::Zstd);
+    Image::new().layer(frame).to_content(&content, "team/app", "frame");
+    let registry = Embedded::start(content);
+    let point = bench.ocifs.mount_point("m");
+    let dir = point.path().to_str().expect("a plain path");
+    bench.ocifs.run(["mount", "--profile-until=0", "--fill=off", &registry.name("team/app:frame"), dir]).ok();
+    assert_eq!(bench.usage()["decoded"]["count"], 0, "nobody has read of it");
+    let mut file = std::fs::File::open(point.path().join("f")).expect("a file");
+    std::io::Read::read_exact(&mut file, &mut [0; 10]).expect("it is readable");
+    let usage = bench.usage();
+    let bytes = |part: &str| usage[part]["bytes"].as_u64().expect("a number");
+    assert!(bytes("decoded") > 40 << 20 && bytes("decoded") < 41 << 20, "{usage}");
+    assert!(usage["used"].as_u64() >= Some(bytes("decoded") + bytes("blobs")), "{usage}");
+    drop(file);
+    bench.ocifs.umount(&point);
+    // A mount that comes soon would still find it, unless somebody wants the room.
+    bench.ocifs.drop_bytes();
+    eventually(MINUTE, "it is given up", || bench.usage()["decoded"]["bytes"] == 0);
 }
 
 #[test]

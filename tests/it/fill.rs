@@ -1,9 +1,10 @@
 //! Fill through the program and real mounts: `mount --wait` returns when the image is complete, a complete image needs no
 //! registry, and what cannot be completed is told.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ocifs::demo::registry::{Content, Fault};
@@ -11,7 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::damage::{Files, files_below, flip, image, read_all};
-use crate::support::{Built, Embedded, Image, Layer, Mount, Ocifs, Ran, noise, require_fuse, require_root};
+use crate::support::{
+    Built, Embedded, Image, Layer, Mount, Ocifs, Ran, noise, require, require_fuse, require_root, run,
+};
 
 /// A registry with an image whose indexes the cache has, and nothing else of it.
 struct Bench {
@@ -248,6 +251,30 @@ fn ctrl_c_while_it_waits_leaves_the_mount_in_place() {
     assert_eq!(bench.status()["filling"]["state"], "running");
     bench.registry.clear_faults();
     assert_eq!(fs::read_dir(bench.point.path()).expect("it is served").count(), 1);
+    bench.ocifs.umount(&bench.point);
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_how_far_it_is_and_no_more_of_it_afterwards() {
+    if !require(&["script"]) {
+        return;
+    }
+    let image = Image::new().layer(Layer::new().file("large", noise(2 << 20, 1)));
+    let Some(bench) = Bench::with(&image, Files::new()) else { return };
+    let drip = Fault::Drip { bytes: 100_000, every: Duration::from_millis(100) };
+    bench.registry.set_faults(move |asked| asked.is_blob().then(|| drip.clone()));
+    let mount = bench.ocifs.command(["mount", "--wait", &bench.reference(), &bench.dir()]);
+    let words: Vec<_> = [mount.get_program()].into_iter().chain(mount.get_args()).map(OsStr::to_string_lossy).collect();
+    let mut terminal = Command::new("script");
+    terminal.env_clear().envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    terminal.args(["-q", "-e", "-c", &format!("stty cols 120; exec {}", words.join(" ")), "/dev/null"]);
+    let shown = run(terminal.env("TERM", "xterm").stdin(Stdio::null())).ok().stdout;
+    let states: Vec<_> = shown.split('\r').filter(|state| state.contains(" of 1 layer")).collect();
+    assert!(states.len() > 2 && states[0] != states[states.len() - 1], "it moves: {shown:?}");
+    assert!(states.iter().any(|state| state.contains("B/s")), "{shown:?}");
+    let last = shown.trim_end_matches(['\n', '\r']).rsplit("\u{1b}[2K").next();
+    assert!(last.is_some_and(|last| !last.contains(" of 1 layer")), "the line is taken away: {shown:?}");
+    assert_eq!(bench.status()["filling"]["state"], "complete");
     bench.ocifs.umount(&bench.point);
 }
 
