@@ -11,6 +11,7 @@ from subjects import Failed, drop_page_cache, run, timed
 
 BLOCK = 1 << 20
 SMALL = 64 << 10  # the largest size of a small file
+LARGE = 64 << 20  # the least size of a large one
 READERS, SMALL_FILES, THREADS = 64, 2000, 32
 FIO_SECONDS = 1
 
@@ -74,6 +75,30 @@ class Reads:
                     beside.append(random_reads(there) / 1e3)
             yield row(f"random 4 KiB reads, warm, --io {io}", "k/s", seen, ("ext4", beside), least=0.95)
 
+    def io(self):
+        """What `--io auto` takes, beside the other mode: the program starts and reads what the image is for, which is its
+        large files if it has some, else its tree; first from the disk, and then from memory."""
+        large = [name for name, size in self.files() if size >= LARGE]
+
+        def use(point):
+            started = self.stage.runc(self.caches.image, point)
+            files = [point / name for name in large]
+            return started + (timed("bash", "-c", 'cat "$@" >/dev/null', "bash", *files) if large else read_all(point))
+
+        took = {}
+        for turn in range(self.runs):
+            for io in ("auto", "cached", "passthrough")[:: 1 if turn % 2 else -1]:
+                with self.complete(io) as subject:
+                    chosen = subject.ask("status")["mounts"][0]["io"]
+                    took.setdefault(io, (chosen, []))[1].append((use(subject.point), use(subject.point)))
+        chosen, seen = took["auto"]
+        other = {"cached": "passthrough", "passthrough": "cached"}[chosen]
+        beside, what = took[other][1], "large files" if large else "tree"
+        for number, cache in enumerate(("cold", "warm")):
+            yield row(f"start and read of the {what}, page cache {cache}, --io auto: {chosen}", "s",
+                      [times[number] for times in seen], (other, [times[number] for times in beside]))
+        yield row("  both", "s", [sum(times) for times in seen], (other, [sum(times) for times in beside]), most=1)
+
     def flight(self):
         """Many processes that want the same missing span."""
         small = [name for name, size in self.files() if 1024 <= size <= 4096]
@@ -91,7 +116,7 @@ class Reads:
                 break
         if not asked:
             raise Failed(["reading"], 0, "every file that was tried was here already")
-        yield row(f"{READERS} processes that read one missing span: GETs", "", asked, most=1)
+        yield row(f"{READERS} processes that read one missing span: GETs, at most", "", [max(asked)], most=1)
 
     def small_files(self):
         """Cold small files all over the image, in any order."""
@@ -133,7 +158,8 @@ class Reads:
                     yield path.relative_to(self.native), found.st_size
 
 
-MEASURES = {"trees": Reads.trees, "sequential": Reads.sequential, "random": Reads.randomly, "flight": Reads.flight,
+MEASURES = {"trees": Reads.trees, "sequential": Reads.sequential, "random": Reads.randomly, "io": Reads.io,
+            "flight": Reads.flight,
             "small-files": Reads.small_files}
 
 

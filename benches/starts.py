@@ -1,7 +1,7 @@
 """How a program starts from an image: the modes of benches/coldstart, which are methods of `Starts`.
 
 Each does the same to its tree: makes it, runs the image's command until that is ready, runs it once more, drops the
-page cache and reads the whole tree; and says how long each took, what came over the line, and what the daemon needed.
+page cache and, if asked for, reads the whole tree; and says how long each took, what came over the line, and what the daemon needed.
 """
 import contextlib, functools, signal, time
 
@@ -122,8 +122,9 @@ class Caches:
 class Starts:
     """One image over one line. Every public method is a mode and returns what it measured, in seconds and bytes."""
 
-    def __init__(self, stage, caches, line, native):
+    def __init__(self, stage, caches, line, native, reads=True):
         self.stage, self.caches, self.image, self.line, self.native = stage, caches, caches.image, line, native
+        self.reads = reads
         self.reference = line.reference(caches.image)
 
     def containerd(self):
@@ -139,6 +140,10 @@ class Starts:
 
     def indexes(self):
         return self.ocifs(self.caches.indexes)
+
+    def filling(self):
+        """As most people mount: what nobody reads is fetched while nobody reads."""
+        return self.ocifs(self.caches.indexes, fill="idle")
 
     def profile(self):
         return self.ocifs(self.caches.profile)
@@ -208,10 +213,10 @@ class Starts:
         result = self.follow(lambda: 0, lambda: self.stage.runc(self.image, self.native))
         return self.read(result, self.native)
 
-    def ocifs(self, subject, *options):
+    def ocifs(self, subject, *options, fill="off"):
         with contextlib.ExitStack() as ends:
             ends.callback(subject.reset)
-            result = self.follow(lambda: subject.mount(self.reference, *options),
+            result = self.follow(lambda: subject.mount(self.reference, *options, fill=fill),
                                  lambda: self.stage.runc(self.image, subject.point))
             self.read(result, subject.point)
             return result | {"peak": subject.memory("VmHWM")[0]}
@@ -226,6 +231,8 @@ class Starts:
         return result
 
     def read(self, result, tree):
+        if not self.reads:
+            return result
         drop_page_cache()
         result["full"] = read_all(tree)
         size, requests = self.line.count()
@@ -239,6 +246,7 @@ MODES = {
     "containerd": ("containerd overlayfs, pull + run", Starts.containerd),
     "first-contact": ("ocifs, first contact", Starts.first_contact),
     "indexes": ("ocifs, indexes only", Starts.indexes),
+    "filling": ("ocifs, indexes only, default fill", Starts.filling),
     "profile": ("ocifs, indexes + profile", Starts.profile),
     "shared": ("ocifs, empty cache, shared index", Starts.shared),
     "shared-profile": ("ocifs, the same with profile", Starts.shared_profile),
