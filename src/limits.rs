@@ -435,7 +435,10 @@ pub const REFERRER_ROUNDS: usize = 32;
 pub const ARTIFACT_BYTES: u64 = 2 << 20;
 
 /// Most index artifacts of one image that are looked at; the others are passed over.
-pub const ARTIFACTS: usize = 16;
+pub const ARTIFACTS: usize = 64;
+
+/// Manifests of index artifacts that are read at once.
+pub const PARALLEL_ARTIFACTS: usize = 16;
 
 /// Blobs of an artifact that are pushed or fetched at once.
 pub const PARALLEL_BLOBS: usize = 8;

@@ -117,7 +117,8 @@ pub(super) struct Args {
 pub(super) enum Whose {
     /// Those in the image's repository if the reference is a tag
     ByReference,
-    /// Nobody's: layers that this machine does not know are streamed once
+    /// Nobody's but those that the image's manifest pins by their digests, and those that were imported here: other layers
+    /// are streamed once
     None,
     /// Those in the image's repository, also if the reference has a digest
     Registry,

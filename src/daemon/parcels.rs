@@ -67,7 +67,8 @@ pub(super) async fn open(
 fn cannot_export(error: &image::Error, reference: &str) -> Failure {
     let failure = Failure::from(error).about(format!("cannot export {reference}"));
     match failure.code {
-        Code::Unreachable => failure.hint("mount it first: only what the cache has is exported"),
+        Code::Unreachable => failure
+            .hint("mount it first: only what the cache has is exported; with --trust-index, if it was mounted so"),
         _ => failure,
     }
 }

@@ -135,10 +135,10 @@ impl<'a> Tocs<'a> {
         blob.await.is_ok_and(|blob| blob.is_ok_and(|blob| blob.is_complete()))
     }
 
-    /// Uses no TOC from now on: with them, the image's layers do not merge.
+    /// Uses no TOC from now on: with what others say of them, the image's layers do not merge.
     pub(super) fn refuse(&self, error: &tree::Error) {
         self.is_refused.store(true, Ordering::Relaxed);
-        self.say(format!("all layers are treated as if they had no index of their own: {error}"));
+        self.say(format!("what others say of the layers is not used, and the layers are indexed here: {error}"));
     }
 
     /// What the user should know about TOCs that were not used.

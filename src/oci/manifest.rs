@@ -46,6 +46,13 @@ pub struct IndexEntry {
     pub artifact_type: Option<String>,
 }
 
+impl IndexEntry {
+    /// True if it says that it is something else than an image.
+    pub fn is_artifact(&self) -> bool {
+        self.artifact_type.as_deref().is_some_and(|kind| !is_image_config(kind))
+    }
+}
+
 /// An image manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageManifest {

@@ -321,10 +321,9 @@ const AVAILABLE: usize = 24;
 fn is_image(entry: &IndexEntry) -> bool {
     let Descriptor { media_type, annotations, .. } = &entry.descriptor;
     let is_attestation = annotations.get("vnd.docker.reference.type").is_some_and(|kind| !kind.is_empty());
-    let is_artifact = entry.artifact_type.as_deref().is_some_and(|kind| !super::manifest::is_image_config(kind));
     let is_manifest = media_type.is_empty() || MediaKind::of(media_type).is_some_and(MediaKind::is_supported);
     let is_unknown = entry.platform.as_ref().is_some_and(Platform::is_unknown);
-    is_manifest && !is_attestation && !is_artifact && !is_unknown
+    is_manifest && !is_attestation && !entry.is_artifact() && !is_unknown
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 //! has, then the artifacts' manifests, all at once.
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 
 use super::artifact::MANIFEST_TYPE;
 use super::{ARTIFACT_TYPE, Artifact, Error, LayerBlob};
-use crate::limits::{ARTIFACT_BYTES, ARTIFACTS};
+use crate::limits::{ARTIFACT_BYTES, ARTIFACTS, PARALLEL_ARTIFACTS};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::Repository;
 use crate::source::{self, BoxFuture, ErrorKind, Source, read_checked};
@@ -30,15 +30,13 @@ pub struct Shared {
 /// Artifacts that cannot be read are passed over with a warning. Empty if there are none.
 pub async fn discover(repository: &Repository, subject: &Digest) -> Result<Vec<Shared>, Error> {
     let listed = list(repository, subject, ARTIFACT_TYPE).await?;
-    if listed.len() > ARTIFACTS {
-        tracing::warn!(%subject, artifacts = listed.len(), "only the first {ARTIFACTS} index artifacts are looked at");
-    }
     let mut reading: Vec<BoxFuture<'_, Result<Shared, Error>>> = Vec::new();
-    for manifest in listed.into_iter().take(ARTIFACTS) {
+    for manifest in listed {
         reading.push(Box::pin(open(repository, manifest, subject)));
     }
+    let mut reading = stream::iter(reading).buffer_unordered(PARALLEL_ARTIFACTS);
     let mut found = Vec::new();
-    for shared in join_all(reading).await {
+    while let Some(shared) = reading.next().await {
         match shared {
             Ok(shared) => found.push(shared),
             Err(error) => tracing::warn!(%subject, error = &error as &dyn std::error::Error, "passed over"),
@@ -51,7 +49,8 @@ pub async fn discover(repository: &Repository, subject: &Digest) -> Result<Vec<S
     Ok(found)
 }
 
-/// The descriptors of the artifacts of a type, each once.
+/// The descriptors of the artifacts of a type, each once, ordered by digest: whatever the order of the registry, and where
+/// there are more than are looked at, every machine looks at the same.
 pub(super) async fn list(
     repository: &Repository,
     subject: &Digest,
@@ -59,7 +58,7 @@ pub(super) async fn list(
 ) -> Result<Vec<Descriptor>, Error> {
     let (by_api, by_tag) =
         tokio::join!(repository.referrers(subject, artifact_type), repository.tagged_referrers(subject, artifact_type));
-    let mut entries = match (by_api, by_tag) {
+    let entries = match (by_api, by_tag) {
         // A registry that got its API later may still have a list under the tag.
         (Ok(by_api), Ok(by_tag)) => by_api.into_iter().flatten().chain(by_tag).collect::<Vec<_>>(),
         (Ok(Some(by_api)), Err(error)) => {
@@ -72,9 +71,14 @@ pub(super) async fn list(
         }
         (Ok(None) | Err(_), Err(error)) => return Err(error.into()),
     };
-    let mut seen = std::collections::HashSet::new();
-    entries.retain(|entry| seen.insert(entry.descriptor.digest));
-    Ok(entries.into_iter().map(|entry| entry.descriptor).collect())
+    let mut listed: Vec<_> = entries.into_iter().map(|entry| entry.descriptor).collect();
+    listed.sort_by_key(|descriptor| descriptor.digest);
+    listed.dedup_by_key(|descriptor| descriptor.digest);
+    if listed.len() > ARTIFACTS {
+        tracing::warn!(%subject, listed = listed.len(), "only {ARTIFACTS} artifacts of {artifact_type} are looked at");
+        listed.truncate(ARTIFACTS);
+    }
+    Ok(listed)
 }
 
 async fn open(repository: &Repository, manifest: Descriptor, subject: &Digest) -> Result<Shared, Error> {

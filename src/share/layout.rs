@@ -17,13 +17,16 @@ const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Writes the artifact and its blobs into the layout `dir`, which is made if it is not there; what else is in it stays.
 ///
-/// `index.json` lists the artifact, once. Files appear by rename, blobs before what names them. Blocks on files.
+/// `index.json` lists the artifact, once. Files appear by rename and once they are on the disk, blobs before what names
+/// them. Who writes the list at the same time waits, if it is this program. Blocks on files.
 pub fn write_layout(dir: &Path, bundle: &Bundle) -> Result<(), Error> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::Layout { path, source }
     };
     fs::create_dir_all(dir.join("blobs/sha256")).map_err(failed(dir))?;
+    let lock = File::open(dir).map_err(failed(dir))?;
+    lock.lock().map_err(failed(dir))?;
     let manifest = bundle.digest();
     let blobs = bundle.blobs.iter().map(|(digest, bytes)| (digest, bytes));
     for (digest, bytes) in blobs.chain([(&manifest, &bundle.manifest)]) {
@@ -76,7 +79,7 @@ fn with_artifact(index: &Path, bundle: &Bundle) -> io::Result<Value> {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension(format!("{}.tmp", std::process::id()));
     let mut file = File::create(&beside)?;
-    let written = file.write_all(bytes).and_then(|()| fs::rename(&beside, path));
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, path));
     if written.is_err() {
         // What stays behind is told by the error that matters.
         fs::remove_file(&beside).ok();

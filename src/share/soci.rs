@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::Error;
@@ -16,10 +16,10 @@ use super::artifact::MANIFEST_TYPE;
 use super::discover::list;
 use super::wire::WireDescriptor;
 use crate::index::soci::SPAN_SIZE;
-use crate::limits::{ARTIFACT_BYTES, ARTIFACTS, LAYERS, ZTOC_BYTES};
+use crate::limits::{ARTIFACT_BYTES, LAYERS, PARALLEL_ARTIFACTS, ZTOC_BYTES};
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::registry::{Repository, Selector};
-use crate::source::Source;
+use crate::source::{BoxFuture, Source};
 
 /// The type of the first version, by which referrers are asked for.
 pub const SOCI_TYPE: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -162,9 +162,13 @@ pub async fn discover_soci(
     subject: &Digest,
 ) -> Result<Vec<(Descriptor, SociIndex, Bytes)>, Error> {
     let listed = list(repository, subject, SOCI_TYPE).await?;
-    let read = listed.into_iter().take(ARTIFACTS).map(|manifest| read(repository, manifest, subject));
+    let mut reading: Vec<BoxFuture<'_, Result<_, Error>>> = Vec::new();
+    for manifest in listed {
+        reading.push(Box::pin(read(repository, manifest, subject)));
+    }
+    let mut reading = stream::iter(reading).buffer_unordered(PARALLEL_ARTIFACTS);
     let mut found = Vec::new();
-    for index in join_all(read).await {
+    while let Some(index) = reading.next().await {
         match index {
             Ok(index) => found.push(index),
             Err(error) => tracing::warn!(%subject, error = &error as &dyn std::error::Error, "passed over"),

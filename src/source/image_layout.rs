@@ -155,15 +155,17 @@ fn select(files: &dyn Files, index: &ImageIndex, selector: Option<&LocalSelector
     Ok(Selected::Entry(Box::new(entry.descriptor.clone())))
 }
 
-/// The one image there is; several names of one digest are one image.
+/// The one image there is; several names of one digest are one image, and what lies beside images is none.
 fn only<'a>(files: &dyn Files, entries: &'a [IndexEntry]) -> Result<&'a IndexEntry, Error> {
-    let Some((first, others)) = entries.split_first() else {
+    let (artifacts, images): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.is_artifact());
+    let candidates = if images.is_empty() { artifacts } else { images };
+    let Some((first, others)) = candidates.split_first() else {
         return Err(Error::new(ErrorKind::NotFound, format!("{} holds no images", files.name())));
     };
     if others.iter().all(|other| other.descriptor.digest == first.descriptor.digest) {
         return Ok(first);
     }
-    let message = format!("{} holds more than one image ({})", files.name(), entries.len());
+    let message = format!("{} holds more than one image ({})", files.name(), candidates.len());
     Err(Error::new(ErrorKind::Ambiguous, message).hint(list(entries)))
 }
 

@@ -32,12 +32,16 @@ fn prose(length: usize, seed: u64) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Two layers: one of programs, whose index is long enough to be fetched in two parts, and a small one.
+/// A layer of programs, whose index is long enough to be fetched in two parts.
+fn programs() -> Layer {
+    (0..6)
+        .fold(Layer::new().dir("usr"), |layer, number| layer.file(format!("usr/text{number}"), prose(4 << 20, number)))
+}
+
+/// Two layers: one of programs, and a small one.
 fn image() -> Image {
-    let large = (0..6)
-        .fold(Layer::new().dir("usr"), |layer, number| layer.file(format!("usr/text{number}"), prose(4 << 20, number)));
     let small = Layer::new().dir("etc").file("etc/conf", "a = b\n").whiteout("usr/text5").symlink("etc/link", "conf");
-    Image::new().layer(large).layer(small)
+    Image::new().layer(programs()).layer(small)
 }
 
 /// True if images can be mounted here.

@@ -1,6 +1,7 @@
 //! `ocifs index` as a user meets it.
 
 use std::fs;
+use std::process::Stdio;
 
 use ocifs::oci::Digest;
 use serde_json::{Value, json};
@@ -69,6 +70,15 @@ fn all_platforms_get_an_index() {
         let listed = machine.ocifs.json(["index", "list", "--json", "--platform", platform, &reference]);
         assert_eq!(listed.as_array().map(Vec::len), Some(1), "{platform}");
     }
+
+    // All of them fit into one layout.
+    let dir = temp_dir();
+    let output = format!("oci:{}", dir.path().display());
+    machine.ocifs.run(["index", "--all-platforms", "--output", &output, &reference]).ok();
+    let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).expect("there")).expect("JSON");
+    let written = index["manifests"].as_array().expect("entries").iter().map(|entry| entry["digest"].clone());
+    let artifacts: Vec<_> = made.as_array().expect("images").iter().map(|image| image["artifact"].clone()).collect();
+    assert_eq!(written.collect::<Vec<_>>(), artifacts);
 }
 
 #[test]
@@ -89,6 +99,37 @@ fn an_index_is_written_into_a_layout() {
         let digest = layer["digest"].as_str().expect("a digest");
         assert_eq!(Digest::sha256(&blob(digest)).to_string(), digest);
     }
+}
+
+#[test]
+fn a_layout_that_holds_its_own_index_still_holds_one_image() {
+    let dir = temp_dir();
+    image().to_layout(dir.path(), "v1");
+    let machine = Machine::new();
+    let (name, named) = (format!("oci:{}", dir.path().display()), format!("oci:{}:v1", dir.path().display()));
+    machine.ocifs.run(["index", "--output", &name, &name]).ok();
+    machine.ocifs.run(["index", "--format", "soci", "--output", &name, &name]).ok();
+    let digest = |reference: &str| machine.ocifs.json(["inspect", "--json", reference])["digest"].clone();
+    assert_eq!(digest(&name), digest(&named));
+}
+
+#[test]
+fn two_that_write_into_one_layout_lose_nothing() {
+    let dir = temp_dir();
+    let output = format!("oci:{}", dir.path().join("out").display());
+    let machines: Vec<_> = (0..4).map(|_| Machine::new()).collect();
+    let writing = machines.iter().enumerate().map(|(number, machine)| {
+        let images = machine.ocifs.home().join("images");
+        Image::new().layer(Layer::new().file("f", number.to_string())).to_layout(&images, "v1");
+        let mut command = machine.ocifs.command(["index", "--output", &output, &format!("oci:{}", images.display())]);
+        command.stdout(Stdio::null()).spawn().expect("it runs")
+    });
+    for mut child in writing.collect::<Vec<_>>() {
+        assert!(child.wait().expect("it ends").success());
+    }
+    let index = fs::read(dir.path().join("out/index.json")).expect("there");
+    let index: Value = serde_json::from_slice(&index).expect("JSON");
+    assert_eq!(index["manifests"].as_array().map(Vec::len), Some(4), "{index}");
 }
 
 #[test]

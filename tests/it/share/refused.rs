@@ -1,12 +1,14 @@
 //! Who is not believed, and what is refused: the layer is then streamed as if nobody had made an index of it.
 
 use std::fs;
+use std::process::Command;
 
 use ocifs::demo::registry::{Endpoint, Fault};
+use ocifs::oci::Digest;
 use serde_json::{Value, json};
 
 use super::{Machine, image, origins, ready, served};
-use crate::support::{Built, Embedded};
+use crate::support::{Built, Embedded, output_of};
 
 #[test]
 fn a_digest_binds_no_index_unless_the_user_says_so() {
@@ -69,18 +71,49 @@ fn streamed(change: impl Fn(&mut Value), fault: Option<Fault>) {
     assert_eq!(fs::read(machine.point.path().join("etc/conf")).expect("here"), b"a = b\n");
 }
 
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Where the registry has an artifact of the image, and what that says.
+fn artifact_of(registry: &Embedded, built: &Built, artifact: &str) -> (String, Value) {
+    let url = format!("http://{}/v2/it/manifests/{artifact}", registry.addr());
+    let text = output_of(Command::new("curl").args(["-s", &url]));
+    let document: Value = serde_json::from_str(&text).expect("a manifest");
+    assert_eq!(document["subject"]["digest"], built.manifest.digest.to_string());
+    (url, document)
+}
+
 /// Puts a changed artifact in the place of the honest one.
 fn forge(registry: &Embedded, built: &Built, artifact: &str, change: impl Fn(&mut Value)) {
-    let addr = registry.addr();
-    let url = format!("http://{addr}/v2/it/manifests/{artifact}");
-    let mut curl = std::process::Command::new("curl");
-    let text = crate::support::output_of(curl.args(["-s", &url]));
-    let mut document: Value = serde_json::from_str(&text).expect("a manifest");
-    assert_eq!(document["subject"]["digest"], built.manifest.digest.to_string());
+    let (url, mut document) = artifact_of(registry, built, artifact);
     change(&mut document);
-    let mut curl = std::process::Command::new("curl");
-    crate::support::output_of(curl.args(["-sf", "-X", "DELETE", &url]));
-    registry.content().add_manifest("it", None, "application/vnd.oci.image.manifest.v1+json", document.to_string());
+    output_of(Command::new("curl").args(["-sf", "-X", "DELETE", &url]));
+    registry.content().add_manifest("it", None, MANIFEST_TYPE, document.to_string());
+}
+
+#[test]
+fn an_index_is_found_among_many_that_make_no_sense() {
+    if !ready() {
+        return;
+    }
+    for page in [100, 0] {
+        let (registry, built) = served(&image());
+        registry.set_referrers(page);
+        let reference = registry.name("it:latest");
+        let maker = Machine::new();
+        let made = maker.push(&reference);
+        let (url, mut document) = artifact_of(&registry, &built, made["artifact"].as_str().expect("a digest"));
+        let place =
+            url.strip_suffix(made["artifact"].as_str().expect("a digest")).expect("it ends with that").to_owned();
+        let content_type = format!("content-type: {MANIFEST_TYPE}");
+        for number in 0..40 {
+            document["layers"][0]["annotations"] = json!({ "number": number.to_string() });
+            let text = document.to_string();
+            let url = format!("{place}{}", Digest::sha256(text.as_bytes()));
+            let put = ["-sf", "-X", "PUT", "-H", &content_type, "--data-binary", &text, &url];
+            output_of(Command::new("curl").args(put));
+        }
+        assert_eq!(origins(&Machine::new().mount(&[], &reference)), ["shared"; 2], "{page}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use ocifs::profile::{Access, Origin, Profile};
 
 use super::*;
-use crate::support::Compression;
+use crate::support::{Compression, assert_same, rich};
 
 /// What the registry of `reference` has at `path`.
 fn get(reference: &str, path: &str) -> String {
@@ -59,6 +59,22 @@ fn a_soci_index_makes_the_first_mount_elsewhere_lazy() {
     other.ocifs.umount(&other.point);
     let proven = other.mount(&["--offline"], &reference);
     assert_eq!(origins(&proven), ["cache", "cache"]);
+}
+
+#[test]
+fn a_soci_index_tells_what_there_is_in_a_tar_but_for_sparse_files() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&rich(20));
+    let reference = registry.name("it:latest");
+    let (maker, other) = (Machine::new(), Machine::new());
+    let ran = maker.ocifs.run(["index", "--format", "soci", "--push", &reference]).ok();
+    maker.mount(&[], &reference);
+    let report = other.mount(&[], &reference);
+    assert!(ran.stderr.contains(r#"is left out: SOCI has no form for "sparse/holes""#), "{}", ran.stderr);
+    assert_eq!(origins(&report), ["shared", "shared", "first-contact"]);
+    assert_same(&other.tree(), &maker.tree(), |_, _| false);
 }
 
 #[test]

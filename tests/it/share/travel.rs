@@ -8,7 +8,7 @@ use ocifs::oci::Digest;
 use serde_json::{Value, json};
 
 use super::{Machine, image, layer_bytes, origins, ready, served};
-use crate::support::{DockerRegistry, Embedded, assert_same, platform, round_trips, temp_dir};
+use crate::support::{DockerRegistry, Embedded, Image, Layer, assert_same, platform, round_trips, temp_dir};
 
 /// Pushes from one machine and mounts on another; returns the second with its report.
 fn travel(reference: &str, listed: &str) -> (Machine, Value) {
@@ -79,6 +79,13 @@ fn the_first_mount_is_lazy_with_a_real_registry() {
     let other = maker.push(&format!("{}/team/other:v1", registry.addr()));
     assert_eq!((&other["pushed"]["sent"], &other["pushed"]["mounted"]), (&json!(0), &json!(3)), "{other}");
     assert!(other["layers"].as_array().expect("layers").iter().all(|layer| layer["was_streamed"] == false));
+
+    // So is one layer of an image that is another.
+    let third = Image::new().layer(super::programs()).layer(Layer::new().file("third", "x"));
+    third.to_layout(layout.path(), "third");
+    registry.push(layout.path(), "third", "team/third:v1");
+    let third = maker.push(&format!("{}/team/third:v1", registry.addr()));
+    assert_eq!((&third["pushed"]["sent"], &third["pushed"]["mounted"]), (&json!(1), &json!(2)), "{third}");
 
     // Nobody finds it any more once it was taken off the list, although this registry deletes nothing.
     let ran = maker.ocifs.run(["index", "rm", &reference]).ok();
@@ -169,6 +176,26 @@ fn a_claim_outlives_its_registry_and_costs_no_second_search() {
     machine.ocifs.umount(&machine.point);
     assert_eq!(origins(&machine.mount(&["--offline"], &reference)), ["shared", "shared"]);
     assert_same(&machine.tree(), &tree, |_, _| false);
+}
+
+#[test]
+fn what_was_believed_is_exported_by_who_believes_it() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    Machine::new().push(&registry.name("it:latest"));
+    let (machine, other) = (Machine::new(), Machine::new());
+    let pinned = registry.name(&format!("it@{}", built.manifest.digest));
+    machine.mount(&["--trust-index=registry"], &pinned);
+    assert_eq!(fs::read(machine.point.path().join("usr/text1")).expect("here"), super::prose(4 << 20, 1));
+    let parcel = machine.ocifs.home().join("parcel").to_string_lossy().into_owned();
+    let ran = machine.ocifs.run(["cache", "export", &pinned, &parcel]);
+    assert!(ran.code() == 5 && ran.stderr.contains("with --trust-index, if it was mounted so"), "{}", ran.stderr);
+    machine.ocifs.run(["cache", "export", "--trust-index=registry", &pinned, &parcel]).ok();
+    other.ocifs.run(["cache", "import", &parcel]).ok();
+    assert_eq!(origins(&other.mount(&["--offline"], &pinned)), ["imported"; 2]);
+    assert_eq!(fs::read(other.point.path().join("usr/text1")).expect("here"), super::prose(4 << 20, 1));
 }
 
 #[test]
