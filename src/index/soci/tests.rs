@@ -266,3 +266,54 @@ fn verify(ztoc: &[u8]) -> Result<(), InvalidFlatbuffer> {
     let options = VerifierOptions { max_tables: 1 << 20, max_apparent_size: 1 << 30, ..VerifierOptions::default() };
     ForwardsUOffset::<Root>::run_verifier(&mut Verifier::new(&options, ztoc), 0)
 }
+
+/// Decodes as SOCI's snapshotter does: zlib alone, from a place `bits` inside the byte before `compressed`, and what was
+/// decoded before it.
+fn inflated(bits: u8, before: u8, window: &[u8], compressed: &[u8], length: usize) -> Vec<u8> {
+    use libz_rs_sys::{Z_OK, Z_SYNC_FLUSH, inflate, inflateEnd, inflateInit2_, inflatePrime, inflateSetDictionary};
+    let mut out = vec![0; length];
+    let mut stream = libz_rs_sys::z_stream::default();
+    // SAFETY: all pointers are to what is borrowed here, with their lengths, and the stream is ended where it was begun.
+    unsafe {
+        let size = std::mem::size_of::<libz_rs_sys::z_stream>() as i32;
+        assert_eq!(inflateInit2_(&raw mut stream, -15, libz_rs_sys::zlibVersion(), size), Z_OK);
+        if bits > 0 {
+            assert_eq!(inflatePrime(&raw mut stream, bits.into(), (before >> (8 - bits)).into()), Z_OK);
+        }
+        assert_eq!(inflateSetDictionary(&raw mut stream, window.as_ptr(), window.len() as u32), Z_OK);
+        (stream.next_in, stream.avail_in) = (compressed.as_ptr(), compressed.len() as u32);
+        (stream.next_out, stream.avail_out) = (out.as_mut_ptr(), length as u32);
+        assert!(inflate(&raw mut stream, Z_SYNC_FLUSH) >= Z_OK);
+        assert_eq!(stream.avail_out, 0);
+        inflateEnd(&raw mut stream);
+    }
+    out
+}
+
+#[test]
+fn zlib_alone_decodes_every_span_from_what_is_written() {
+    let tar = archive(&[9_000_000, 5, 14_000_000], 8);
+    let blob = gzip(&tar);
+    let ztoc = written(&blob, &tar);
+    let buffer = flat::Buffer::new(&ztoc);
+    let info = buffer.root().and_then(|root| root.table(14)).ok().flatten().expect("how it is compressed");
+    let (points, digests) = (info.bytes(10).expect("checkpoints"), info.strings(8).expect("digests"));
+    let number = |at: usize| i64::from_le_bytes(*points[at..].first_chunk().expect("eight bytes")) as usize;
+    let stored = (12..points.len()).step_by(32_785);
+    let stored = stored.map(|at| (number(at), number(at + 8), points[at + 16], &points[at + 17..at + 32_785]));
+    // The first one, behind a header of ten bytes, goes without saying.
+    let nothing = [0; 32_768];
+    let places: Vec<_> = std::iter::once((10, 0, 0, &nothing[..])).chain(stored).collect();
+    assert!(places.len() > 4 && places.len() == digests.len());
+    let ends = places[1..].iter().map(|(start, from, ..)| (*start, *from)).chain([(blob.len(), tar.len())]);
+    let mut inside = 0;
+    for (((start, from, bits, window), (end, to)), digest) in places.iter().copied().zip(ends).zip(digests) {
+        inside += usize::from(bits > 0);
+        assert_eq!(Digest::sha256(&blob[start - usize::from(bits > 0)..end]).to_string().as_bytes(), digest);
+        assert!(
+            inflated(bits, blob[start - 1], window, &blob[start..end], to - from) == tar[from..to],
+            "span at {from}"
+        );
+    }
+    assert!(inside > 0, "none begins inside a byte");
+}
