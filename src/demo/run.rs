@@ -28,6 +28,9 @@ const SCRIPT: &str = "cat /srv/demo/kept.txt /srv/demo/replaced.txt; \
 /// How long the demo's daemon may take to end before its directory is removed all the same.
 const END: Duration = Duration::from_secs(5);
 
+/// How long is waited at most for what is fetched ahead.
+const AHEAD: Duration = Duration::from_secs(5);
+
 /// Longest path of a socket (unix(7)).
 const SOCKET_PATH: usize = 107;
 
@@ -120,7 +123,9 @@ async fn play(demo: &Demo, base: &Path, out: &mut dyn Write) -> Result<(), Failu
     let started = Instant::now();
     stage.mount().await?;
     let took = started.elapsed();
-    say(out, &format!("   mounted in {} ms; {}", took.as_millis(), traffic(&stage.registry.requests(), &stage.image)))?;
+    stage.fetched_ahead().await?;
+    let asked = traffic(&stage.registry.requests(), &stage.image);
+    say(out, &format!("   mounted in {} ms, and the entry point fetched ahead;\n   {asked}", took.as_millis()))?;
 
     say(out, "\n3. Run a command from the tree:")?;
     say(out, &format!("   $ chroot {} /bin/sh -c '...'", stage.dir.display()))?;
@@ -230,6 +235,15 @@ impl Stage<'_> {
     async fn status(&self) -> Result<MountReport, Failure> {
         let mut status: StatusReport = self.ask(Request::Status { dir: Some(self.dir.clone()) }).await?;
         status.mounts.pop().ok_or_else(|| Failure::new(Code::Other, "the demo's mount is gone"))
+    }
+
+    /// Waits, for a moment at most, until what the entry point needs is fetched, so that it can be counted.
+    async fn fetched_ahead(&self) -> Result<(), Failure> {
+        let begun = Instant::now();
+        while !self.status().await?.profile.ahead_done && begun.elapsed() < AHEAD {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// Asks the demo's daemon without holding up the registry, which runs beside.

@@ -210,6 +210,7 @@ pub async fn pinned_soci(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -225,6 +226,35 @@ mod tests {
             SociLayer::new(&layer, format!("zTOC of {name}").as_bytes())
         };
         SociIndex { subject: Some(image()), layers: vec![layer("one"), layer("two")] }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_holds_what_was_written_and_nothing_that_may_not_be(
+            names in prop::collection::btree_set("[a-z]{1,8}", 0..20),
+            has_subject: bool,
+            at: usize,
+            bytes in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let layer = |name: &String| {
+                let layer = Descriptor::new("application/vnd.oci.image.layer.v1.tar", Digest::sha256(name.as_bytes()), 9);
+                SociLayer::new(&layer, format!("zTOC of {name}").as_bytes())
+            };
+            let index = SociIndex { subject: has_subject.then(image), layers: names.iter().map(layer).collect() };
+            let written = index.to_bytes();
+            let read = SociIndex::parse(&written, &image().digest).expect("ours");
+            prop_assert_eq!(read.to_bytes(), written.clone());
+            prop_assert!(!has_subject || SociIndex::parse(&written, &Digest::sha256(b"another")).is_err());
+            let mut damaged = written.to_vec();
+            let at = at % damaged.len();
+            damaged.splice(at..damaged.len().min(at + bytes.len() / 2), bytes);
+            if let Ok(read) = SociIndex::parse(&damaged, &image().digest) {
+                let distinct: HashSet<_> = read.layers.iter().map(|layer| layer.layer).collect();
+                prop_assert_eq!(distinct.len(), read.layers.len());
+                prop_assert!(read.layers.iter().all(|layer| layer.ztoc.size <= ZTOC_BYTES));
+                prop_assert!(read.subject.is_none_or(|subject| subject.digest == image().digest));
+            }
+        }
     }
 
     #[test]
