@@ -81,7 +81,7 @@
 //! |---|---|
 //! | 0 | [`limits`] |
 //! | 1 | [`oci`] [`codec`] [`mod@tar`] [`elf`] [`python`] [`javascript`] |
-//! | 2 | [`source`] [`profile`] [`dependencies`] |
+//! | 2 | [`source`] [`profile`] [`dependencies`] [`signature`] |
 //! | 3 | [`registry`] [`index`] [`store`] |
 //! | 4 | [`tree`] [`share`] [`fetch`] |
 //! | 5 | [`image`] [`ahead`] [`parcel`] |
@@ -118,6 +118,7 @@ pub mod tar;
 
 pub mod dependencies;
 pub mod profile;
+pub mod signature;
 pub mod source;
 
 pub mod index;

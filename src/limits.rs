@@ -440,6 +440,18 @@ pub const ARTIFACTS: usize = 64;
 /// Manifests of index artifacts that are read at once.
 pub const PARALLEL_ARTIFACTS: usize = 16;
 
+/// Most signatures of one artifact that are looked at, of each form; the others are passed over.
+pub const SIGNATURES: usize = 32;
+
+/// Longest payload or bundle of a signature: those with certificates and proofs of a log have some ten kilobytes.
+pub const SIGNATURE_BYTES: u64 = 256 << 10;
+
+/// Longest file with a public key.
+pub const KEY_BYTES: u64 = 64 << 10;
+
+/// Most public keys that are configured at once.
+pub const KEYS: usize = 64;
+
 /// Blobs of an artifact that are pushed or fetched at once.
 pub const PARALLEL_BLOBS: usize = 8;
 

@@ -9,15 +9,16 @@ use clap::ValueEnum;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mount::{How, Latency, When, Whose};
+use super::mount::{How, Latency, When};
 use super::stop::usage;
+use super::trust::Whose;
 use super::{byte_size, duration};
 use crate::daemon::Failure;
 use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::oci::Printable;
 
 /// All keys.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "cache-dir",
     "cache-size",
     "runtime-dir",
@@ -27,6 +28,7 @@ const KEYS: [&str; 13] = [
     "on-outage",
     "profile-until",
     "trust-index",
+    "index-keys",
     "idle-seconds",
     "plain-http",
     "hosts-dir",
@@ -47,6 +49,7 @@ pub(super) struct ConfigFile {
     /// Seconds.
     pub(super) profile_until: Option<u32>,
     pub(super) trust_index: Option<TrustIndex>,
+    pub(super) index_keys: Option<Vec<PathBuf>>,
     pub(super) idle: Option<Duration>,
     /// Registries as `host[:port]`.
     pub(super) plain_http: Option<Vec<String>>,
@@ -114,6 +117,7 @@ impl ConfigFile {
                 self.profile_until = Some(written(&value, "a duration such as \"30s\"", duration::recording)?);
             }
             "trust-index" => self.trust_index = Some(word::<Whose, _>(&value)?),
+            "index-keys" => self.index_keys = Some(paths(&value)?),
             "idle-seconds" => self.idle = Some(seconds(&value)?),
             "plain-http" => self.plain_http = Some(hosts(&value)?),
             "hosts-dir" => self.hosts_dir = Some(path(&value)?),
@@ -134,6 +138,7 @@ impl ConfigFile {
             on_outage: self.on_outage.or(other.on_outage),
             profile_until: self.profile_until.or(other.profile_until),
             trust_index: self.trust_index.or(other.trust_index),
+            index_keys: self.index_keys.or(other.index_keys),
             idle: self.idle.or(other.idle),
             plain_http: self.plain_http.or(other.plain_http),
             hosts_dir: self.hosts_dir.or(other.hosts_dir),
@@ -169,6 +174,12 @@ fn word<Word: ValueEnum, T: From<Word>>(value: &DeValue<'_>) -> Result<T, Proble
 fn path(value: &DeValue<'_>) -> Result<PathBuf, Problem> {
     let path = value.as_str().map(PathBuf::from).filter(|path| path.is_absolute());
     path.ok_or_else(|| Problem::Value("an absolute path, in quotes".to_owned()))
+}
+
+fn paths(value: &DeValue<'_>) -> Result<Vec<PathBuf>, Problem> {
+    let each = |value: &Spanned<DeValue<'_>>| path(value.get_ref()).ok();
+    let paths = value.as_array().and_then(|array| array.iter().map(each).collect());
+    paths.ok_or_else(|| Problem::Value("a list of absolute paths, such as [\"/etc/ocifs/ci.pub\"]".to_owned()))
 }
 
 fn seconds(value: &DeValue<'_>) -> Result<Duration, Problem> {
@@ -207,7 +218,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nlow-latency = 'off'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
-                    trust-index = 'registry'\n\
+                    trust-index = 'registry'\nindex-keys = ['/a.pub', '/b.pub']\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\nhosts-dir = '/h'\nregistries-conf = '/r.conf'\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
@@ -219,6 +230,7 @@ mod tests {
             on_outage: Some(OnOutage::Wait(Some(3600))),
             profile_until: Some(120),
             trust_index: Some(TrustIndex::Registry),
+            index_keys: Some(vec!["/a.pub".into(), "/b.pub".into()]),
             idle: Some(Duration::from_secs(5)),
             plain_http: Some(vec!["a:1".to_owned(), "b".to_owned()]),
             hosts_dir: Some("/h".into()),
@@ -237,7 +249,12 @@ mod tests {
             ("fill = 'off'\ncachedir = '/c'\n", 2, "there is no key cachedir"),
             ("\n\nfill = 'sometimes'", 3, "fill must be \"off\" or \"idle\" or \"now\""),
             ("fill = 3", 1, "fill must be \"off\" or"),
-            ("trust-index = 'all'", 1, "trust-index must be \"by-reference\" or \"none\" or \"registry\""),
+            (
+                "trust-index = 'all'",
+                1,
+                "trust-index must be \"by-reference\" or \"none\" or \"signed\" or \"registry\"",
+            ),
+            ("index-keys = ['ci.pub']", 1, "index-keys must be a list of absolute paths, such as"),
             ("io = 'fast'", 1, "io must be \"auto\" or \"passthrough\" or \"cached\""),
             ("low-latency = true", 1, "low-latency must be \"auto\" or \"off\""),
             ("idle-seconds = -1", 1, "idle-seconds must be a whole number of seconds, without quotes"),

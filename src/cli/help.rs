@@ -73,7 +73,8 @@ variables win over both.
   low-latency = \"auto\"            # auto or off; see ocifs mount --help
   on-outage = \"wait:5m\"         # wait, wait:DURATION or eio; see ocifs mount --help
   profile-until = \"30s\"          # how long starts are recorded; 0: not at all
-  trust-index = \"registry\"        # by-reference, none or registry; see ocifs mount --help
+  trust-index = \"registry\"        # by-reference, none, signed or registry; see ocifs mount --help
+  # index-keys = [\"/etc/ocifs/ci.pub\"] # must exist; public keys whose signed indexes are believed
   idle-seconds = 30               # how long a daemon without mounts waits
   plain-http = [\"r.example:5000\"] # registries that speak plain HTTP
   # hosts-dir = \"/etc/containerd/certs.d\" # must exist; mirrors, as containerd has them

@@ -10,6 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use super::context::Context;
 use super::settings::nameable;
 use super::stop::{usage, warn};
+use super::trust::TrustArgs;
 use super::{credentials, hosts};
 use crate::daemon::{Code, Failure, control};
 use crate::oci::{Platform, Printable, Reference, without_password};
@@ -67,7 +68,7 @@ pub(super) struct CachedImageArgs {
 
 impl CachedImageArgs {
     /// The image to ask the daemon for.
-    pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
+    pub(super) fn believing(&self, trust: &TrustArgs, context: &Context) -> Result<control::Image, Failure> {
         let Self { reference, platform, registries_conf } = self;
         let image = ImageArgs {
             reference: reference.clone(),
@@ -75,7 +76,7 @@ impl CachedImageArgs {
             registries_conf: registries_conf.clone(),
             ..ImageArgs::default()
         };
-        image.request(context)
+        image.believing(trust, context)
     }
 }
 
@@ -85,8 +86,13 @@ impl ImageArgs {
         &self.reference
     }
 
-    /// The image to ask the daemon for. Wrong arguments are told before a daemon is started for them.
+    /// The image to ask the daemon for, believing whom the settings say.
     pub(super) fn request(&self, context: &Context) -> Result<control::Image, Failure> {
+        self.believing(&TrustArgs::default(), context)
+    }
+
+    /// The image to ask the daemon for. Wrong arguments are told before a daemon is started for them.
+    pub(super) fn believing(&self, trust: &TrustArgs, context: &Context) -> Result<control::Image, Failure> {
         let reference = parsed(&self.reference)?;
         if let Some(platform) = &self.platform {
             platform.parse::<Platform>().map_err(|error| usage("cannot use the value of --platform", error))?;
@@ -122,6 +128,7 @@ impl ImageArgs {
             }
             None => (self.reference.clone(), reference),
         };
+        let (trust_index, index_keys) = trust.settle(&context.settings)?;
         Ok(control::Image {
             platform: self.platform.clone(),
             offline: self.offline,
@@ -129,7 +136,8 @@ impl ImageArgs {
             auth_files: auth_files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?,
             hosts,
             reference: with_absolute_path(&text, reference)?,
-            trust_index: context.settings.trust_index,
+            trust_index,
+            index_keys,
         })
     }
 

@@ -42,6 +42,7 @@ mod settings;
 mod status;
 mod stop;
 mod table;
+mod trust;
 mod umount;
 
 use std::io::{self, Write};

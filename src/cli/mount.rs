@@ -15,7 +15,8 @@ use super::output::Output;
 use super::progress::Meter;
 use super::settings::settled;
 use super::stop::{Stop, usage};
-use crate::daemon::control::{self, Fill, Io, OnOutage, Request, TrustIndex};
+use super::trust::TrustArgs;
+use crate::daemon::control::{self, Fill, Io, OnOutage, Request};
 use crate::daemon::{self, End};
 use crate::oci::Printable;
 
@@ -25,6 +26,7 @@ Examples:
   ocifs mount --platform linux/arm64 ghcr.io/owner/name:1.2 rootfs
   ocifs mount --wait debian:12 /mnt/debian               # complete when it returns
   ocifs mount --trust-index registry NAME@sha256:... /mnt  # believe an index beside a pinned image
+  ocifs mount --index-key ci.pub NAME@sha256:... /mnt   # believe it if this key signed it
   ocifs mount --on-outage wait:1h debian:12 /mnt/debian # reads outlast a registry that is away for an hour
   ocifs mount --offline --fill off oci:build/image:latest /mnt
   ocifs mount --foreground localhost:5000/name /mnt     # for service managers";
@@ -94,14 +96,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "foreground")]
     wait: bool,
 
-    /// Whose indexes of the image are believed [default: by the reference]
-    ///
-    /// An index that lies beside the image in its registry (see `ocifs index`) makes the first mount lazy. By default it is
-    /// believed if the reference is a tag, because who can push an index there can also move the tag, and not if the
-    /// reference has a digest, which binds no index. Whatever is believed is checked as a whole once the image is complete,
-    /// and the mount ends if it was wrong. `ocifs status` shows which index came from where, and why it was believed.
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    trust_index: Option<Whose>,
+    #[command(flatten)]
+    trust: TrustArgs,
 
     /// Print what was mounted as JSON for programs, as `ocifs status` describes it
     #[arg(long, conflicts_with = "foreground")]
@@ -110,18 +106,6 @@ pub(super) struct Args {
     /// Serve the mount in this process, with its log on standard error, until it is unmounted
     #[arg(long)]
     foreground: bool,
-}
-
-/// Whose indexes are believed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Whose {
-    /// Those in the image's repository if the reference is a tag
-    ByReference,
-    /// Nobody's but those that the image's manifest pins by their digests, and those that were imported here: other layers
-    /// are streamed once
-    None,
-    /// Those in the image's repository, also if the reference has a digest
-    Registry,
 }
 
 /// When the rest of an image is fetched.
@@ -162,16 +146,6 @@ impl From<Latency> for bool {
     }
 }
 
-impl From<Whose> for TrustIndex {
-    fn from(whose: Whose) -> Self {
-        match whose {
-            Whose::ByReference => Self::ByReference,
-            Whose::None => Self::None,
-            Whose::Registry => Self::Registry,
-        }
-    }
-}
-
 impl From<How> for Io {
     fn from(how: How) -> Self {
         match how {
@@ -201,10 +175,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), Stop> {
     }
     // A configuration file's choice is for mounts that nobody waits for.
     let fill = if args.wait { Fill::Now } else { context.settings.fill };
-    let image = args.image.request(context)?;
-    let trust_index = args.trust_index.map_or(image.trust_index, TrustIndex::from);
     let mount = control::Mount {
-        image: control::Image { trust_index, ..image },
+        image: args.image.believing(&args.trust, context)?,
         dir: settled(&args.dir)?,
         fill: args.fill.map_or(fill, Fill::from),
         io: args.io.map_or(context.settings.io, Io::from),

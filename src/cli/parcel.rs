@@ -11,12 +11,12 @@ use clap::ValueHint;
 use super::context::{Context, Sink, unexpected};
 use super::image::CachedImageArgs;
 use super::interrupt::or_interrupted;
-use super::mount::Whose;
 use super::output::Output;
 use super::progress::Meter;
 use super::stop::{Stop, usage};
 use super::table::{count, size};
-use crate::daemon::control::{ImportReport, Listed, Request, TrustIndex};
+use super::trust::TrustArgs;
+use crate::daemon::control::{ImportReport, Listed, Request};
 use crate::daemon::{Code, Connection, Failure};
 use crate::oci::Printable;
 
@@ -41,9 +41,9 @@ pub(super) struct Export {
     #[arg(long)]
     profile: bool,
 
-    /// Whose indexes of the image are believed, as when it was mounted [default: by the reference]
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    trust_index: Option<Whose>,
+    // As when it was mounted.
+    #[command(flatten)]
+    trust: TrustArgs,
 
     /// The file to write; - for standard output
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -74,8 +74,7 @@ pub(super) struct Import {
 
 /// Exports.
 pub(super) fn export(args: &Export, context: &Context) -> Result<(), Stop> {
-    let mut image = args.image.request(context)?;
-    image.trust_index = args.trust_index.map_or(image.trust_index, TrustIndex::from);
+    let image = args.image.believing(&args.trust, context)?;
     let file = named(&args.file);
     if file.is_none() && io::stdout().is_terminal() {
         return Err(usage("cannot write a parcel to a terminal", "it is no text")

@@ -41,6 +41,8 @@ pub(super) struct Settings {
     pub(super) profile_until: Option<u32>,
     /// Whose indexes are believed.
     pub(super) trust_index: TrustIndex,
+    /// The files of keys by which indexes may be signed.
+    pub(super) index_keys: Vec<PathBuf>,
     /// How long an idle daemon stays.
     pub(super) idle: Duration,
     /// The tree of `hosts.toml` files, if not containerd's.
@@ -93,6 +95,7 @@ impl Settings {
             on_outage: file.on_outage.unwrap_or_default(),
             profile_until: file.profile_until,
             trust_index: file.trust_index.unwrap_or_default(),
+            index_keys: file.index_keys.unwrap_or_default(),
             idle: file.idle.unwrap_or(IDLE),
             hosts_dir: file.hosts_dir,
             registries_conf: file.registries_conf,

@@ -40,6 +40,18 @@ pub struct Image {
     /// Whose indexes are believed.
     #[serde(default)]
     pub trust_index: TrustIndex,
+    /// By whose keys they may be signed.
+    #[serde(default)]
+    pub index_keys: Vec<IndexKey>,
+}
+
+/// A public key of somebody whose indexes are believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexKey {
+    /// How its user calls it: the path of its file.
+    pub name: String,
+    /// The key in PEM.
+    pub pem: String,
 }
 
 /// Files that say how registries are reached, in the order in which they are asked.
@@ -65,11 +77,13 @@ impl From<&HostFiles> for registry::HostFiles {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrustIndex {
-    /// Those of the image's repository if the reference is a tag.
+    /// Those of the image's repository if the reference is a tag, and those that a key signed.
     #[default]
     ByReference,
     /// Nobody's.
     None,
+    /// Those that a key signed.
+    Signed,
     /// Those of the image's repository.
     Registry,
 }

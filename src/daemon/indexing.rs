@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use super::control::{
@@ -16,7 +17,7 @@ use super::control::{
 use super::events::{TELL, resolve_image, send, warn_of, watched};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
-use crate::image::{ImageLayer, Images, Progress, Request, Resolved, Verdict, soci_pin, verdict, verdict_of_pins};
+use crate::image::{Belief, ImageLayer, Images, Progress, Request, Resolved, soci_pin, verdict_of_pins};
 use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::Repository;
@@ -357,8 +358,7 @@ async fn look(
     let resolved = resolve_image(images, &request, events).await;
     let resolved = resolved.map_err(|error| Failure::from(&error))?;
     let found = found(&repository, &resolved).await?;
-    let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
-    let beside = verdict(request.trust, is_pinned);
+    let found = signed(&repository, &request, found).await;
     let sizes: HashMap<_, _> = resolved.manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
     let layer = |blob: LayerBlob| SharedLayer {
         digest: blob.layer.to_string(),
@@ -367,28 +367,39 @@ async fn look(
         index_size: blob.blob.size,
         metadata_size: blob.metadata.size,
     };
-    let verdict = |format: Format| match format {
-        Format::SociV2 => verdict_of_pins(request.trust),
-        Format::Ocifs | Format::Soci => beside,
+    let describe = |(found, signer): (Found, Option<String>)| {
+        let verdict = match found.format {
+            Format::SociV2 => verdict_of_pins(request.trust),
+            Format::Ocifs | Format::Soci => request.verdict(),
+        };
+        let believed = verdict.of(signer.as_deref());
+        SharedIndex {
+            digest: found.digest.to_string(),
+            format: found.format.name().to_owned(),
+            image: resolved.digest.to_string(),
+            platform: resolved.config.platform.to_string(),
+            profile_size: found.profile_size,
+            image_layers: sizes.len(),
+            layers: found.layers.into_iter().map(layer).collect(),
+            believed: believed.is_ok(),
+            reason: believed.unwrap_or_else(|why| why),
+        }
     };
-    let describe = |found: Found, verdict: Verdict| SharedIndex {
-        digest: found.digest.to_string(),
-        format: found.format.name().to_owned(),
-        image: resolved.digest.to_string(),
-        platform: resolved.config.platform.to_string(),
-        profile_size: found.profile_size,
-        image_layers: sizes.len(),
-        layers: found.layers.into_iter().map(layer).collect(),
-        believed: verdict.is_believed,
-        reason: verdict.why.to_owned(),
-    };
-    Ok(found
-        .into_iter()
-        .map(|found| {
-            let verdict = verdict(found.format);
-            describe(found, verdict)
-        })
-        .collect())
+    Ok(found.into_iter().map(describe).collect())
+}
+
+/// The artifacts, each with the key of the user that signed it, if that is what decides about it.
+async fn signed(repository: &Repository, request: &Request, found: Vec<Found>) -> Vec<(Found, Option<String>)> {
+    let is_asked = request.verdict().belief == Belief::Signed;
+    let looking = found.iter().map(|found| async move {
+        if !is_asked || found.format == Format::SociV2 {
+            return None;
+        }
+        let signatures = share::signatures(repository, &found.digest).await;
+        signatures.iter().find_map(|signature| signature.signer(&found.digest, &request.keys)).map(str::to_owned)
+    });
+    let signers = join_all(looking).await;
+    found.into_iter().zip(signers).collect()
 }
 
 /// An artifact beside an image, whomever it is for.

@@ -16,7 +16,9 @@ use super::{Code, Failure};
 use crate::fs::{Ino, Read};
 use crate::image::{Image, Images, Request, Trust};
 use crate::index::LayerIndex;
+use crate::limits::KEYS;
 use crate::oci::{Digest, Platform, Printable, Reference, Wanted};
+use crate::signature::{Key, Keys};
 use crate::store::{Dropped, Missing, Store, Usage};
 use crate::tree::{NodeId, NodeKind, Tree};
 
@@ -43,9 +45,23 @@ pub(super) fn request_of(image: &control::Image) -> Result<Request, Failure> {
         trust: match image.trust_index {
             control::TrustIndex::ByReference => Trust::ByReference,
             control::TrustIndex::None => Trust::Nobody,
+            control::TrustIndex::Signed => Trust::Signed,
             control::TrustIndex::Registry => Trust::Registry,
         },
+        keys: keys_of(&image.index_keys)?,
     })
+}
+
+fn keys_of(keys: &[control::IndexKey]) -> Result<Keys, Failure> {
+    if keys.len() > KEYS {
+        return Err(Failure::new(Code::Usage, format!("{} keys are too many, {KEYS} are allowed", keys.len())));
+    }
+    let key = |control::IndexKey { name, pem }: &control::IndexKey| {
+        let unusable =
+            |error| Failure::of(Code::Usage, &error).about(format!("cannot use the key {}", Printable::of(name)));
+        Key::parse(name, pem.as_bytes()).map_err(unusable)
+    };
+    keys.iter().map(key).collect()
 }
 
 /// Describes an image without touching its layers.

@@ -214,6 +214,7 @@ impl Stage<'_> {
             auth_files: Vec::new(),
             hosts: control::HostFiles::default(),
             trust_index: control::TrustIndex::default(),
+            index_keys: Vec::new(),
         };
         self.ask(Request::Mount(control::Mount {
             image,

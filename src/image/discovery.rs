@@ -14,13 +14,15 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{self, StreamExt};
 
-use super::soci::Ztoc;
+use super::soci::{FoundSoci, Ztoc};
+use super::trust::Belief;
 use crate::index::LayerIndex;
-use crate::limits::{PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
+use crate::limits::{PARALLEL_ARTIFACTS, PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Artifact, LayerBlob, Shared, SociIndex};
+use crate::share::{self, Artifact, LayerBlob, Shared};
+use crate::signature::{Keys, Signature};
 use crate::source::Source;
 use crate::store::{IMPORTED, Store};
 
@@ -36,8 +38,10 @@ pub(super) struct Job {
     pub(super) store: Arc<Store>,
     /// The image's manifest.
     pub(super) subject: Digest,
-    /// True if what lies beside the image is believed.
-    pub(super) is_believed: bool,
+    /// What of that which lies beside the image is believed.
+    pub(super) belief: Belief,
+    /// By whose keys it may be signed.
+    pub(super) keys: Keys,
 }
 
 impl Job {
@@ -58,18 +62,20 @@ impl Job {
 
     /// The indexes of these layers beside the image, if what lies there is believed.
     async fn search(&self, lacking: Vec<Descriptor>) -> Outcome {
-        if lacking.is_empty() || !self.is_believed {
+        if lacking.is_empty() || self.belief == Belief::None {
             return Outcome::default();
         }
         let (artifacts, soci) = match self.remembered(&lacking).await {
-            Some(artifact) => (vec![artifact], None),
-            None if self.offline => (Vec::new(), self.soci_index(&lacking).await),
+            Some(artifact) => (Candidates::of(artifact), Candidates::default()),
+            None if self.offline => (Candidates::default(), self.soci_index(&lacking).await),
             None => self.discover_both(&lacking).await,
         };
+        let found_unsigned = artifacts.found_unsigned || soci.found_unsigned;
+        let artifacts = artifacts.believed;
         if artifacts.is_empty() {
-            return match soci {
-                Some((artifact, index)) => self.soci(artifact, &index, &lacking).await,
-                None => Outcome::default(),
+            return match soci.believed.first() {
+                Some(index) => self.soci(index, &lacking).await,
+                None => Outcome { found_unsigned, ..Outcome::default() },
             };
         }
         let mut finding: Vec<BoxFuture<'_, Option<(Digest, Usable)>>> = Vec::new();
@@ -84,7 +90,7 @@ impl Job {
     }
 
     /// The artifact that was used last, if the claims in it are all still here: it then costs no round trip.
-    async fn remembered(&self, lacking: &[Descriptor]) -> Option<Shared> {
+    async fn remembered(&self, lacking: &[Descriptor]) -> Option<Candidate<Shared>> {
         let (key, subject, lacking) = (self.key(), self.subject, lacking.to_vec());
         let recall = move |store: &Store| {
             let (digest, media_type) = store.reference(&key).ok()??;
@@ -98,36 +104,106 @@ impl Job {
             let manifest = Descriptor::new(media_type, digest, document.len() as u64);
             all_here.then_some(Shared { manifest, artifact, document })
         };
+        let shared = self.blocking(recall).await.flatten()?;
+        let digest = shared.manifest.digest;
+        self.remembered_belief(digest, shared).await
+    }
+
+    /// What was found before and is believed without asking anybody; none if it is not.
+    pub(super) async fn remembered_belief<T>(&self, artifact: Digest, what: T) -> Option<Candidate<T>> {
+        let signer = match self.belief {
+            Belief::All => None,
+            Belief::Signed => Some(self.remembered_signer(artifact).await?),
+            Belief::None => return None,
+        };
+        Some(Candidate { what, signer })
+    }
+
+    /// Which of these artifacts are believed. Whose signatures count is asked for all at once.
+    pub(super) async fn believed<T>(&self, found: Vec<T>, digest: impl Fn(&T) -> Digest) -> Candidates<T> {
+        let mut candidates = Candidates::default();
+        let signers = match self.belief {
+            Belief::All => vec![None; found.len()],
+            Belief::None => return candidates,
+            Belief::Signed => {
+                let asking: Vec<_> = found.iter().map(|artifact| self.signer(digest(artifact))).collect();
+                stream::iter(asking).buffered(PARALLEL_ARTIFACTS).collect().await
+            }
+        };
+        for (what, signer) in found.into_iter().zip(signers) {
+            match signer.is_some() || self.belief == Belief::All {
+                true => candidates.believed.push(Candidate { what, signer }),
+                false => candidates.found_unsigned = true,
+            }
+        }
+        candidates
+    }
+
+    /// The key that signed an artifact, by what was kept or by what the registry has; the latter is kept if it is to the point.
+    async fn signer(&self, artifact: Digest) -> Option<Arc<str>> {
+        if let Some(signer) = self.remembered_signer(artifact).await {
+            return Some(signer);
+        }
+        let found = tokio::time::timeout(DISCOVERY, share::signatures(&self.repository, &artifact)).await;
+        let late = |_: &_| tracing::warn!(%artifact, "looking for its signatures takes too long, given up");
+        let found = found.inspect_err(late).unwrap_or_default();
+        let (signature, signer) =
+            found.iter().find_map(|signature| Some((signature, signature.signer(&artifact, &self.keys)?)))?;
+        let (key, document) = (self.signature_key(&artifact), serde_json::to_vec(signature).ok()?);
+        let keep = move |store: &Store| {
+            let digest = Digest::sha256(&document);
+            store.put_document(&digest, &document).and_then(|()| store.put_reference(&key, &digest, ""))
+        };
+        if let Some(Err(error)) = self.blocking(keep).await {
+            tracing::debug!(%error, "the signature is not remembered");
+        }
+        Some(signer.into())
+    }
+
+    /// The key of the user by which the signature that was kept is one of the artifact.
+    async fn remembered_signer(&self, artifact: Digest) -> Option<Arc<str>> {
+        let (key, keys) = (self.signature_key(&artifact), self.keys.clone());
+        let recall = move |store: &Store| {
+            let (digest, _) = store.reference(&key).ok()??;
+            let signature: Signature = serde_json::from_slice(&store.document(&digest).ok()??).ok()?;
+            signature.signer(&artifact, &keys).map(Arc::from)
+        };
         self.blocking(recall).await.flatten()
+    }
+
+    /// By what the signature of an artifact is remembered. No reference has a blank in it.
+    fn signature_key(&self, artifact: &Digest) -> String {
+        format!("signature of {}@{artifact}", self.repository.name())
     }
 
     /// Our artifacts, and if there are none SOCI's index.
     ///
     /// Both are asked for at once: nobody knows beforehand which of them there are, and a mount over a slow line waits
     /// longer for a second round trip than for a question more.
-    async fn discover_both(&self, lacking: &[Descriptor]) -> (Vec<Shared>, Option<(Digest, SociIndex)>) {
+    async fn discover_both(&self, lacking: &[Descriptor]) -> (Candidates<Shared>, Candidates<FoundSoci>) {
         let (ours, soci) = (pin!(self.discover()), pin!(self.soci_index(lacking)));
         match select(ours, soci).await {
-            Either::Left((ours, soci)) if ours.is_empty() => (ours, soci.await),
-            Either::Left((ours, _)) => (ours, None),
+            Either::Left((ours, soci)) if ours.believed.is_empty() => (ours, soci.await),
+            Either::Left((ours, _)) => (ours, Candidates::default()),
             Either::Right((soci, ours)) => (ours.await, soci),
         }
     }
 
-    async fn discover(&self) -> Vec<Shared> {
+    async fn discover(&self) -> Candidates<Shared> {
         let found = tokio::time::timeout(DISCOVERY, share::discover(&self.repository, &self.subject)).await;
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no shared indexes");
-                return Vec::new();
+                return Candidates::default();
             }
             Err(_) => {
                 tracing::warn!(registry = %self.repository.name(), "looking for shared indexes takes too long, given up");
-                return Vec::new();
+                return Candidates::default();
             }
         };
-        if let Some(first) = found.first() {
+        let found = self.believed(found, |shared| shared.manifest.digest).await;
+        if let Some(Candidate { what: first, .. }) = found.believed.first() {
             let (key, manifest, document) = (self.key(), first.manifest.clone(), first.document.clone());
             let keep = move |store: &Store| {
                 store
@@ -147,11 +223,14 @@ impl Job {
     }
 
     /// The index of a layer from the first artifact that has a usable one.
-    async fn find(&self, layer: &Descriptor, artifacts: &[Shared]) -> Option<Usable> {
-        for shared in artifacts {
+    async fn find(&self, layer: &Descriptor, artifacts: &[Candidate<Shared>]) -> Option<Usable> {
+        for Candidate { what: shared, signer } in artifacts {
             let Some(blob) = shared.artifact.layer(&layer.digest) else { continue };
             match self.open(layer, blob).await {
-                Ok(index) => return Some(Usable { index, artifact: shared.manifest.digest, blob: blob.clone() }),
+                Ok(index) => {
+                    let (artifact, signer) = (shared.manifest.digest, signer.clone());
+                    return Some(Usable { index, artifact, signer, blob: blob.clone() });
+                }
                 Err(why) => {
                     let artifact = shared.manifest.digest;
                     tracing::warn!(layer = %layer.digest, %artifact, index = %blob.blob.digest, why, "a shared index is refused");
@@ -215,11 +294,11 @@ impl Job {
     }
 
     /// The profile of the first artifact that has one, unless the cache has its own.
-    async fn profile(&self, artifacts: &[Shared]) -> Option<Profile> {
+    async fn profile(&self, artifacts: &[Candidate<Shared>]) -> Option<Profile> {
         if self.offline {
             return None;
         }
-        let blob = artifacts.iter().find_map(|shared| shared.artifact.profile.clone())?;
+        let blob = artifacts.iter().find_map(|candidate| candidate.what.artifact.profile.clone())?;
         let subject = self.subject;
         if self.blocking(move |store| store.profile(&subject).is_ok_and(|profile| profile.is_some())).await? {
             return None;
@@ -251,8 +330,39 @@ pub(super) struct Outcome {
     /// By the layers that a pinned index lists, which were not looked for elsewhere; none if that one cannot be used.
     pub(super) pinned: HashMap<Digest, Option<Ztoc>>,
     pub(super) profile: Option<Profile>,
-    /// True if there is an artifact at all.
+    /// True if there is an artifact that is believed at all.
     pub(super) found_any: bool,
+    /// True if there is one that would be believed if one of the user's keys had signed it.
+    pub(super) found_unsigned: bool,
+}
+
+/// An artifact that is believed.
+#[derive(Debug)]
+pub(super) struct Candidate<T> {
+    pub(super) what: T,
+    /// The key by which it is, if it is for its signature.
+    pub(super) signer: Option<Arc<str>>,
+}
+
+/// What there is of one kind beside the image.
+#[derive(Debug)]
+pub(super) struct Candidates<T> {
+    /// Those that are believed, the one to use first.
+    pub(super) believed: Vec<Candidate<T>>,
+    /// True if there are others, which nobody signed who is believed.
+    pub(super) found_unsigned: bool,
+}
+
+impl<T> Default for Candidates<T> {
+    fn default() -> Self {
+        Self { believed: Vec::new(), found_unsigned: false }
+    }
+}
+
+impl<T> Candidates<T> {
+    pub(super) fn of(only: Candidate<T>) -> Self {
+        Self { believed: vec![only], found_unsigned: false }
+    }
 }
 
 impl Outcome {
@@ -266,6 +376,7 @@ impl Outcome {
 pub(super) struct Usable {
     pub(super) index: LayerIndex,
     pub(super) artifact: Digest,
+    pub(super) signer: Option<Arc<str>>,
     pub(super) blob: LayerBlob,
 }
 

@@ -149,7 +149,7 @@ impl Images {
         }
         Ok(search.index(&expected).await.map(|Found { index, claim, windows, artifact, why }| {
             let claim = Some(Claim { name: claim, windows });
-            Indexed { index, origin: Origin::Shared(artifact), reason: why.to_owned(), claim, streamed: None }
+            Indexed { index, origin: Origin::Shared(artifact), reason: why, claim, streamed: None }
         }))
     }
 

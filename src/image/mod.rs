@@ -30,12 +30,13 @@ use crate::index::toc::{Format, is_own_file};
 use crate::oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::{HostFiles, Repository};
+use crate::signature::Keys;
 use crate::store::{Mapped, Store};
 use crate::tree::Tree;
 
 pub use error::{DiffIdMismatch, Error, Lack};
 pub use soci::pin as soci_pin;
-pub use trust::{Trust, Verdict, verdict, verdict_of_pins};
+pub use trust::{Belief, Trust, Verdict, verdict, verdict_of_pins};
 
 use clients::Clients;
 use layers::Others;
@@ -61,6 +62,16 @@ pub struct Request {
     pub hosts: HostFiles,
     /// Whose indexes are believed.
     pub trust: Trust,
+    /// By whose keys an index may be signed.
+    pub keys: Keys,
+}
+
+impl Request {
+    /// What is believed of that which lies beside the image.
+    pub fn verdict(&self) -> Verdict {
+        let is_pinned = matches!(&self.reference, Reference::Registry(name) if name.digest().is_some());
+        verdict(self.trust, is_pinned, !self.keys.is_empty())
+    }
 }
 
 /// A reference followed to one image.

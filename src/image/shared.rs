@@ -15,13 +15,14 @@ use tokio::task::AbortHandle;
 use super::Request;
 use super::discovery::{Job, Outcome, Usable};
 use super::soci::{self, Ztoc};
-use super::trust::{Verdict, verdict, verdict_of_pins};
+use super::trust::{Belief, Verdict, verdict_of_pins};
 use crate::fetch::WindowSource;
 use crate::index::{Expected, LayerIndex};
-use crate::oci::{Descriptor, Digest, ImageManifest, Reference};
+use crate::oci::{Descriptor, Digest, ImageManifest};
 use crate::profile::Profile;
 use crate::registry::Repository;
 use crate::share::LayerBlob;
+use crate::signature::Keys;
 use crate::source::{Source, read_all};
 use crate::store::Store;
 
@@ -39,7 +40,8 @@ pub(super) struct Found {
     pub(super) windows: Option<WindowSource>,
     /// The artifact that it belongs to.
     pub(super) artifact: Digest,
-    pub(super) why: &'static str,
+    /// Why it is believed, as the end of a sentence.
+    pub(super) why: String,
 }
 
 type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
@@ -47,6 +49,7 @@ type Running = SharedFuture<BoxFuture<'static, Arc<Outcome>>>;
 /// The search for one image. Dropping it ends it.
 pub(super) struct Search {
     verdict: Verdict,
+    keys: Keys,
     pins: Verdict,
     /// Where to look; nowhere for local images.
     repository: Option<Repository>,
@@ -79,10 +82,9 @@ impl Drop for AbortOnDrop {
 
 impl Search {
     pub(super) fn new(request: &Request, repository: Option<Repository>, store: &Arc<Store>) -> Self {
-        let is_pinned = matches!(&request.reference, Reference::Registry(name) if name.digest().is_some());
-        let verdict = verdict(request.trust, is_pinned);
         Self {
-            verdict,
+            verdict: request.verdict(),
+            keys: request.keys.clone(),
             pins: verdict_of_pins(request.trust),
             repository,
             offline: request.offline,
@@ -94,8 +96,8 @@ impl Search {
 
     /// Begins to look for the indexes of the image `digest`, if any is to be believed. The search for another ends.
     pub(super) fn begin(&self, digest: Digest, manifest: &ImageManifest) {
-        let pin = soci::pin(manifest).filter(|_| self.pins.is_believed);
-        let is_wanted = self.verdict.is_believed || pin.is_some();
+        let pin = soci::pin(manifest).filter(|_| self.pins.belief == Belief::All);
+        let is_wanted = self.verdict.belief != Belief::None || pin.is_some();
         let Some(repository) = self.repository.clone().filter(|_| is_wanted) else { return };
         let mut begun = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if begun.as_ref().is_some_and(|begun| begun.job.subject == digest) {
@@ -106,7 +108,8 @@ impl Search {
             offline: self.offline,
             store: Arc::clone(&self.store),
             subject: digest,
-            is_believed: self.verdict.is_believed,
+            belief: self.verdict.belief,
+            keys: self.keys.clone(),
         };
         let (running, layers) = (job.clone(), manifest.layers.clone());
         let task = tokio::spawn(async move { running.run(layers, pin).await });
@@ -127,27 +130,31 @@ impl Search {
         let mut outcome = self.outcome().await;
         let pinned = outcome.pinned.get(&expected.layer);
         if let Some(Some(ztoc)) = pinned
-            && let Ok(found) = self.ztoc(expected, ztoc, self.pins.why).await
+            && let Ok(found) = self.ztoc(expected, ztoc, self.pins.why.to_owned()).await
         {
             return Ok(found);
         }
-        if !self.verdict.is_believed {
-            return Err(format!("indexes of the registry are not believed: {}", self.verdict.why));
+        let disbelieved = |why: String| format!("indexes of the registry are not believed: {why}");
+        if self.verdict.belief == Belief::None {
+            return Err(disbelieved(self.verdict.why.to_owned()));
         }
         if pinned.is_some() {
             outcome = self.late(&outcome).await;
         }
         if let Some(ztoc) = outcome.ztocs.get(&expected.layer) {
-            return self.ztoc(expected, ztoc, self.verdict.why).await;
+            let why = self.verdict.of(ztoc.signer.as_deref()).map_err(disbelieved)?;
+            return self.ztoc(expected, ztoc, why).await;
         }
-        let Some(Usable { index, artifact, blob }) = outcome.indexes.get(&expected.layer) else {
+        let Some(Usable { index, artifact, signer, blob }) = outcome.indexes.get(&expected.layer) else {
             return Err(match outcome.found_any {
                 _ if self.offline => "the registry was not asked for one",
                 true => "the registry has an index artifact of the image, but none of this layer that can be used",
+                false if outcome.found_unsigned => return Err(disbelieved(self.verdict.why.to_owned())),
                 false => "the registry has no index of the image",
             }
             .to_owned());
         };
+        let why = self.verdict.of(signer.as_deref()).map_err(disbelieved)?;
         if index.diff_id() != expected.diff_id {
             tracing::warn!(layer = %expected.layer, %artifact, "the shared index is of another content, refused");
             return Err(format!("the index in {artifact} is of another content"));
@@ -156,11 +163,11 @@ impl Search {
         let windows =
             lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
         let claim = blob.claim();
-        Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why: self.verdict.why })
+        Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why })
     }
 
     /// What a zTOC says, made into an index now that all that is expected of the layer is known.
-    async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc, why: &'static str) -> Result<Found, String> {
+    async fn ztoc(&self, expected: &Expected, ztoc: &Ztoc, why: String) -> Result<Found, String> {
         // One after the other: what is to be read now is what was too much to be held together.
         let (_permit, given) = match ztoc.is_to_be_read().then(|| self.job()).flatten() {
             Some(job) => {

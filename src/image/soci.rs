@@ -3,10 +3,12 @@
 //! Version 1 is looked for where there is none of ours, and believed by the same rule. Version 2 is named by the image's
 //! manifest ([`pin`]), so it comes first, and for the layers that it lists nothing else is looked for.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
-use super::discovery::{DISCOVERY, Job, Outcome};
+use super::discovery::{Candidate, Candidates, DISCOVERY, Job, Outcome};
 use crate::index::{Expected, LayerIndex, soci};
 use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER, ZTOCS_HELD};
 use crate::oci::{Descriptor, Digest, ImageManifest};
@@ -14,11 +16,16 @@ use crate::share::{self, SOCI_PIN, SociIndex, SociLayer};
 use crate::source::{BoxFuture, Source};
 use crate::store::{Store, claim_name};
 
+/// An index beside the image, with its digest.
+pub(super) type FoundSoci = (Digest, SociIndex);
+
 /// A zTOC that somebody put beside the image.
 #[derive(Debug, Clone)]
 pub(super) struct Ztoc {
     /// The index that lists it.
     pub(super) artifact: Digest,
+    /// The key by which that is believed, if it is for its signature.
+    pub(super) signer: Option<Arc<str>>,
     /// Its digest, by which the store keeps what it says.
     pub(super) digest: Digest,
     content: Content,
@@ -97,18 +104,20 @@ impl Job {
     }
 
     /// An index beside the image, from the cache if all that it says of these layers is there.
-    pub(super) async fn soci_index(&self, lacking: &[Descriptor]) -> Option<(Digest, SociIndex)> {
+    pub(super) async fn soci_index(&self, lacking: &[Descriptor]) -> Candidates<FoundSoci> {
         match self.remembered_soci(lacking).await {
-            Some(index) => Some(index),
-            None if self.offline => None,
+            Some(index) => Candidates::of(index),
+            None if self.offline => Candidates::default(),
             None => self.discover_soci().await,
         }
     }
 
     /// The zTOCs of these layers from an index beside the image.
-    pub(super) async fn soci(&self, artifact: Digest, index: &SociIndex, lacking: &[Descriptor]) -> Outcome {
-        let ztocs = self.ztocs(artifact, index, lacking).await;
-        Outcome::of(ztocs.into_iter().filter_map(|(layer, ztoc)| Some((layer, ztoc?))).collect())
+    pub(super) async fn soci(&self, found: &Candidate<FoundSoci>, lacking: &[Descriptor]) -> Outcome {
+        let Candidate { what: (artifact, index), signer } = found;
+        let ztocs = self.ztocs(*artifact, index, lacking).await;
+        let signed = |ztoc: Ztoc| Ztoc { signer: signer.clone(), ..ztoc };
+        Outcome::of(ztocs.into_iter().filter_map(|(layer, ztoc)| Some((layer, signed(ztoc?)))).collect())
     }
 
     /// The zTOCs of those layers that an index lists; none in the place of one that cannot be used.
@@ -132,14 +141,15 @@ impl Job {
                 let refused =
                     |why: &String| tracing::warn!(layer = %layer.digest, %artifact, why, "a zTOC is not used");
                 let content = content.inspect_err(refused).ok();
-                (layer.digest, content.map(|content| Ztoc { artifact, digest: listed.ztoc.digest, content }))
+                let ztoc = |content| Ztoc { artifact, signer: None, digest: listed.ztoc.digest, content };
+                (layer.digest, content.map(ztoc))
             }));
         }
         stream::iter(reading).buffer_unordered(PARALLEL_INDEXES).collect().await
     }
 
     /// The index that was used last, if all that it says of these layers is still here.
-    async fn remembered_soci(&self, lacking: &[Descriptor]) -> Option<(Digest, SociIndex)> {
+    async fn remembered_soci(&self, lacking: &[Descriptor]) -> Option<Candidate<FoundSoci>> {
         let (key, subject, lacking) = (self.soci_key(), self.subject, lacking.to_vec());
         let recall = move |store: &Store| {
             let (digest, _) = store.reference(&key).ok()??;
@@ -153,14 +163,28 @@ impl Job {
             };
             lacking.iter().all(is_here).then_some((digest, index))
         };
-        self.blocking(recall).await.flatten()
+        let (digest, index) = self.blocking(recall).await.flatten()?;
+        self.remembered_belief(digest, (digest, index)).await
     }
 
-    async fn discover_soci(&self) -> Option<(Digest, SociIndex)> {
+    async fn discover_soci(&self) -> Candidates<FoundSoci> {
         let found = tokio::time::timeout(DISCOVERY, share::discover_soci(&self.repository, &self.subject)).await;
-        let found = found.inspect_err(|_| tracing::warn!("looking for a SOCI index takes too long, given up")).ok()?;
-        let found = found.inspect_err(|error| tracing::debug!(%error, "no SOCI index")).ok()?;
-        let (manifest, index, document) = found.into_iter().next()?;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no SOCI index");
+                return Candidates::default();
+            }
+            Err(_) => {
+                tracing::warn!("looking for a SOCI index takes too long, given up");
+                return Candidates::default();
+            }
+        };
+        let Candidates { believed, found_unsigned } = self.believed(found, |(manifest, ..)| manifest.digest).await;
+        let mut candidates = Candidates { believed: Vec::new(), found_unsigned };
+        let Some(Candidate { what: (manifest, index, document), signer }) = believed.into_iter().next() else {
+            return candidates;
+        };
         let (key, digest) = (self.soci_key(), manifest.digest);
         let keep = move |store: &Store| {
             store
@@ -170,7 +194,8 @@ impl Job {
         if let Some(Err(error)) = self.blocking(keep).await {
             tracing::debug!(%error, "the SOCI index is not remembered");
         }
-        Some((digest, index))
+        candidates.believed.push(Candidate { what: (digest, index), signer });
+        candidates
     }
 
     fn soci_key(&self) -> String {

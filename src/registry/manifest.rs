@@ -35,6 +35,8 @@ const DEADLINE_FACTOR: u32 = 4;
 pub(super) enum Wanted<'a> {
     /// A tag.
     Tag(&'a str),
+    /// A tag that need not be there, so that nobody wants to know which ones are.
+    Perhaps(&'a str),
     /// A digest.
     Digest(&'a Digest),
     /// A descriptor in an image index.
@@ -44,7 +46,7 @@ pub(super) enum Wanted<'a> {
 impl Wanted<'_> {
     fn digest(&self) -> Option<&Digest> {
         match self {
-            Self::Tag(_) => None,
+            Self::Tag(_) | Self::Perhaps(_) => None,
             Self::Digest(digest) => Some(digest),
             Self::Child(descriptor) => Some(&descriptor.digest),
         }
@@ -53,7 +55,7 @@ impl Wanted<'_> {
     /// The last part of the URL.
     fn reference(&self) -> String {
         match self {
-            Self::Tag(tag) => (*tag).to_owned(),
+            Self::Tag(tag) | Self::Perhaps(tag) => (*tag).to_owned(),
             Self::Digest(digest) => digest.to_string(),
             Self::Child(descriptor) => descriptor.digest.to_string(),
         }

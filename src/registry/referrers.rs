@@ -29,12 +29,12 @@ struct Page {
     next: Option<Location>,
 }
 
-/// All entries of `artifact_type`; none if the registry has no such API. One attempt.
+/// All entries of `artifact_type`, or of any; none if the registry has no such API. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
 ) -> Result<Option<Vec<IndexEntry>>, Fault> {
     let what = format!("referrers of {}@{subject}", target.name());
     let mut found = Vec::new();
@@ -45,7 +45,7 @@ pub(super) async fn list(
             return Ok(at.map(|_| found));
         };
         let fitting = page.entries.into_iter();
-        found.extend(fitting.filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type)));
+        found.extend(fitting.filter(|entry| is_of(entry, artifact_type)));
         if page.next.is_none() || found.len() > INDEX_ENTRIES {
             return Ok(Some(found));
         }
@@ -55,11 +55,16 @@ pub(super) async fn list(
     Ok(Some(found))
 }
 
+/// True if an entry is of `artifact_type`, or any will do.
+pub(super) fn is_of(entry: &IndexEntry, artifact_type: Option<&str>) -> bool {
+    artifact_type.is_none_or(|wanted| entry.artifact_type.as_deref() == Some(wanted))
+}
+
 struct Asking<'a> {
     client: &'a Client,
     target: &'a Endpoint,
     subject: &'a Digest,
-    artifact_type: &'a str,
+    artifact_type: Option<&'a str>,
     what: &'a str,
 }
 
@@ -67,7 +72,7 @@ impl Asking<'_> {
     /// The page at `at`, or the first; none if there is no such thing.
     async fn page(&self, at: Option<&Location>) -> Result<Option<Page>, Fault> {
         let mut message = Message::bare(Method::GET);
-        message.query = vec![("artifactType", self.artifact_type.to_owned())];
+        message.query.extend(self.artifact_type.map(|wanted| ("artifactType", wanted.to_owned())));
         let call = Call { accept: Some(INDEX_TYPE), ..Call::sending(self.what, &message) };
         let (response, at) = match at {
             Some(at) => self.client.follow(self.target, &call, at.clone()).await?,

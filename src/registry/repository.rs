@@ -14,7 +14,7 @@ use super::manifest::{self, Wanted};
 use super::upload::{self, Pushed, Upload};
 use super::{HostState, push, referrers, tag_schema};
 use crate::oci::{Descriptor, Digest, IndexEntry};
-use crate::source::{BlobReader, BoxFuture, Document, Error, Source};
+use crate::source::{BlobReader, BoxFuture, Document, Error, ErrorKind, Source};
 
 /// What a reference names in its repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,11 +130,23 @@ impl Repository {
         Box::pin(async move { push::remove(&self.client, self.course.now().push()?, digest).await })
     }
 
-    /// What refers to `subject` and is of `artifact_type`, by the referrers API; none if the registry has no such API.
+    /// What another tag of the repository points to; none if there is no such tag. One round trip.
+    pub fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Document>, Error>> {
+        Box::pin(async move {
+            match self.fetch(Wanted::Perhaps(tag)).await {
+                Ok(document) => Ok(Some(document)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// What refers to `subject` and is of `artifact_type`, or of any, by the referrers API; none if the registry has no such
+    /// API.
     pub fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
-        artifact_type: &'a str,
+        artifact_type: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Option<Vec<IndexEntry>>, Error>> {
         Box::pin(self.list_referrers(subject, artifact_type))
     }
@@ -143,7 +155,7 @@ impl Repository {
     pub fn tagged_referrers<'a>(
         &'a self,
         subject: &'a Digest,
-        artifact_type: &'a str,
+        artifact_type: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<IndexEntry>, Error>> {
         Box::pin(self.list_tagged(subject, artifact_type))
     }
@@ -175,7 +187,11 @@ impl Repository {
 
     /// Asks one host after the other until one lists something. What the registry itself says, nobody else is asked; a mirror
     /// may have the API and none of the registry's lists.
-    async fn list_referrers(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<IndexEntry>>, Error> {
+    async fn list_referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<IndexEntry>>, Error> {
         let what = format!("referrers of {}@{subject}", self.course.now().name());
         let list = |target| referrers::list(&self.client, target, subject, artifact_type);
         let says = |list: &Option<Vec<IndexEntry>>| list.as_ref().is_some_and(|list| !list.is_empty());
@@ -184,7 +200,7 @@ impl Repository {
     }
 
     /// The same with the lists under tags.
-    async fn list_tagged(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<IndexEntry>, Error> {
+    async fn list_tagged(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<IndexEntry>, Error> {
         let what = format!("tagged referrers of {}@{subject}", self.course.now().name());
         let list = |target| tag_schema::list(&self.client, target, subject, artifact_type);
         let route = self.course.route(&self.client).await;

@@ -20,7 +20,7 @@ use super::client::{Client, complain};
 use super::encoded;
 use super::endpoint::Endpoint;
 use super::error::{Fault, LEAVE_TO};
-use super::referrers::INDEX_TYPE;
+use super::referrers::{INDEX_TYPE, is_of};
 use super::transport::Body;
 use crate::limits::{INDEX_ENTRIES, MANIFEST_BYTES, REFERRER_ROUNDS};
 use crate::oci::{Digest, IndexEntry, Manifest};
@@ -70,12 +70,12 @@ enum Written {
     Outrun,
 }
 
-/// The entries of `artifact_type`; empty if there is no list. One attempt.
+/// The entries of `artifact_type`, or all; empty if there is no list. One attempt.
 pub(super) async fn list(
     client: &Client,
     target: &Endpoint,
     subject: &Digest,
-    artifact_type: &str,
+    artifact_type: Option<&str>,
 ) -> Result<Vec<IndexEntry>, Fault> {
     let place = Place::new(client, target, subject);
     let entries = match place.read().await? {
@@ -90,7 +90,7 @@ pub(super) async fn list(
         }
         Read::Nothing => Vec::new(),
     };
-    Ok(entries.into_iter().filter(|entry| entry.artifact_type.as_deref() == Some(artifact_type)).collect())
+    Ok(entries.into_iter().filter(|entry| is_of(entry, artifact_type)).collect())
 }
 
 /// Adds `entry`, a descriptor; it is there once when this returns.

@@ -17,7 +17,7 @@ use crate::oci::{Descriptor, Digest, Manifest};
 pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The type of a configuration that says nothing; its content is [`EMPTY`].
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 
 /// The content of an empty configuration.
 pub(super) const EMPTY: &[u8] = b"{}";

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use super::artifact::MANIFEST_TYPE;
 use super::{ARTIFACT_TYPE, Artifact, Error, LayerBlob};
 use crate::limits::{ARTIFACT_BYTES, ARTIFACTS, PARALLEL_ARTIFACTS};
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Descriptor, Digest, IndexEntry};
 use crate::registry::Repository;
 use crate::source::{self, BoxFuture, ErrorKind, Source, read_checked};
 
@@ -56,21 +56,7 @@ pub(super) async fn list(
     subject: &Digest,
     artifact_type: &str,
 ) -> Result<Vec<Descriptor>, Error> {
-    let (by_api, by_tag) =
-        tokio::join!(repository.referrers(subject, artifact_type), repository.tagged_referrers(subject, artifact_type));
-    let entries = match (by_api, by_tag) {
-        // A registry that got its API later may still have a list under the tag.
-        (Ok(by_api), Ok(by_tag)) => by_api.into_iter().flatten().chain(by_tag).collect::<Vec<_>>(),
-        (Ok(Some(by_api)), Err(error)) => {
-            tracing::debug!(%error, "the list under the tag is passed over");
-            by_api
-        }
-        (Err(error), Ok(by_tag)) => {
-            tracing::debug!(%error, "the referrers API is passed over");
-            by_tag
-        }
-        (Ok(None) | Err(_), Err(error)) => return Err(error.into()),
-    };
+    let entries = entries(repository, subject, Some(artifact_type)).await?;
     let mut listed: Vec<_> = entries.into_iter().map(|entry| entry.descriptor).collect();
     listed.sort_by_key(|descriptor| descriptor.digest);
     listed.dedup_by_key(|descriptor| descriptor.digest);
@@ -79,6 +65,29 @@ pub(super) async fn list(
         listed.truncate(ARTIFACTS);
     }
     Ok(listed)
+}
+
+/// What refers to `subject` and is of a type, or of any, by API and tag.
+pub(super) async fn entries(
+    repository: &Repository,
+    subject: &Digest,
+    artifact_type: Option<&str>,
+) -> Result<Vec<IndexEntry>, Error> {
+    let (by_api, by_tag) =
+        tokio::join!(repository.referrers(subject, artifact_type), repository.tagged_referrers(subject, artifact_type));
+    match (by_api, by_tag) {
+        // A registry that got its API later may still have a list under the tag.
+        (Ok(by_api), Ok(by_tag)) => Ok(by_api.into_iter().flatten().chain(by_tag).collect()),
+        (Ok(Some(by_api)), Err(error)) => {
+            tracing::debug!(%error, "the list under the tag is passed over");
+            Ok(by_api)
+        }
+        (Err(error), Ok(by_tag)) => {
+            tracing::debug!(%error, "the referrers API is passed over");
+            Ok(by_tag)
+        }
+        (Ok(None) | Err(_), Err(error)) => Err(error.into()),
+    }
 }
 
 async fn open(repository: &Repository, manifest: Descriptor, subject: &Digest) -> Result<Shared, Error> {

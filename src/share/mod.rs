@@ -9,18 +9,21 @@
 //! |---|---|
 //! | `artifact` | the manifest: building and reading it |
 //! | `discover` | finding the artifacts of an image: referrers API and tag schema at the same time |
+//! | `signed` | finding the signatures of an artifact |
 //! | `push` | sending what is not there, listing and removing |
 //! | `soci` | SOCI's index of an image, which is another artifact of another form |
 //! | `convert` | the image that names such an index, where SOCI believes no other |
 //! | `layout` | writing the artifact into an image layout instead |
 //!
-//! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, and no more.
+//! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, [`signatures`] who says
+//! to have signed it, and no more.
 
 mod artifact;
 mod convert;
 mod discover;
 mod layout;
 mod push;
+mod signed;
 mod soci;
 #[cfg(test)]
 mod tests;
@@ -31,6 +34,7 @@ pub use convert::{Bound, Converted, convert};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
 pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
+pub use signed::signatures;
 pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci, pinned_soci};
 
 use crate::oci::{Digest, ManifestError, Printable};

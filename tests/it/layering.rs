@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// design.md, "Levels". A module that is not here yet needs a level before it can be added.
-const LEVELS: [(&str, u32); 25] = [
+const LEVELS: [(&str, u32); 26] = [
     ("limits", 0),
     ("oci", 1),
     ("codec", 1),
@@ -20,6 +20,7 @@ const LEVELS: [(&str, u32); 25] = [
     ("source", 2),
     ("profile", 2),
     ("dependencies", 2),
+    ("signature", 2),
     ("registry", 3),
     ("index", 3),
     ("store", 3),

@@ -8,6 +8,7 @@ mod lies;
 mod made;
 mod pinned;
 mod refused;
+mod signed;
 mod soci;
 mod travel;
 

@@ -1,9 +1,12 @@
 //! What registries and users say in text: manifests, configurations, artifacts, references, profiles.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use ocifs::oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference, Wanted, no_match, ranked};
 use ocifs::profile::{Access, Origin, Profile};
 use ocifs::share::{Artifact, Bundle, SociIndex};
+use ocifs::signature::{Key, Keys, Signature};
 use serde_json::json;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -33,6 +36,34 @@ pub(crate) fn artifact(data: &[u8]) {
     }
     let again = Artifact::parse(&artifact.to_bytes(), &subject().digest).expect("what is written can be read");
     assert_eq!(again.layers.len(), artifact.layers.len());
+}
+
+const KEY: &str = "\
+-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAzyDoUuJTz0zoca5AlvWg9eaetYTODrbbup/6+Hy+pWY=
+-----END PUBLIC KEY-----
+";
+
+/// A bundle, a payload, or a signature as it is kept.
+pub(crate) fn signature(data: &[u8]) {
+    let keys = [Key::parse("fuzz", KEY.as_bytes()).expect("a key")].into_iter().collect::<Keys>();
+    let mut found = Signature::of_bundle(data).unwrap_or_default();
+    found.extend(Signature::simple(data, "AAAA"));
+    found.extend(serde_json::from_slice::<Signature>(data));
+    for signature in found {
+        let artifact = subject().digest;
+        std::hint::black_box(signature.is_about(&artifact));
+        assert_eq!(signature.signer(&artifact, &keys), None, "the key never signed anything");
+        let kept = serde_json::to_vec(&signature).expect("JSON");
+        assert_eq!(serde_json::from_slice::<Signature>(&kept).expect("what was written"), signature);
+    }
+}
+
+/// A public key.
+pub(crate) fn key(data: &[u8]) {
+    if let Err(error) = Key::parse("fuzz", data) {
+        drop(error.to_string());
+    }
 }
 
 /// A manifest or an image index, whatever it is called.
@@ -96,6 +127,24 @@ fn ztocs() -> Vec<(Descriptor, Bytes)> {
         (layer, Bytes::from_static(name.as_bytes()))
     };
     vec![layer("one"), layer("two")]
+}
+
+pub(crate) fn signature_seeds() -> Vec<Vec<u8>> {
+    let digest = subject().digest;
+    let statement = json!({ "_type": "https://in-toto.io/Statement/v1", "subject": [{ "digest": { "sha256": digest.hex() } }],
+        "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {} });
+    let payload = BASE64_STANDARD.encode(statement.to_string());
+    let kind = "application/vnd.in-toto+json";
+    let bundle = json!({ "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": {
+        "payload": payload, "payloadType": kind, "signatures": [{ "sig": "AAAA" }] } });
+    let simple = json!({ "critical": { "identity": { "docker-reference": "a" }, "type": "cosign container image signature",
+        "image": { "docker-manifest-digest": digest.to_string() } }, "optional": null });
+    let kept = json!({ "payloadType": kind, "payload": payload, "sig": "AAAA" });
+    [bundle, simple, kept].map(|text| text.to_string().into_bytes()).to_vec()
+}
+
+pub(crate) fn key_seeds() -> Vec<Vec<u8>> {
+    vec![KEY.into(), KEY.replace("PUBLIC", "PRIVATE").into()]
 }
 
 pub(crate) fn soci_index_seeds() -> Vec<Vec<u8>> {

@@ -26,7 +26,7 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 27] = [
+const TARGETS: [Target; 29] = [
     Target { name: "layer", run: layers::layer, seeds: layers::seeds },
     Target { name: "index", run: indexes::index, seeds: indexes::seeds },
     Target { name: "claim", run: indexes::claim, seeds: indexes::claim_seeds },
@@ -38,6 +38,8 @@ const TARGETS: [Target; 27] = [
     Target { name: "ztoc", run: tables::ztoc, seeds: tables::ztoc_seeds },
     Target { name: "soci-index", run: documents::soci_index, seeds: documents::soci_index_seeds },
     Target { name: "artifact", run: documents::artifact, seeds: documents::artifact_seeds },
+    Target { name: "signature", run: documents::signature, seeds: documents::signature_seeds },
+    Target { name: "key", run: documents::key, seeds: documents::key_seeds },
     Target { name: "manifest", run: documents::manifest, seeds: documents::manifest_seeds },
     Target { name: "config", run: documents::config, seeds: documents::config_seeds },
     Target { name: "reference", run: documents::reference, seeds: documents::reference_seeds },

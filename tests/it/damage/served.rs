@@ -102,6 +102,7 @@ impl Served {
             auth_files: Vec::new(),
             hosts: Default::default(),
             trust: ocifs::image::Trust::default(),
+            keys: ocifs::signature::Keys::default(),
         };
         let image = images.open(&request, &Arc::new(Progress::default())).await;
         let image = image.map_err(|error| Chain(&error).to_string())?;

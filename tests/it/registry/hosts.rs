@@ -280,8 +280,8 @@ async fn b_147_b_162_each_host_is_asked_once_a_round_for_what_refers_to_an_image
             files.hosts_toml(&registry, &[(&mirror, "")]);
             let repository = files.repository(&registry, files.options()).await;
             let listed = match tagged {
-                true => repository.tagged_referrers(&subject, "a/b").await,
-                false => repository.referrers(&subject, "a/b").await.map(Option::unwrap_or_default),
+                true => repository.tagged_referrers(&subject, Some("a/b")).await,
+                false => repository.referrers(&subject, Some("a/b")).await.map(Option::unwrap_or_default),
             };
             assert_eq!(!listed.unwrap_or_else(|error| panic!("{}", shown(&error))).is_empty(), found);
             assert_eq!((mirror.log().len(), registry.log().len()), asked, "{:?}", mirror.paths());

@@ -56,7 +56,7 @@ async fn b_162_the_api_lists_all_pages_and_only_what_is_wanted() {
     }
     artifact(&repository, &Digest::sha256(b"another image"), WANTED, "x").await;
     registry.forget_requests();
-    let listed = repository.referrers(&subject, WANTED).await.expect("listed").expect("there is an API");
+    let listed = repository.referrers(&subject, Some(WANTED)).await.expect("listed").expect("there is an API");
     assert_eq!(listed.len(), 5);
     assert!(listed.iter().all(|entry| entry.artifact_type.as_deref() == Some(WANTED)));
     assert_eq!(registry.requests().len(), 3, "five in pages of two");
@@ -69,17 +69,17 @@ async fn b_163_registries_without_the_api_are_told_from_those_that_fail() {
     let subject = Digest::sha256(b"an image");
     artifact(&repository, &subject, WANTED, "x").await;
     registry.set_referrers(0);
-    assert_eq!(repository.referrers(&subject, WANTED).await.expect("an answer"), None);
-    assert_eq!(repository.tagged_referrers(&subject, WANTED).await.expect("an answer"), []);
+    assert_eq!(repository.referrers(&subject, Some(WANTED)).await.expect("an answer"), None);
+    assert_eq!(repository.tagged_referrers(&subject, Some(WANTED)).await.expect("an answer"), []);
     registry.set_faults(|request| {
         let page = ocifs::demo::registry::Answer::new(200).body("<html>sign in</html>");
         request.path.contains("referrers").then(|| page.into())
     });
-    assert_eq!(repository.referrers(&subject, WANTED).await.expect("an answer"), None);
+    assert_eq!(repository.referrers(&subject, Some(WANTED)).await.expect("an answer"), None);
     registry.set_faults(|_| Some(Fault::status(418)));
-    let error = repository.referrers(&subject, WANTED).await.expect_err("this is a failure");
+    let error = repository.referrers(&subject, Some(WANTED)).await.expect_err("this is a failure");
     assert_eq!(error.kind(), ErrorKind::Invalid);
-    let error = repository.tagged_referrers(&subject, WANTED).await.expect_err("this too");
+    let error = repository.tagged_referrers(&subject, Some(WANTED)).await.expect_err("this too");
     assert!(error.to_string().contains(&subject.to_string()), "{error}");
 }
 
@@ -94,7 +94,7 @@ async fn b_162_d_072_a_list_without_an_end_is_cut() {
         request.path.contains("referrers").then(|| Fault::header("link", &again))
     });
     registry.forget_requests();
-    let listed = repository.referrers(&subject, WANTED).await.expect("listed").expect("there is an API");
+    let listed = repository.referrers(&subject, Some(WANTED)).await.expect("listed").expect("there is an API");
     assert_eq!((listed.len(), registry.requests().len()), (16, 16));
 }
 
@@ -116,7 +116,7 @@ async fn b_162_b_164_a_registry_may_filter_or_not_and_knows_types_by_configurati
             if filters { reply.with("OCI-Filters-Applied", "artifactType") } else { reply }
         })
         .await;
-        let listed = super::repository(&server).referrers(&subject, WANTED).await.expect("listed");
+        let listed = super::repository(&server).referrers(&subject, Some(WANTED)).await.expect("listed");
         assert_eq!(listed.map(|listed| listed.len()), Some(1), "{filters}");
         assert_eq!(
             server.log()[0].target,
@@ -131,7 +131,7 @@ async fn b_163_the_tag_is_the_digest_cut_to_what_a_tag_may_have() {
         let subject = Digest::of(algorithm, b"an image");
         let tag = format!("{}-{}", algorithm.name(), &subject.hex()[..64]);
         let server = Server::start(|_, _| Reply::new(404, "")).await;
-        assert_eq!(super::repository(&server).tagged_referrers(&subject, WANTED).await.expect("nothing"), []);
+        assert_eq!(super::repository(&server).tagged_referrers(&subject, Some(WANTED)).await.expect("nothing"), []);
         assert_eq!(server.paths(), [format!("/v2/team/app/manifests/{tag}")]);
     }
 }
@@ -144,7 +144,7 @@ async fn b_163_something_else_under_the_tag_lists_nothing_and_is_left_alone() {
     for other in [image, "<html>hello</html>".to_owned()] {
         let server = Server::start(move |_, _| Reply::new(200, other.clone())).await;
         let repository = super::repository(&server);
-        assert_eq!(repository.tagged_referrers(&subject, WANTED).await.expect("nothing"), []);
+        assert_eq!(repository.tagged_referrers(&subject, Some(WANTED)).await.expect("nothing"), []);
         let entry = json!({ "mediaType": MANIFEST, "digest": Digest::sha256(b"x").to_string(), "size": 1 });
         let error = repository.add_tagged_referrer(&subject, &entry).await.expect_err("it is somebody's");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{}", shown(&error));
@@ -163,7 +163,7 @@ async fn many_write_one_list(host: &str) {
     });
     let pushed = join_all(pushing).await;
     let reader = &pushers[0];
-    let listed = reader.tagged_referrers(&subject, WANTED).await.expect("listed");
+    let listed = reader.tagged_referrers(&subject, Some(WANTED)).await.expect("listed");
     let mut digests: Vec<String> = listed.iter().map(|entry| entry.descriptor.digest.to_string()).collect();
     let mut wanted: Vec<&str> = pushed.iter().filter_map(|entry| entry["digest"].as_str()).collect();
     digests.sort();
@@ -173,7 +173,7 @@ async fn many_write_one_list(host: &str) {
     let gone = listed[3].descriptor.digest;
     assert!(reader.remove_tagged_referrer(&subject, &gone).await.expect("removed"));
     assert!(!reader.remove_tagged_referrer(&subject, &gone).await.expect("it is gone already"));
-    let left = reader.tagged_referrers(&subject, WANTED).await.expect("listed");
+    let left = reader.tagged_referrers(&subject, Some(WANTED)).await.expect("listed");
     assert_eq!(left.len(), 15);
     assert!(left.iter().all(|entry| entry.descriptor.digest != gone));
 }
