@@ -461,13 +461,12 @@ pub const DEMO_UPLOAD_BODY: usize = 256 << 20;
 /// Most uploads that the embedded registry has under way; beyond it all are forgotten, as in a restart.
 pub const DEMO_UPLOADS: usize = 256;
 
-/// Most places of pushed blobs that are remembered, to mount them elsewhere in the same registry; 200 bytes each.
-pub const PUSHED_KEPT: usize = 1 << 14;
 // Claimed indexes (`index`, `fetch`): what other tools say of a layer.
 
 /// Most decoded bytes that may lie before a claimed span in what has to be decoded for it: eStargz puts small chunks
 /// together into members of at most a few MiB (`innerOffset`). Bounds the work that one read can cost.
 pub const CLAIM_SKIP_BYTES: u64 = 64 << 20;
+
 // Tables of contents that layers bring along (`index::toc`).
 
 /// Longest table of contents, compressed or not, in bytes: what containers/storage takes. The document has 300 to 500 bytes
@@ -491,6 +490,9 @@ pub const ZTOC_SPAN_BYTES: u64 = 64 << 20;
 pub const ZTOC_ONE_SPAN_BYTES: u64 = 16 << 20;
 /// Indexes of one image's layers that are fetched at once: all of nearly any image, so that they cost one round trip.
 pub const PARALLEL_INDEXES: usize = 32;
+
+/// Sections of windows that may be arriving, over all images: each takes a mebibyte while it does.
+pub const WINDOW_SECTIONS: usize = 32;
 
 /// Length up to which a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.
 pub const SMALL_LAYER: u64 = 64 << 10;

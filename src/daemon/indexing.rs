@@ -21,8 +21,9 @@ use crate::image::{Belief, ImageLayer, Images, Progress, Request, Resolved, soci
 use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::{self, Bound, Bundle, Format, Known, LayerBlob, Listed, SociIndex};
+use crate::share::{self, Bound, Bundle, Format, LayerBlob, Listed, Places, SociIndex};
 use crate::source::Source;
+use crate::store::Store;
 
 /// What to do instead of pushing the index of a local image.
 const NOT_PUSHED: &str = "name the image in its registry; `ocifs index --output oci:DIR` writes an index to a layout";
@@ -36,7 +37,6 @@ const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Makes the indexes, and pushes and writes them if that is wanted.
 pub(super) async fn make(
     images: &Images,
-    known: &Known,
     work: &control::IndexWork,
     events: &mpsc::Sender<Event>,
 ) -> Result<Vec<IndexedImage>, Failure> {
@@ -56,7 +56,7 @@ pub(super) async fn make(
     };
     let (mut made, mut bound) = (Vec::new(), Vec::new());
     for request in requests(images, first, work.all_platforms).await.map_err(about)? {
-        let image = one(images, known, work, &request, repository.as_ref(), events).await;
+        let image = one(images, work, &request, repository.as_ref(), events).await;
         let (image, binding) = image.map_err(about)?;
         made.push(image);
         bound.push(binding);
@@ -151,7 +151,6 @@ async fn requests(images: &Images, first: Request, all: bool) -> Result<Vec<Requ
 
 async fn one(
     images: &Images,
-    known: &Known,
     work: &control::IndexWork,
     request: &Request,
     repository: Option<&Repository>,
@@ -187,7 +186,7 @@ async fn one(
     let bundle = bundled.map_err(|_| interrupted())?;
     let pushed = match repository {
         Some(repository) => {
-            let mut pushed = push(repository, &bundle, known, events).await?;
+            let mut pushed = push(images.store(), repository, &bundle, events).await?;
             if work.replace {
                 pushed.replaced = replace(repository, &bundle, events).await?;
             }
@@ -221,14 +220,15 @@ async fn prove(
 }
 
 async fn push(
+    store: &Arc<Store>,
     repository: &Repository,
     bundle: &Bundle,
-    known: &Known,
     events: &mpsc::Sender<Event>,
 ) -> Result<PushReport, Failure> {
+    let places = places(store, repository, bundle).await?;
     send(events, Event::Phase { text: format!("pushing the index to {}", repository.path()) }).await;
     let progress = share::Progress::default();
-    let mut pushing = std::pin::pin!(share::push(repository, bundle, known, &progress));
+    let mut pushing = std::pin::pin!(share::push(repository, bundle, &places, &progress));
     let mut tick = tokio::time::interval(TELL);
     let sent = loop {
         tokio::select! {
@@ -240,6 +240,7 @@ async fn push(
             }
         }
     };
+    remember(store, repository, bundle).await?;
     Ok(PushReport {
         repository: repository.name(),
         listed: match sent.listed {
@@ -254,6 +255,32 @@ async fn push(
         bytes: sent.bytes,
         replaced: 0,
     })
+}
+
+/// Where the registry was seen to have the blobs.
+async fn places(store: &Arc<Store>, repository: &Repository, bundle: &Bundle) -> Result<Places, Failure> {
+    let (store, host, blobs) = (Arc::clone(store), repository.host().to_owned(), digests(bundle));
+    let seen = move || {
+        let place = |digest: Digest| Some((digest, store.place(&host, &digest).ok()??));
+        blobs.into_iter().filter_map(place).collect()
+    };
+    tokio::task::spawn_blocking(seen).await.map_err(|_| interrupted())
+}
+
+/// Remembers that the repository has the blobs, for the next one that gets some of them.
+async fn remember(store: &Arc<Store>, repository: &Repository, bundle: &Bundle) -> Result<(), Failure> {
+    let (store, blobs) = (Arc::clone(store), digests(bundle));
+    let (host, path) = (repository.host().to_owned(), repository.path().to_owned());
+    let keep = move || {
+        if let Err(error) = blobs.iter().try_for_each(|digest| store.put_place(&host, digest, &path)) {
+            tracing::debug!(%error, "where blobs lie is not remembered");
+        }
+    };
+    tokio::task::spawn_blocking(keep).await.map_err(|_| interrupted())
+}
+
+fn digests(bundle: &Bundle) -> Vec<Digest> {
+    bundle.blobs.iter().map(|(digest, _)| *digest).collect()
 }
 
 /// Removes the other artifacts of the image.

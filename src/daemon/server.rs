@@ -16,7 +16,6 @@ use super::socket::Listener;
 use super::{Code, Failure, Options, indexing, mount, parcels, profiles, query, report, upkeep};
 use crate::fuse::{self, Elsewhere};
 use crate::image::Images;
-use crate::share::Known;
 
 /// Longest request accepted, in bytes: a profile, whose backslashes JSON writes twice.
 const REQUEST_BYTES: u64 = 2 * crate::limits::PROFILE_TEXT_BYTES as u64 + (1 << 20);
@@ -39,7 +38,6 @@ pub(super) struct Server {
     images: Images,
     mounts: Arc<Mounts>,
     /// Where blobs of indexes were pushed.
-    known: Known,
     options: Options,
     /// Number of connected clients.
     clients: watch::Sender<usize>,
@@ -62,7 +60,6 @@ impl Server {
         Self {
             images,
             mounts: Arc::default(),
-            known: Known::default(),
             options,
             clients: watch::Sender::new(0),
             retiring: Notify::new(),
@@ -250,7 +247,7 @@ impl Server {
             }
             Request::Index(work) => {
                 let events = answers.events.clone();
-                let made = indexing::make(&self.images, &self.known, &work, &events);
+                let made = indexing::make(&self.images, &work, &events);
                 answers.while_running(made).await.and_then(|images| value(&images))
             }
             Request::ListIndexes(image) => {

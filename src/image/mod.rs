@@ -15,6 +15,7 @@ mod soci;
 mod source;
 mod toc;
 mod trust;
+mod windows;
 
 use std::path::PathBuf;
 use std::sync::Arc;

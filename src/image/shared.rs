@@ -16,20 +16,14 @@ use super::Request;
 use super::discovery::{Job, Outcome, Usable};
 use super::soci::{self, Ztoc};
 use super::trust::{Belief, Verdict, verdict_of_pins};
+use super::windows;
 use crate::fetch::WindowSource;
 use crate::index::{Expected, LayerIndex};
 use crate::oci::{Descriptor, Digest, ImageManifest};
 use crate::profile::Profile;
 use crate::registry::Repository;
-use crate::share::LayerBlob;
 use crate::signature::Keys;
-use crate::source::{Source, read_all};
 use crate::store::Store;
-
-/// MiB of windows that may be arriving at once, over all layers; a longer section than that arrives alone.
-const WINDOWS_ARRIVING: u32 = 32;
-
-static ROOM: Semaphore = Semaphore::const_new(WINDOWS_ARRIVING as usize);
 
 /// An index that was found and is believed.
 pub(super) struct Found {
@@ -161,7 +155,7 @@ impl Search {
         }
         let lacks = !index.has_windows();
         let windows =
-            lacks.then(|| window_source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
+            lacks.then(|| windows::source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
         let claim = blob.claim();
         Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why })
     }
@@ -220,37 +214,4 @@ impl Search {
         let found = late.get_or_init(|| async move { Arc::new(job.run(layers, None).await) });
         Arc::clone(found.await)
     }
-}
-
-/// What brings the windows of an index of which the metadata is here, and keeps both.
-///
-/// The index itself makes sure that they are the right ones. The whole blob is compared with its digest before it is kept, so
-/// that what is kept is what the artifact names.
-fn window_source(repository: Repository, store: Arc<Store>, index: LayerIndex, blob: LayerBlob) -> WindowSource {
-    Arc::new(move || {
-        let (repository, store, index, blob) = (repository.clone(), Arc::clone(&store), index.clone(), blob.clone());
-        Box::pin(async move {
-            let section = blob.metadata.size..blob.blob.size;
-            let room = (section.end - section.start).div_ceil(1 << 20).min(WINDOWS_ARRIVING.into());
-            let _room = ROOM.acquire_many(room as u32).await;
-            let reader = repository.blob(&blob.blob);
-            let windows = read_all(reader.as_ref(), section.clone()).await?;
-            let (arrived, layer) = (windows.clone(), blob.layer);
-            let keep = tokio::task::spawn_blocking(move || {
-                let whole = [index.as_bytes().as_ref(), &arrived].concat();
-                if !blob.blob.digest.matches(&whole) {
-                    return Err("they do not complete the blob that the artifact names".to_owned());
-                }
-                let kept = store.put_claim(&blob.layer, &blob.claim(), &whole).map_err(|error| error.to_string())?;
-                Ok(kept.bytes().slice(section.start as usize..section.end as usize))
-            });
-            match keep.await {
-                // The same bytes, which are not this process's memory.
-                Ok(Ok(mapped)) => return Ok(mapped),
-                Ok(Err(why)) => tracing::warn!(%layer, why, "the windows of a shared index are not kept"),
-                Err(_) => tracing::debug!(%layer, "the daemon is stopping"),
-            }
-            Ok(windows)
-        })
-    })
 }

@@ -33,7 +33,7 @@ pub use artifact::{Artifact, LayerBlob, Metadata};
 pub use convert::{Bound, Converted, convert};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
-pub use push::{Bundle, Known, Listed, Progress, Pushing, Sent, push, remove};
+pub use push::{Bundle, Listed, Places, Progress, Pushing, Sent, push, remove};
 pub use signed::signatures;
 pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci, pinned_soci};
 

@@ -4,18 +4,17 @@
 //! that it has noted the subject, the list under the tag. So whatever breaks in between, nobody finds an artifact of
 //! which a part is missing, and pushing again sends only what is still missing.
 
-use std::num::NonZeroUsize;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use lru::LruCache;
 use serde_json::{Value, json};
 
 use super::artifact::{EMPTY, MANIFEST_TYPE};
 use super::{Artifact, Error, Format, LayerBlob, PROFILE_TYPE, SociIndex, SociLayer};
-use crate::limits::{PARALLEL_BLOBS, PUSHED_KEPT};
+use crate::limits::PARALLEL_BLOBS;
 use crate::oci::{Descriptor, Digest};
 use crate::profile::{Origin, Profile};
 use crate::registry::{Pushed, Repository, Selector};
@@ -89,35 +88,6 @@ fn anonymous(profile: &Profile, image: Digest) -> Profile {
     Profile::new(Origin { image, recorded: 0, mount: "/".into() }, profile.accesses().iter().cloned())
 }
 
-/// Where blobs are known to be, so that a registry can take them from a repository beside instead of from here.
-#[derive(Debug)]
-pub struct Known {
-    /// The repository by host and digest. Held only to look one up.
-    places: Mutex<LruCache<(String, Digest), String>>,
-}
-
-impl Default for Known {
-    fn default() -> Self {
-        let kept = NonZeroUsize::new(PUSHED_KEPT).unwrap_or(NonZeroUsize::MIN);
-        Self { places: Mutex::new(LruCache::new(kept)) }
-    }
-}
-
-impl Known {
-    /// Notes that `repository` has the blob.
-    pub fn note(&self, repository: &Repository, digest: Digest) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.put((repository.host().to_owned(), digest), repository.path().to_owned());
-    }
-
-    /// Another repository of the same registry that has the blob.
-    fn beside(&self, repository: &Repository, digest: Digest) -> Option<String> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places.get(&(repository.host().to_owned(), digest))?;
-        (place != repository.path()).then(|| place.clone())
-    }
-}
-
 /// How far a push has come; read by whoever shows it.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -184,15 +154,22 @@ pub struct Sent {
     pub bytes: u64,
 }
 
+/// Repositories of one registry that had blobs when that was last seen, so that it can take them from there.
+pub type Places = HashMap<Digest, String>;
+
 /// Pushes an artifact. `repository` should be [for pushing](Repository::for_pushing).
-pub async fn push(repository: &Repository, bundle: &Bundle, known: &Known, progress: &Progress) -> Result<Sent, Error> {
+pub async fn push(
+    repository: &Repository,
+    bundle: &Bundle,
+    places: &Places,
+    progress: &Progress,
+) -> Result<Sent, Error> {
     let mut sending: Vec<BoxFuture<'_, Result<(Pushed, u64), Error>>> = Vec::new();
     for (digest, bytes) in &bundle.blobs {
         let sent = progress.add(bytes.len() as u64);
         sending.push(Box::pin(async move {
-            let pushed = push_blob(repository, *digest, bytes, known, &sent).await?;
-            known.note(repository, *digest);
-            Ok((pushed, bytes.len() as u64))
+            let from = places.get(digest).map(String::as_str).filter(|from| *from != repository.path());
+            Ok((push_blob(repository, *digest, bytes, from, &sent).await?, bytes.len() as u64))
         }));
     }
     let pushed: Vec<_> = stream::iter(sending).buffer_unordered(PARALLEL_BLOBS).try_collect().await?;
@@ -233,15 +210,14 @@ async fn push_blob(
     repository: &Repository,
     digest: Digest,
     bytes: &Bytes,
-    known: &Known,
+    from: Option<&str>,
     sent: &AtomicU64,
 ) -> Result<Pushed, Error> {
     if repository.has_blob(&digest).await? {
         sent.store(bytes.len() as u64, Ordering::Relaxed);
         return Ok(Pushed::Existed);
     }
-    let from = known.beside(repository, digest);
-    Ok(repository.push_blob(digest, bytes.clone(), from.as_deref(), sent).await?)
+    Ok(repository.push_blob(digest, bytes.clone(), from, sent).await?)
 }
 
 /// Takes an artifact of `subject` away: out of the list under the tag, and then itself.

@@ -1,4 +1,4 @@
-//! Manifests, image indexes and configurations, and what references resolved to.
+//! Manifests, image indexes and configurations, what references resolved to, and where blobs lie.
 //!
 //! A document is checked against its digest whenever it is read. A reference has no digest of its own: its record is JSON
 //! behind a line with the BLAKE3 of that JSON, so a damaged record is noticed and counts as absent.
@@ -51,6 +51,16 @@ impl Store {
         }
     }
 
+    /// Remembers that `repository` of the registry `host` has the blob `digest`.
+    pub fn put_place(&self, host: &str, digest: &Digest, repository: &str) -> Result<(), Error> {
+        self.put_reference(&place_of(host, digest), digest, repository)
+    }
+
+    /// The repository of the registry `host` of which that was remembered last.
+    pub fn place(&self, host: &str, digest: &Digest) -> Result<Option<String>, Error> {
+        Ok(self.reference(&place_of(host, digest))?.map(|(_, repository)| repository))
+    }
+
     /// Keeps a manifest, image index or configuration under its digest, which is checked.
     pub fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let path = self.shared.layout.object(Part::Documents, digest);
@@ -95,6 +105,11 @@ impl Store {
     fn reference_path(&self, reference: &str) -> PathBuf {
         self.shared.layout.object(Part::References, &name_of(reference))
     }
+}
+
+/// By what the place of a blob is remembered, as the media type of what resolves to the blob. No reference has a blank in it.
+fn place_of(host: &str, digest: &Digest) -> String {
+    format!("blob {digest} at {host}")
 }
 
 fn name_of(reference: &str) -> Digest {

@@ -9,7 +9,9 @@
 //! (D-025). It may be kept in two steps, the metadata first: the second replaces the first.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -54,6 +56,13 @@ impl Store {
     /// claim whose windows have not arrived, that is its metadata.
     pub fn put_claim(&self, layer: &Digest, claim: &Digest, encoded: &[u8]) -> Result<Mapped, Error> {
         self.put_mapped(&self.shared.layout.claim(layer, claim), encoded)
+    }
+
+    /// Begins to keep what `claim` says of `layer`, as it arrives.
+    pub fn begin_claim(&self, layer: &Digest, claim: &Digest) -> Result<ClaimDraft, Error> {
+        let (path, temporary) = (self.shared.layout.claim(layer, claim), self.shared.layout.temporary());
+        let file = object::create(&temporary).context("create", &temporary)?;
+        Ok(ClaimDraft { file, temporary, path })
     }
 
     /// What `claim` says of `layer`, encoded and memory-mapped. The caller checks it and calls [`Self::remove_claim`] if it
@@ -106,6 +115,41 @@ impl Store {
             Some(mapped) => Ok(mapped),
             // Evicted in between; what was given is as good.
             None => Ok(Mapped::from(Bytes::copy_from_slice(encoded))),
+        }
+    }
+}
+
+/// A claim of which the end has not arrived. Nobody sees it before [`ClaimDraft::finish`], and dropped before that it leaves
+/// nothing.
+#[derive(Debug)]
+pub struct ClaimDraft {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl ClaimDraft {
+    /// Adds what comes next.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).context("write", &self.temporary)
+    }
+
+    /// Puts it in place of what was kept before, and returns it memory-mapped. Whoever wrote it knows that it is right.
+    pub fn finish(self) -> Result<Mapped, Error> {
+        let mapped = Mapped::new(&self.file).context("map", &self.temporary)?;
+        fs::rename(&self.temporary, &self.path).context("create", &self.path)?;
+        Ok(mapped)
+    }
+}
+
+impl Drop for ClaimDraft {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(path = ?self.temporary, %error, "temporary file left behind");
+            }
+            // Finished, it has another name.
+            _ => {}
         }
     }
 }

@@ -53,7 +53,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use blob::{Blob, Mark, Replacement};
 pub use evict::Limits;
 pub use files::NewFile;
-pub use mapped::{IMPORTED, claim_name};
+pub use mapped::{ClaimDraft, IMPORTED, claim_name};
 pub use object::Mapped;
 pub use scratch::{Scratch, ScratchFile};
 

@@ -196,6 +196,26 @@ fn d_025_what_one_claim_says_of_a_layer_is_nobody_elses() -> Result {
 }
 
 #[test]
+fn a_claim_that_arrives_is_seen_when_it_is_whole_or_never() -> Result {
+    let scratch = Scratch::new();
+    let store = &scratch.store;
+    let (layer, claim) = (Digest::sha256(b"layer"), Digest::sha256(b"claim"));
+    store.put_claim(&layer, &claim, b"metadata")?;
+    let mut draft = store.begin_claim(&layer, &claim)?;
+    draft.write(b"metadata and ")?;
+    drop(draft);
+    let temporary = || std::fs::read_dir(scratch.dir.path().join("tmp")).map(Iterator::count);
+    assert_eq!((store.claim(&layer, &claim)?.as_deref(), temporary()?), (Some(&b"metadata"[..]), 0));
+    let mut draft = store.begin_claim(&layer, &claim)?;
+    draft.write(b"metadata and ")?;
+    assert_eq!(store.claim(&layer, &claim)?.as_deref(), Some(&b"metadata"[..]));
+    draft.write(b"windows")?;
+    assert_eq!(draft.finish()?[..], *b"metadata and windows");
+    assert_eq!((store.claim(&layer, &claim)?.as_deref(), temporary()?), (Some(&b"metadata and windows"[..]), 0));
+    Ok(())
+}
+
+#[test]
 fn usage_counts_objects_and_allocated_bytes() -> Result {
     let scratch = Scratch::new();
     assert_eq!(scratch.store.usage()?, DiskUsage::default());

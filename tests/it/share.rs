@@ -4,6 +4,7 @@
 //! Debian's docker-registry, which has none.
 
 mod converted;
+mod interrupted;
 mod lies;
 mod made;
 mod pinned;

@@ -73,9 +73,10 @@ fn the_first_mount_is_lazy_with_a_real_registry() {
     let (taker, report) = travel(&reference, "tag");
     assert_eq!(report["bytes_fetched"], 0);
 
-    // The layers are in another repository too; their indexes need not be sent again, nor made.
+    // The layers are in another repository too; their indexes need not be sent again, nor made, also by another daemon.
     let maker = Machine::new();
     maker.push(&reference);
+    assert!(maker.ocifs.end_daemon());
     let other = maker.push(&format!("{}/team/other:v1", registry.addr()));
     assert_eq!((&other["pushed"]["sent"], &other["pushed"]["mounted"]), (&json!(0), &json!(3)), "{other}");
     assert!(other["layers"].as_array().expect("layers").iter().all(|layer| layer["was_streamed"] == false));
@@ -155,6 +156,29 @@ fn a_read_waits_for_windows_that_are_late() {
     let machine = Machine::new();
     assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
     assert_eq!(fs::read(machine.point.path().join("usr/text2")).expect("it can be read"), super::prose(4 << 20, 2));
+}
+
+#[test]
+fn windows_that_are_wrong_serve_nobody_and_are_asked_for_again() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    Machine::new().push(&reference);
+    registry.set_faults(|request| {
+        let at = request.range().and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
+        let is_window = request.is_blob() && at.is_some_and(|at: u64| at > 0);
+        is_window.then_some(Fault::Corrupt { offset: at.unwrap_or(0) + 1000 })
+    });
+    let machine = Machine::new();
+    assert_eq!(origins(&machine.mount(&["--on-outage=eio"], &reference)), ["shared", "shared"]);
+    let file = machine.point.path().join("usr/text2");
+    let error = fs::read(&file).expect_err("nothing can be decoded without them");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(machine.ocifs.log().contains("was sent with other bytes"), "{}", machine.ocifs.log());
+    registry.clear_faults();
+    assert_eq!(fs::read(&file).expect("they are asked for again"), super::prose(4 << 20, 2));
 }
 
 #[test]
