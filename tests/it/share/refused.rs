@@ -162,3 +162,35 @@ fn an_artifact_that_makes_no_sense_is_refused() {
     streamed(|document| document["layers"][0]["annotations"] = json!({}), None);
     streamed(|document| document["layers"][0]["size"] = json!(1_u64 << 50), None);
 }
+
+#[test]
+fn an_index_of_another_content_is_refused() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let made = Machine::new().push(&registry.name("it:latest"));
+    let (url, mut artifact) = artifact_of(&registry, &built, made["artifact"].as_str().expect("a digest"));
+    let place = url.split_once("/v2/").expect("a path").0.to_owned();
+    let get = |path: &str| -> Value {
+        let text = output_of(Command::new("curl").args(["-sf", &format!("{place}/v2/it/{path}")]));
+        serde_json::from_str(&text).expect("JSON")
+    };
+    // An image of the same layers that says of one that it holds something else. The honest index is put beside it.
+    let mut config = get(&format!("blobs/{}", built.config.digest));
+    config["rootfs"]["diff_ids"][1] = Digest::sha256(b"something else").to_string().into();
+    let config = registry.content().add_blob("", config.to_string().into_bytes());
+    let mut manifest = get(&format!("manifests/{}", built.manifest.digest));
+    manifest["config"]["digest"] = config.digest.to_string().into();
+    manifest["config"]["size"] = config.size.into();
+    let manifest = registry.content().add_manifest("it", Some("other"), MANIFEST_TYPE, manifest.to_string());
+    artifact["subject"]["digest"] = manifest.digest.to_string().into();
+    artifact["subject"]["size"] = manifest.size.into();
+    registry.content().add_manifest("it", None, MANIFEST_TYPE, artifact.to_string());
+    let machine = Machine::new();
+    let dir = machine.point.path().to_string_lossy().into_owned();
+    let ran = machine.ocifs.run(["mount", "--fill=off", &registry.name("it:other"), &dir]);
+    assert_ne!(ran.code(), 0, "the layer itself is not what the image says");
+    assert!(ran.stderr.contains(&Digest::sha256(b"something else").to_string()), "{}", ran.stderr);
+    assert!(machine.ocifs.log().contains("the shared index is of another content"), "{}", machine.ocifs.log());
+}
