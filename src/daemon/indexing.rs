@@ -422,8 +422,7 @@ async fn signed(repository: &Repository, request: &Request, found: Vec<Found>) -
         if !is_asked || found.format == Format::SociV2 {
             return None;
         }
-        let signatures = share::signatures(repository, &found.digest).await;
-        signatures.iter().find_map(|signature| signature.signer(&found.digest, &request.keys)).map(str::to_owned)
+        share::signature(repository, found.digest, &request.keys).await.map(|(_, signer)| signer)
     });
     let signers = join_all(looking).await;
     found.into_iter().zip(signers).collect()

@@ -144,12 +144,10 @@ impl Job {
         if let Some(signer) = self.remembered_signer(artifact).await {
             return Some(signer);
         }
-        let found = tokio::time::timeout(DISCOVERY, share::signatures(&self.repository, &artifact)).await;
+        let looking = tokio::time::timeout(DISCOVERY, share::signature(&self.repository, artifact, &self.keys));
         let late = |_: &_| tracing::warn!(%artifact, "looking for its signatures takes too long, given up");
-        let found = found.inspect_err(late).unwrap_or_default();
-        let (signature, signer) =
-            found.iter().find_map(|signature| Some((signature, signature.signer(&artifact, &self.keys)?)))?;
-        let (key, document) = (self.signature_key(&artifact), serde_json::to_vec(signature).ok()?);
+        let (signature, signer) = looking.await.inspect_err(late).ok()??;
+        let (key, document) = (self.signature_key(&artifact), serde_json::to_vec(&signature).ok()?);
         let keep = move |store: &Store| {
             let digest = Digest::sha256(&document);
             store.put_document(&digest, &document).and_then(|()| store.put_reference(&key, &digest, ""))
@@ -217,9 +215,16 @@ impl Job {
         found
     }
 
-    /// By what the artifact of an image is remembered. No reference has a blank in it.
+    /// By what the artifact of an image is remembered: the one for who asks for a signature is perhaps not the one for others.
+    /// No reference has a blank in it.
     fn key(&self) -> String {
-        format!("indexes of {}@{}", self.repository.name(), self.subject)
+        self.key_of("indexes")
+    }
+
+    /// The same for a kind of artifact.
+    pub(super) fn key_of(&self, kind: &str) -> String {
+        let signed = if self.belief == Belief::Signed { "signed " } else { "" };
+        format!("{signed}{kind} of {}@{}", self.repository.name(), self.subject)
     }
 
     /// The index of a layer from the first artifact that has a usable one.

@@ -13,7 +13,7 @@ use crate::index::{Expected, LayerIndex, soci};
 use crate::limits::{PARALLEL_INDEXES, SMALL_LAYER, ZTOCS_HELD};
 use crate::oci::{Descriptor, Digest, ImageManifest};
 use crate::share::{self, SOCI_PIN, SociIndex, SociLayer};
-use crate::source::{BoxFuture, Source};
+use crate::source::BoxFuture;
 use crate::store::{Store, claim_name};
 
 /// An index beside the image, with its digest.
@@ -199,7 +199,7 @@ impl Job {
     }
 
     fn soci_key(&self) -> String {
-        format!("zTOCs of {}@{}", Source::name(&self.repository), self.subject)
+        self.key_of("zTOCs")
     }
 
     /// The same zTOC with its bytes, if it was not read yet. Those are not held for long: see to it that few are at once.

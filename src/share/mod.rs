@@ -15,8 +15,8 @@
 //! | `convert` | the image that names such an index, where SOCI believes no other |
 //! | `layout` | writing the artifact into an image layout instead |
 //!
-//! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, [`signatures`] who says
-//! to have signed it, and no more.
+//! Nothing here decides whether an index is believed; [`Shared`] says what somebody put beside an image, [`signature`] which key
+//! of the user signed it, and no more.
 
 mod artifact;
 mod convert;
@@ -34,7 +34,7 @@ pub use convert::{Bound, Converted, convert};
 pub use discover::{Shared, discover, read_blob, read_metadata};
 pub use layout::write_layout;
 pub use push::{Bundle, Listed, Places, Progress, Pushing, Sent, push, remove};
-pub use signed::signatures;
+pub use signed::signature;
 pub use soci::{SOCI_PIN, SOCI_TYPE, SociIndex, SociLayer, discover_soci, pinned_soci};
 
 use crate::oci::{Digest, ManifestError, Printable};

@@ -13,11 +13,24 @@ use super::discover::{entries, read_blob};
 use crate::limits::{PARALLEL_ARTIFACTS, SIGNATURE_BYTES, SIGNATURES};
 use crate::oci::{Descriptor, Digest, ImageManifest, IndexEntry, Manifest};
 use crate::registry::Repository;
-use crate::signature::{BUNDLE_TYPE_PREFIX, SIGNATURE_ANNOTATION, SIMPLE_SIGNING_TYPE, Signature};
+use crate::signature::{BUNDLE_TYPE_PREFIX, Keys, SIGNATURE_ANNOTATION, SIMPLE_SIGNING_TYPE, Signature};
 use crate::source::{BoxFuture, Source};
 
+/// The first signature of `artifact` that is by one of the keys, with the name of that key.
+pub async fn signature(repository: &Repository, artifact: Digest, keys: &Keys) -> Option<(Signature, String)> {
+    let (found, keys) = (signatures(repository, &artifact).await, keys.clone());
+    let verified = move || {
+        found.into_iter().find_map(|signature| {
+            let signer = signature.signer(&artifact, &keys)?.to_owned();
+            Some((signature, signer))
+        })
+    };
+    // Many that are wrong take a while.
+    tokio::task::spawn_blocking(verified).await.ok().flatten()
+}
+
 /// What is said to be signatures of `artifact`, of whomever. Where a place cannot be read, that is told in the log.
-pub async fn signatures(repository: &Repository, artifact: &Digest) -> Vec<Signature> {
+async fn signatures(repository: &Repository, artifact: &Digest) -> Vec<Signature> {
     let (tagged, bundles) = tokio::join!(tagged(repository, artifact), bundles(repository, artifact));
     let mut found = Vec::new();
     for place in [tagged, bundles] {
