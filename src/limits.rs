@@ -440,8 +440,14 @@ pub const ARTIFACTS: usize = 64;
 /// Manifests of index artifacts that are read at once.
 pub const PARALLEL_ARTIFACTS: usize = 16;
 
-/// Most signatures of one artifact that are looked at, of each form; the others are passed over.
+/// Most signatures of one artifact that are looked at, of each form; the others are passed over with a warning.
 pub const SIGNATURES: usize = 32;
+
+/// Signatures of one artifact that are read and verified at once.
+pub const PARALLEL_SIGNATURES: usize = 4;
+
+/// Artifacts whose signatures are looked for at once: usually there is one.
+pub const PARALLEL_SIGNED: usize = 4;
 
 /// Longest payload or bundle of a signature: those with certificates and proofs of a log have some ten kilobytes.
 pub const SIGNATURE_BYTES: u64 = 256 << 10;
@@ -451,6 +457,9 @@ pub const KEY_BYTES: u64 = 64 << 10;
 
 /// Most public keys that are configured at once.
 pub const KEYS: usize = 64;
+
+/// Places of pushed blobs that are remembered, to mount them elsewhere in the same registry: a small file each.
+pub const PLACES: usize = 4096;
 
 /// Blobs of an artifact that are pushed or fetched at once.
 pub const PARALLEL_BLOBS: usize = 8;
@@ -491,7 +500,8 @@ pub const ZTOC_ONE_SPAN_BYTES: u64 = 16 << 20;
 /// Indexes of one image's layers that are fetched at once: all of nearly any image, so that they cost one round trip.
 pub const PARALLEL_INDEXES: usize = 32;
 
-/// Sections of windows that may be arriving, over all images: each takes a mebibyte while it does.
+/// Sections of windows that may be arriving, over all images: each takes a mebibyte while it does. What the cache does not take
+/// arrives in memory, one section at a time.
 pub const WINDOW_SECTIONS: usize = 32;
 
 /// Length up to which a layer's index may be longer than the layer. Beyond it the layer is quicker streamed.

@@ -119,7 +119,8 @@ impl ImageArgs {
             );
         }
         let auth_files = credentials::files(self.authfile.as_deref(), &context.environment);
-        let (hosts, aliases) = self.hosts(context, matches!(reference, Reference::Registry(_)))?;
+        let is_remote = matches!(reference, Reference::Registry(_));
+        let (hosts, aliases) = self.hosts(context, is_remote)?;
         let expanded = hosts::expanded(&self.reference, &reference, &hosts, aliases.as_deref())?;
         let (text, reference) = match expanded {
             Some(text) => {
@@ -128,7 +129,7 @@ impl ImageArgs {
             }
             None => (self.reference.clone(), reference),
         };
-        let (trust_index, index_keys) = trust.settle(&context.settings)?;
+        let (trust_index, index_keys) = trust.settle(&context.settings, is_remote)?;
         Ok(control::Image {
             platform: self.platform.clone(),
             offline: self.offline,

@@ -117,7 +117,7 @@ impl Format {
 enum Action {
     /// List the indexes beside an image in its registry
     ///
-    /// The first is the one that a mount uses. Those of the SOCI snapshotter are listed as well: soci for one beside the image,
+    /// A mount uses the first of them that it believes. Those of the SOCI snapshotter are listed as well: soci for one beside the image,
     /// soci-v2 for one that the image's manifest names.
     #[command(
         mut_arg("offline", never_offered),

@@ -64,9 +64,14 @@ impl From<Whose> for TrustIndex {
 
 impl TrustArgs {
     /// What these and the settings say.
-    pub(super) fn settle(&self, settings: &Settings) -> Result<(TrustIndex, Vec<IndexKey>), Failure> {
+    ///
+    /// What a configuration file names is read only where it counts: for images of registries, of which not everything or nothing
+    /// is believed.
+    pub(super) fn settle(&self, settings: &Settings, is_remote: bool) -> Result<(TrustIndex, Vec<IndexKey>), Failure> {
         let trust = self.trust_index.map_or(settings.trust_index, TrustIndex::from);
+        let counts = is_remote && matches!(trust, TrustIndex::ByReference | TrustIndex::Signed);
         let keys = match self.index_key.as_slice() {
+            [] if !counts => return Ok((trust, Vec::new())),
             [] => keys(&settings.index_keys)
                 .map_err(|failure| failure.hint("a configuration file names it under index-keys"))?,
             named => keys(named)?,
@@ -89,22 +94,24 @@ fn keys(files: &[PathBuf]) -> Result<Vec<IndexKey>, Failure> {
 /// Reads a key. It is checked before a daemon is started for it.
 fn key(file: &Path) -> Result<IndexKey, Failure> {
     let name = Printable::path(file).to_string();
-    let mut pem = String::new();
-    let read = File::open(file).and_then(|opened| opened.take(KEY_BYTES).read_to_string(&mut pem));
+    let mut pem = Vec::new();
+    let read = File::open(file).and_then(|opened| opened.take(KEY_BYTES).read_to_end(&mut pem));
     read.map_err(|error| {
         let failure = Failure::io(&format!("cannot read the key {name}"), &error);
         // Whoever names a file that is not there has mistyped it; one that may not be read is another matter.
         if failure.code == Code::Denied { failure } else { failure.coded(Code::Usage) }
     })?;
-    Key::parse(&name, pem.as_bytes()).map_err(|error| {
+    Key::parse(&name, &pem).map_err(|error| {
         let failure = usage(format!("cannot use the key {name}"), error);
         match error {
             KeyError::Private => {
                 failure.hint("name the public key, such as cosign.pub; keep this one where it is used")
             }
             KeyError::Pem => failure.hint("a public key begins with -----BEGIN PUBLIC KEY-----"),
+            KeyError::Several => failure.hint("name a file for each key"),
             KeyError::Kind => failure,
         }
     })?;
-    Ok(IndexKey { name, pem })
+    // PEM is ASCII, and what stands around it is nobody's business.
+    Ok(IndexKey { name, pem: String::from_utf8_lossy(&pem).into_owned() })
 }

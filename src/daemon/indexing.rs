@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
 use super::control::{
@@ -18,11 +18,12 @@ use super::events::{TELL, resolve_image, send, warn_of, watched};
 use super::query::request_of;
 use super::{Code, Failure, ztocs};
 use crate::image::{Belief, ImageLayer, Images, Progress, Request, Resolved, soci_pin, verdict_of_pins};
+use crate::limits::PARALLEL_SIGNED;
 use crate::oci::{Descriptor, Digest, Platform, Reference, Wanted};
 use crate::profile::Profile;
 use crate::registry::Repository;
 use crate::share::{self, Bound, Bundle, Format, LayerBlob, Listed, Places, SociIndex};
-use crate::source::Source;
+use crate::source::{BoxFuture, Source};
 use crate::store::Store;
 
 /// What to do instead of pushing the index of a local image.
@@ -365,7 +366,7 @@ fn report(resolved: &Resolved, bundle: &Bundle, layers: Vec<IndexedLayer>, pushe
     }
 }
 
-/// The artifacts beside an image, the one that a mount would use first.
+/// The artifacts beside an image; a mount uses the first of them that it believes.
 pub(super) async fn list(
     images: &Images,
     wanted: &control::Image,
@@ -394,12 +395,12 @@ async fn look(
         index_size: blob.blob.size,
         metadata_size: blob.metadata.size,
     };
-    let describe = |(found, signer): (Found, Option<String>)| {
+    let describe = |(found, signer): (Found, Result<Option<String>, String>)| {
         let verdict = match found.format {
             Format::SociV2 => verdict_of_pins(request.trust),
             Format::Ocifs | Format::Soci => request.verdict(),
         };
-        let believed = verdict.of(signer.as_deref());
+        let believed = signer.and_then(|signer| verdict.of(signer.as_deref()));
         SharedIndex {
             digest: found.digest.to_string(),
             format: found.format.name().to_owned(),
@@ -415,17 +416,27 @@ async fn look(
     Ok(found.into_iter().map(describe).collect())
 }
 
-/// The artifacts, each with the key of the user that signed it, if that is what decides about it.
-async fn signed(repository: &Repository, request: &Request, found: Vec<Found>) -> Vec<(Found, Option<String>)> {
+/// The artifacts, each with the key of the user that signed it, if that is what decides about it, or why that is not known.
+async fn signed(
+    repository: &Repository,
+    request: &Request,
+    found: Vec<Found>,
+) -> Vec<(Found, Result<Option<String>, String>)> {
     let is_asked = request.verdict().belief == Belief::Signed;
-    let looking = found.iter().map(|found| async move {
-        if !is_asked || found.format == Format::SociV2 {
-            return None;
-        }
-        share::signature(repository, found.digest, &request.keys).await.map(|(_, signer)| signer)
-    });
-    let signers = join_all(looking).await;
-    found.into_iter().zip(signers).collect()
+    let looking: Vec<BoxFuture<'_, _>> = found
+        .into_iter()
+        .map(|found| {
+            Box::pin(async move {
+                if !is_asked || found.format == Format::SociV2 {
+                    return (found, Ok(None));
+                }
+                let signature = share::signature(repository, found.digest, &request.keys).await;
+                let signer = signature.map(|found| found.map(|(_, signer)| signer)).map_err(|error| error.to_string());
+                (found, signer)
+            }) as BoxFuture<'_, _>
+        })
+        .collect();
+    stream::iter(looking).buffered(PARALLEL_SIGNED).collect().await
 }
 
 /// An artifact beside an image, whomever it is for.

@@ -37,7 +37,6 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Server {
     images: Images,
     mounts: Arc<Mounts>,
-    /// Where blobs of indexes were pushed.
     options: Options,
     /// Number of connected clients.
     clients: watch::Sender<usize>,

@@ -13,17 +13,18 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{self, StreamExt};
+use tokio::time::Instant;
 
 use super::soci::{FoundSoci, Ztoc};
 use super::trust::Belief;
 use crate::index::LayerIndex;
-use crate::limits::{PARALLEL_ARTIFACTS, PARALLEL_INDEXES, SMALL_INDEX, SMALL_LAYER};
+use crate::limits::{PARALLEL_INDEXES, PARALLEL_SIGNED, SMALL_INDEX, SMALL_LAYER};
 use crate::oci::{Descriptor, Digest};
 use crate::profile::Profile;
 use crate::registry::Repository;
 use crate::share::{self, Artifact, LayerBlob, Shared};
 use crate::signature::{Keys, Signature};
-use crate::source::Source;
+use crate::source::{ErrorKind, Source};
 use crate::store::{IMPORTED, Store};
 
 /// How long finding artifacts may take: a mirror that says nothing has five seconds before the registry's turn. A registry
@@ -70,12 +71,12 @@ impl Job {
             None if self.offline => (Candidates::default(), self.soci_index(&lacking).await),
             None => self.discover_both(&lacking).await,
         };
-        let found_unsigned = artifacts.found_unsigned || soci.found_unsigned;
+        let disbelief = artifacts.disbelief.or(soci.disbelief);
         let artifacts = artifacts.believed;
         if artifacts.is_empty() {
             return match soci.believed.first() {
                 Some(index) => self.soci(index, &lacking).await,
-                None => Outcome { found_unsigned, ..Outcome::default() },
+                None => Outcome { disbelief, ..Outcome::default() },
             };
         }
         let mut finding: Vec<BoxFuture<'_, Option<(Digest, Usable)>>> = Vec::new();
@@ -119,43 +120,59 @@ impl Job {
         Some(Candidate { what, signer })
     }
 
-    /// Which of these artifacts are believed. Whose signatures count is asked for all at once.
+    /// Which of these artifacts are believed. Whose signatures count is asked for several at once, and for no longer than finding
+    /// the artifacts may take.
     pub(super) async fn believed<T>(&self, found: Vec<T>, digest: impl Fn(&T) -> Digest) -> Candidates<T> {
+        let all = |what| Candidate { what, signer: None };
+        match self.belief {
+            Belief::None => return Candidates::default(),
+            Belief::All => return Candidates { believed: found.into_iter().map(all).collect(), disbelief: None },
+            Belief::Signed => {}
+        }
+        let deadline = Instant::now() + DISCOVERY;
+        let asking: Vec<_> = found.iter().map(|artifact| self.signer(digest(artifact), deadline)).collect();
+        let signers: Vec<_> = stream::iter(asking).buffered(PARALLEL_SIGNED).collect().await;
         let mut candidates = Candidates::default();
-        let signers = match self.belief {
-            Belief::All => vec![None; found.len()],
-            Belief::None => return candidates,
-            Belief::Signed => {
-                let asking: Vec<_> = found.iter().map(|artifact| self.signer(digest(artifact))).collect();
-                stream::iter(asking).buffered(PARALLEL_ARTIFACTS).collect().await
-            }
-        };
         for (what, signer) in found.into_iter().zip(signers) {
-            match signer.is_some() || self.belief == Belief::All {
-                true => candidates.believed.push(Candidate { what, signer }),
-                false => candidates.found_unsigned = true,
+            match signer {
+                Ok(signer) => candidates.believed.push(Candidate { what, signer: Some(signer) }),
+                Err(Disbelief::Unsigned) if candidates.disbelief.is_some() => {}
+                Err(disbelief) => candidates.disbelief = Some(disbelief),
             }
         }
         candidates
     }
 
     /// The key that signed an artifact, by what was kept or by what the registry has; the latter is kept if it is to the point.
-    async fn signer(&self, artifact: Digest) -> Option<Arc<str>> {
+    async fn signer(&self, artifact: Digest, deadline: Instant) -> Result<Arc<str>, Disbelief> {
         if let Some(signer) = self.remembered_signer(artifact).await {
-            return Some(signer);
+            return Ok(signer);
         }
-        let looking = tokio::time::timeout(DISCOVERY, share::signature(&self.repository, artifact, &self.keys));
-        let late = |_: &_| tracing::warn!(%artifact, "looking for its signatures takes too long, given up");
-        let (signature, signer) = looking.await.inspect_err(late).ok()??;
-        let (key, document) = (self.signature_key(&artifact), serde_json::to_vec(&signature).ok()?);
+        let looking = tokio::time::timeout_at(deadline, share::signature(&self.repository, artifact, &self.keys));
+        let unknown = |why: &(dyn std::error::Error + 'static)| {
+            tracing::warn!(%artifact, error = why, "signatures cannot be looked for");
+            Disbelief::Unknown(why.to_string())
+        };
+        let found = looking.await.map_err(|_| {
+            let why = format!("{} takes too long to answer", self.repository.name());
+            unknown(&crate::source::Error::new(ErrorKind::Unreachable, why))
+        })?;
+        let (signature, signer) = found.map_err(|error| unknown(&error))?.ok_or(Disbelief::Unsigned)?;
+        self.remember(artifact, &signature).await;
+        Ok(signer.into())
+    }
+
+    async fn remember(&self, artifact: Digest, signature: &Signature) {
+        let (key, document) = (self.signature_key(&artifact), serde_json::to_vec(signature));
         let keep = move |store: &Store| {
+            // Texts and bytes are JSON.
+            let document = document.unwrap_or_default();
             let digest = Digest::sha256(&document);
             store.put_document(&digest, &document).and_then(|()| store.put_reference(&key, &digest, ""))
         };
         if let Some(Err(error)) = self.blocking(keep).await {
             tracing::debug!(%error, "the signature is not remembered");
         }
-        Some(signer.into())
     }
 
     /// The key of the user by which the signature that was kept is one of the artifact.
@@ -337,8 +354,17 @@ pub(super) struct Outcome {
     pub(super) profile: Option<Profile>,
     /// True if there is an artifact that is believed at all.
     pub(super) found_any: bool,
-    /// True if there is one that would be believed if one of the user's keys had signed it.
-    pub(super) found_unsigned: bool,
+    /// Why there is none that is believed although there are some.
+    pub(super) disbelief: Option<Disbelief>,
+}
+
+/// Why an artifact is not believed by its signature.
+#[derive(Debug)]
+pub(super) enum Disbelief {
+    /// No key of the user signed it.
+    Unsigned,
+    /// Whether one did could not be found out.
+    Unknown(String),
 }
 
 /// An artifact that is believed.
@@ -354,19 +380,19 @@ pub(super) struct Candidate<T> {
 pub(super) struct Candidates<T> {
     /// Those that are believed, the one to use first.
     pub(super) believed: Vec<Candidate<T>>,
-    /// True if there are others, which nobody signed who is believed.
-    pub(super) found_unsigned: bool,
+    /// Why others are not.
+    pub(super) disbelief: Option<Disbelief>,
 }
 
 impl<T> Default for Candidates<T> {
     fn default() -> Self {
-        Self { believed: Vec::new(), found_unsigned: false }
+        Self { believed: Vec::new(), disbelief: None }
     }
 }
 
 impl<T> Candidates<T> {
     pub(super) fn of(only: Candidate<T>) -> Self {
-        Self { believed: vec![only], found_unsigned: false }
+        Self { believed: vec![only], disbelief: None }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::Request;
-use super::discovery::{Job, Outcome, Usable};
+use super::discovery::{Disbelief, Job, Outcome, Usable};
 use super::soci::{self, Ztoc};
 use super::trust::{Belief, Verdict, verdict_of_pins};
 use super::windows;
@@ -143,7 +143,7 @@ impl Search {
             return Err(match outcome.found_any {
                 _ if self.offline => "the registry was not asked for one",
                 true => "the registry has an index artifact of the image, but none of this layer that can be used",
-                false if outcome.found_unsigned => return Err(disbelieved(self.verdict.why.to_owned())),
+                false if let Some(why) = &outcome.disbelief => return Err(disbelieved(self.why_not(why))),
                 false => "the registry has no index of the image",
             }
             .to_owned());
@@ -154,8 +154,8 @@ impl Search {
             return Err(format!("the index in {artifact} is of another content"));
         }
         let lacks = !index.has_windows();
-        let windows =
-            lacks.then(|| windows::source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
+        let windows = (lacks && !self.offline)
+            .then(|| windows::source(repository.clone(), Arc::clone(&self.store), index.clone(), blob.clone()));
         let claim = blob.claim();
         Ok(Found { index: index.clone(), claim, windows, artifact: *artifact, why })
     }
@@ -183,6 +183,13 @@ impl Search {
     /// What a start of the image reads, if somebody put that beside it.
     pub(super) async fn profile(&self) -> Option<Profile> {
         self.outcome().await.profile.clone()
+    }
+
+    fn why_not(&self, disbelief: &Disbelief) -> String {
+        match disbelief {
+            Disbelief::Unsigned => self.verdict.why.to_owned(),
+            Disbelief::Unknown(why) => format!("whether a key signed one cannot be found out: {why}"),
+        }
     }
 
     async fn outcome(&self) -> Arc<Outcome> {

@@ -180,8 +180,8 @@ impl Job {
                 return Candidates::default();
             }
         };
-        let Candidates { believed, found_unsigned } = self.believed(found, |(manifest, ..)| manifest.digest).await;
-        let mut candidates = Candidates { believed: Vec::new(), found_unsigned };
+        let Candidates { believed, disbelief } = self.believed(found, |(manifest, ..)| manifest.digest).await;
+        let mut candidates = Candidates { believed: Vec::new(), disbelief };
         let Some(Candidate { what: (manifest, index, document), signer }) = believed.into_iter().next() else {
             return candidates;
         };

@@ -62,10 +62,12 @@ pub fn verdict(trust: Trust, is_pinned: bool, has_keys: bool) -> Verdict {
         }
         (Trust::ByReference, true, true) => (
             Belief::Signed,
-            "the reference is pinned by its digest, which binds no index, and no --index-key signed one",
+            "the reference is pinned by its digest, which binds no index, and no configured key signed one",
         ),
-        (Trust::Signed, _, true) => (Belief::Signed, "--trust-index signed was given, and no --index-key signed one"),
-        (Trust::Signed, _, false) => (Belief::None, "--trust-index signed was given, and no --index-key"),
+        (Trust::Signed, _, true) => {
+            (Belief::Signed, "--trust-index signed was given, and no configured key signed one")
+        }
+        (Trust::Signed, _, false) => (Belief::None, "--trust-index signed was given, and no key is configured"),
         (Trust::Registry, ..) => (Belief::All, "--trust-index registry was given"),
         (Trust::Nobody, ..) => (Belief::None, NOBODY),
     };

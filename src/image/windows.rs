@@ -26,6 +26,9 @@ const PIECE: usize = 1 << 20;
 /// Sections that may be arriving, over all layers.
 static ARRIVING: Semaphore = Semaphore::const_new(WINDOW_SECTIONS);
 
+/// The right to read a section into memory.
+static IN_MEMORY: Semaphore = Semaphore::const_new(1);
+
 /// What brings the windows of `index`, which is the first part of `blob`, and keeps both.
 pub(super) fn source(repository: Repository, store: Arc<Store>, index: LayerIndex, blob: LayerBlob) -> WindowSource {
     Arc::new(move || {
@@ -50,6 +53,8 @@ enum Unkept {
     Store(store::Error),
     /// They do not complete the blob.
     Wrong,
+    /// They do, and are not what the metadata speaks of: no other host has better ones.
+    Unsound,
     Stopping,
 }
 
@@ -77,12 +82,11 @@ impl Arrival {
                 Err(Unkept::Wrong) if self.reader.distrust(self.section()) => {
                     tracing::warn!(%layer, "the windows of a shared index are wrong, asking another host for them");
                 }
-                Err(Unkept::Wrong) => {
-                    let message = format!("the rest of index {} was sent with other bytes", self.blob.blob.digest);
-                    return Err(source::Error::new(ErrorKind::Corrupt, message));
-                }
+                Err(Unkept::Wrong) => return Err(self.corrupt("was sent with other bytes")),
+                Err(Unkept::Unsound) => return Err(self.corrupt("is not what its beginning says")),
                 Err(Unkept::Store(error)) => {
                     tracing::debug!(%layer, %error, "the windows of a shared index are not kept");
+                    let _permit = IN_MEMORY.acquire().await.ok();
                     return read_all(self.reader.as_ref(), self.section()).await;
                 }
                 Err(Unkept::Stopping) => {
@@ -90,6 +94,10 @@ impl Arrival {
                 }
             }
         }
+    }
+
+    fn corrupt(&self, why: &str) -> source::Error {
+        source::Error::new(ErrorKind::Corrupt, format!("the rest of index {} {why}", self.blob.blob.digest))
     }
 
     /// Where in the blob they are.
@@ -118,14 +126,19 @@ impl Arrival {
                 break;
             }
         }
-        let (digest, section) = (self.blob.blob.digest, self.section());
+        let (index, digest, section) = (self.index.clone(), self.blob.blob.digest, self.section());
         blocking(move || {
             let Writing { draft, hasher } = writing;
             if hasher.finish() != digest {
                 return Err(Unkept::Wrong);
             }
-            let mapped = draft.finish()?;
-            Ok(mapped.bytes().slice(section.start as usize..section.end as usize))
+            let windows = draft.map()?.bytes().slice(section.start as usize..section.end as usize);
+            // Another artifact may speak of the same windows, and what is kept serves that as well.
+            index.set_windows(windows.clone()).map_err(|_| Unkept::Unsound)?;
+            if let Err(error) = draft.keep() {
+                tracing::debug!(%error, "the windows of a shared index are mapped, and not kept");
+            }
+            Ok(windows)
         })
         .await
     }

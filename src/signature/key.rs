@@ -27,6 +27,9 @@ pub enum KeyError {
     /// It is something else.
     #[error("it is no public key in PEM")]
     Pem,
+    /// There are others beside it.
+    #[error("it holds more than one key")]
+    Several,
     /// It is of a kind that nothing here can verify.
     #[error("it is neither an ECDSA key (P-256, P-384, P-521) nor an Ed25519 key nor an RSA key of 2048 to 8192 bits")]
     Kind,
@@ -62,10 +65,14 @@ impl Keys {
 impl Key {
     /// Reads a public key; `name` is how its user calls it.
     pub fn parse(name: &str, pem: &[u8]) -> Result<Self, KeyError> {
-        let spki = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| match is_private(pem) {
-            true => KeyError::Private,
-            false => KeyError::Pem,
-        })?;
+        if is_private(pem) {
+            return Err(KeyError::Private);
+        }
+        let mut keys = SubjectPublicKeyInfoDer::pem_slice_iter(pem);
+        let spki = keys.next().and_then(Result::ok).ok_or(KeyError::Pem)?;
+        if keys.next().is_some() {
+            return Err(KeyError::Several);
+        }
         // Whoever does not know the algorithm says so, whatever the signature.
         let knows = |algorithm: &&&dyn SignatureVerificationAlgorithm| {
             verify(&spki, **algorithm, b"", b"") == Err(Error::InvalidSignatureForPublicKey)

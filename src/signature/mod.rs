@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 
 pub use key::{Key, KeyError, Keys};
 
-use crate::limits::SIGNATURES;
 use crate::oci::Digest;
 
 /// The type of a blob that is a payload of simple signing.
@@ -45,9 +44,12 @@ const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
 /// What the types of all versions of statements begin with.
 const STATEMENT_PREFIX: &str = "https://in-toto.io/Statement/v";
 
+/// Annotation of what refers to an artifact with a bundle: what the statement in it says.
+pub const PREDICATE_ANNOTATION: &str = "dev.sigstore.bundle.predicateType";
+
 /// What a statement says that is a signature and nothing more. Others, such as a list of ingredients, are signed with the same
 /// key, and do not say that their subject is to be believed.
-const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
+pub const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
 
 /// A signature and what was signed, not verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +69,8 @@ pub struct Signature {
 #[serde(rename_all = "camelCase")]
 struct Bundle {
     media_type: String,
-    dsse_envelope: Envelope,
+    /// None if it holds a signature of a file.
+    dsse_envelope: Option<Envelope>,
 }
 
 /// DSSE, "JSON Envelope".
@@ -77,7 +80,7 @@ struct Envelope {
     #[serde(with = "as_base64")]
     payload: Vec<u8>,
     payload_type: String,
-    signatures: Vec<Sig>,
+    signatures: [Sig; 1],
 }
 
 #[derive(Deserialize)]
@@ -127,16 +130,15 @@ impl Signature {
         Some(Self { payload_type: None, payload: payload.to_vec(), bytes })
     }
 
-    /// The signatures in a bundle; [`SIGNATURES`] at most.
-    pub fn of_bundle(text: &[u8]) -> Result<Vec<Self>, serde_json::Error> {
+    /// The signature in a bundle; none if it holds something else. A bundle has exactly one (`sigstore_bundle.proto`).
+    pub fn of_bundle(text: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let Bundle { media_type, dsse_envelope } = serde_json::from_slice(text)?;
-        let Envelope { payload, payload_type, signatures } = dsse_envelope;
-        if !media_type.starts_with(BUNDLE_TYPE_PREFIX) {
-            return Ok(Vec::new());
-        }
-        let signature =
-            |Sig { sig }| Self { payload_type: Some(payload_type.clone()), payload: payload.clone(), bytes: sig };
-        Ok(signatures.into_iter().take(SIGNATURES).map(signature).collect())
+        let Some(Envelope { payload, payload_type, signatures: [Sig { sig }] }) =
+            dsse_envelope.filter(|_| media_type.starts_with(BUNDLE_TYPE_PREFIX))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self { payload_type: Some(payload_type), payload, bytes: sig }))
     }
 
     /// The name of the key by which this is a signature of `artifact`; none if it is none.

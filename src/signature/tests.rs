@@ -84,18 +84,17 @@ fn statement(predicate: &str) -> String {
     )
 }
 
-/// A bundle with these signatures of a payload.
-fn bundle(kind: &str, payload: &str, signatures: &[&str]) -> Value {
-    let signatures: Vec<_> = signatures.iter().map(|sig| json!({ "sig": sig, "keyid": "" })).collect();
+/// A bundle with a signature of a payload.
+fn bundle(kind: &str, payload: &str, signature: &str) -> Value {
     json!({
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
         "verificationMaterial": { "publicKey": { "hint": "3q2+7w==" }, "tlogEntries": [] },
-        "dsseEnvelope": { "payload": STANDARD.encode(payload), "payloadType": kind, "signatures": signatures },
+        "dsseEnvelope": { "payload": STANDARD.encode(payload), "payloadType": kind, "signatures": [{ "sig": signature, "keyid": "" }] },
     })
 }
 
-fn signatures(bundle: &Value) -> Vec<Signature> {
-    Signature::of_bundle(bundle.to_string().as_bytes()).expect("a bundle")
+fn in_bundle(bundle: &Value) -> Signature {
+    Signature::of_bundle(bundle.to_string().as_bytes()).expect("a bundle").expect("a signature")
 }
 
 fn simple(signature: &str) -> Signature {
@@ -117,34 +116,44 @@ fn simple_signing_counts_by_each_kind_of_key() {
 
 #[test]
 fn a_bundle_counts_if_it_says_that_its_subject_is_signed() {
-    let signed = bundle(STATEMENT_TYPE, &statement(SIGNED), &[SIGNED_P256, SIGNED_ED25519]);
-    let [first, second] = signatures(&signed).try_into().expect("two signatures");
-    assert_eq!(first.signer(&artifact(), &keys(&[P256])), Some("0.pub"));
-    assert_eq!(second.signer(&artifact(), &keys(&[P256, ED25519])), Some("1.pub"));
-    assert_eq!(first.signer(&artifact(), &keys(&[ED25519])), None);
+    for (pem, signature) in [(P256, SIGNED_P256), (ED25519, SIGNED_ED25519)] {
+        let signed = in_bundle(&bundle(STATEMENT_TYPE, &statement(SIGNED), signature));
+        assert_eq!(signed.signer(&artifact(), &keys(&[pem])), Some("0.pub"));
+        assert_eq!(signed.signer(&artifact(), &keys(&[RSA])), None);
+    }
     // The same key has signed these as well, and they say something else.
-    let ingredients = bundle(STATEMENT_TYPE, &statement("https://spdx.dev/Document"), &[INGREDIENTS_P256]);
-    assert_eq!(signatures(&ingredients)[0].signer(&artifact(), &keys(&[P256])), None);
-    let other_type = bundle("text/plain", &statement(SIGNED), &[OTHER_TYPE_P256]);
-    assert_eq!(signatures(&other_type)[0].signer(&artifact(), &keys(&[P256])), None);
+    let ingredients = bundle(STATEMENT_TYPE, &statement("https://spdx.dev/Document"), INGREDIENTS_P256);
+    assert_eq!(in_bundle(&ingredients).signer(&artifact(), &keys(&[P256])), None);
+    let other_type = bundle("text/plain", &statement(SIGNED), OTHER_TYPE_P256);
+    assert_eq!(in_bundle(&other_type).signer(&artifact(), &keys(&[P256])), None);
     // The type is part of what is signed.
-    let exchanged = bundle("text/plain", &statement(SIGNED), &[SIGNED_P256]);
-    assert_eq!(signatures(&exchanged)[0].signer(&artifact(), &keys(&[P256])), None);
-    let mut other = signed.clone();
+    let exchanged = bundle("text/plain", &statement(SIGNED), SIGNED_P256);
+    assert_eq!(in_bundle(&exchanged).signer(&artifact(), &keys(&[P256])), None);
+}
+
+#[test]
+fn a_bundle_without_exactly_one_signed_statement_is_none() {
+    let read = |bundle: &Value| Signature::of_bundle(bundle.to_string().as_bytes());
+    let honest = bundle(STATEMENT_TYPE, &statement(SIGNED), SIGNED_P256);
+    let mut other = honest.clone();
     other["mediaType"] = "application/vnd.example+json".into();
-    assert_eq!(signatures(&other), []);
-    let mut many = signed;
-    many["dsseEnvelope"]["signatures"] = vec![json!({ "sig": SIGNED_P256 }); SIGNATURES + 1].into();
-    assert_eq!(signatures(&many).len(), SIGNATURES);
-    let message = json!({ "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "messageSignature": {} });
-    assert!(Signature::of_bundle(message.to_string().as_bytes()).is_err(), "nothing says of what it is");
+    assert_eq!(read(&other).expect("it can be read"), None);
+    let mut file = honest.clone();
+    file.as_object_mut().expect("an object").remove("dsseEnvelope");
+    file["messageSignature"] = json!({ "signature": SIGNED_P256 });
+    assert_eq!(read(&file).expect("it can be read"), None, "nothing says of what it is");
+    for signatures in [json!([]), json!([{ "sig": SIGNED_P256 }, { "sig": SIGNED_P256 }])] {
+        let mut several = honest.clone();
+        several["dsseEnvelope"]["signatures"] = signatures;
+        assert!(read(&several).is_err());
+    }
 }
 
 #[test]
 fn a_signature_is_of_one_artifact() {
     let keys = keys(&[P256]);
-    let signed = signatures(&bundle(STATEMENT_TYPE, &statement(SIGNED), &[SIGNED_P256]));
-    for signature in [&simple(SIMPLE_P256), &signed[0]] {
+    let signed = in_bundle(&bundle(STATEMENT_TYPE, &statement(SIGNED), SIGNED_P256));
+    for signature in [&simple(SIMPLE_P256), &signed] {
         assert_eq!(signature.signer(&artifact(), &keys), Some("0.pub"));
         assert_eq!(signature.signer(&Digest::sha256(b"another"), &keys), None);
         assert_eq!(signature.signer(&Digest::of(crate::oci::Algorithm::Sha512, b"artifact"), &keys), None);
@@ -153,8 +162,8 @@ fn a_signature_is_of_one_artifact() {
 
 #[test]
 fn what_is_kept_is_what_was_found() {
-    let signed = signatures(&bundle(STATEMENT_TYPE, &statement(SIGNED), &[SIGNED_P256]));
-    for signature in [&simple(SIMPLE_P256), &signed[0]] {
+    let signed = in_bundle(&bundle(STATEMENT_TYPE, &statement(SIGNED), SIGNED_P256));
+    for signature in [&simple(SIMPLE_P256), &signed] {
         let kept = serde_json::to_vec(signature).expect("JSON");
         let again: Signature = serde_json::from_slice(&kept).expect("what was written");
         assert_eq!((&again, again.signer(&artifact(), &keys(&[P256]))), (signature, Some("0.pub")));
@@ -172,15 +181,17 @@ fn a_file_that_is_no_usable_key_is_refused() {
     assert_eq!(parsed(&relabelled("ENCRYPTED COSIGN PRIVATE KEY")), Err(KeyError::Private));
     assert_eq!(parsed(SHORT_RSA), Err(KeyError::Kind));
     assert_eq!(parsed(&P256.replace("MFkw", "MFgw")), Err(KeyError::Kind), "it is cut");
+    assert_eq!(parsed(&format!("{P256}\n{ED25519}\n")), Err(KeyError::Several));
+    assert_eq!(parsed(&format!("{P256}\n{}\n", relabelled("EC PRIVATE KEY"))), Err(KeyError::Private));
     assert!(parsed(&format!("a comment\n\n{P256}\n")).is_ok());
 }
 
 proptest! {
     #[test]
-    fn one_changed_byte_and_it_is_no_signature(at: prop::sample::Index, bit in 0_u32..8, in_bundle: bool) {
+    fn one_changed_byte_and_it_is_no_signature(at: prop::sample::Index, bit in 0_u32..8, is_in_bundle: bool) {
         let keys = keys(&[P256]);
-        let honest = match in_bundle {
-            true => signatures(&bundle(STATEMENT_TYPE, &statement(SIGNED), &[SIGNED_P256])).remove(0),
+        let honest = match is_in_bundle {
+            true => in_bundle(&bundle(STATEMENT_TYPE, &statement(SIGNED), SIGNED_P256)),
             false => simple(SIMPLE_P256),
         };
         let mut spoilt = honest.clone();
@@ -195,15 +206,15 @@ proptest! {
 
     #[test]
     fn bundles_of_strangers_do_no_harm(at: prop::sample::Index, bytes in prop::collection::vec(any::<u8>(), 0..24)) {
-        let mut text = bundle(STATEMENT_TYPE, &statement(SIGNED), &[SIGNED_P256]).to_string().into_bytes();
+        let mut text = bundle(STATEMENT_TYPE, &statement(SIGNED), SIGNED_P256).to_string().into_bytes();
         let from = at.index(text.len());
         let to = text.len().min(from + bytes.len());
         text.splice(from..to, bytes);
-        for signature in Signature::of_bundle(&text).unwrap_or_default() {
-            // Whatever still counts says the same of the same.
-            if signature.signer(&artifact(), &keys(&[P256])).is_some() {
-                prop_assert_eq!(&signature.payload, &statement(SIGNED).into_bytes());
-            }
+        // Whatever still counts says the same of the same.
+        if let Ok(Some(signature)) = Signature::of_bundle(&text)
+            && signature.signer(&artifact(), &keys(&[P256])).is_some()
+        {
+            prop_assert_eq!(&signature.payload, &statement(SIGNED).into_bytes());
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Part, parse_object};
 use super::{Context as _, Dropped, Error, Store, object};
-use crate::limits::{STORED_DOCUMENT_BYTES, STORED_REFERENCE_BYTES};
+use crate::limits::{PLACES, STORED_DOCUMENT_BYTES, STORED_REFERENCE_BYTES};
 use crate::oci::Digest;
 
 /// What is written in a reference's file.
@@ -51,14 +51,19 @@ impl Store {
         }
     }
 
-    /// Remembers that `repository` of the registry `host` has the blob `digest`.
+    /// Remembers that `repository` of the registry `host` has the blob `digest`. Another blob may be forgotten for it.
     pub fn put_place(&self, host: &str, digest: &Digest, repository: &str) -> Result<(), Error> {
-        self.put_reference(&place_of(host, digest), digest, repository)
+        if self.place(host, digest)?.as_deref() == Some(repository) {
+            return Ok(());
+        }
+        self.put_reference(&slot_of(host, digest), digest, &format!("{host} {repository}"))
     }
 
     /// The repository of the registry `host` of which that was remembered last.
     pub fn place(&self, host: &str, digest: &Digest) -> Result<Option<String>, Error> {
-        Ok(self.reference(&place_of(host, digest))?.map(|(_, repository)| repository))
+        let Some((found, place)) = self.reference(&slot_of(host, digest))? else { return Ok(None) };
+        let repository = place.split_once(' ').filter(|(at, _)| *at == host && found == *digest);
+        Ok(repository.map(|(_, repository)| repository.to_owned()))
     }
 
     /// Keeps a manifest, image index or configuration under its digest, which is checked.
@@ -107,9 +112,12 @@ impl Store {
     }
 }
 
-/// By what the place of a blob is remembered, as the media type of what resolves to the blob. No reference has a blank in it.
-fn place_of(host: &str, digest: &Digest) -> String {
-    format!("blob {digest} at {host}")
+/// By what the place of a blob is remembered, as the media type of what resolves to the blob: one of so many that nothing need
+/// count them. No reference has a blank in it.
+fn slot_of(host: &str, digest: &Digest) -> String {
+    let name = name_of(&format!("{digest} {host}"));
+    let number = name.bytes().iter().take(4).fold(0, |number, byte| number << 8 | usize::from(*byte));
+    format!("place {}", number % PLACES)
 }
 
 fn name_of(reference: &str) -> Digest {

@@ -119,8 +119,8 @@ impl Store {
     }
 }
 
-/// A claim of which the end has not arrived. Nobody sees it before [`ClaimDraft::finish`], and dropped before that it leaves
-/// nothing.
+/// A claim of which the end has not arrived. Nobody sees it before [`ClaimDraft::keep`], and dropped before that it leaves
+/// nothing. What is kept stands for everybody who believes the claim: whoever writes it has made sure that it is right.
 #[derive(Debug)]
 pub struct ClaimDraft {
     file: File,
@@ -134,11 +134,14 @@ impl ClaimDraft {
         self.file.write_all(bytes).context("write", &self.temporary)
     }
 
-    /// Puts it in place of what was kept before, and returns it memory-mapped. Whoever wrote it knows that it is right.
-    pub fn finish(self) -> Result<Mapped, Error> {
-        let mapped = Mapped::new(&self.file).context("map", &self.temporary)?;
-        fs::rename(&self.temporary, &self.path).context("create", &self.path)?;
-        Ok(mapped)
+    /// What was written so far, memory-mapped. It stays, whether it is kept or not.
+    pub fn map(&self) -> Result<Mapped, Error> {
+        Mapped::new(&self.file).context("map", &self.temporary)
+    }
+
+    /// Puts it in place of what was kept before.
+    pub fn keep(self) -> Result<(), Error> {
+        fs::rename(&self.temporary, &self.path).context("create", &self.path)
     }
 }
 
@@ -148,7 +151,7 @@ impl Drop for ClaimDraft {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::debug!(path = ?self.temporary, %error, "temporary file left behind");
             }
-            // Finished, it has another name.
+            // Kept, it has another name.
             _ => {}
         }
     }

@@ -210,7 +210,9 @@ fn a_claim_that_arrives_is_seen_when_it_is_whole_or_never() -> Result {
     draft.write(b"metadata and ")?;
     assert_eq!(store.claim(&layer, &claim)?.as_deref(), Some(&b"metadata"[..]));
     draft.write(b"windows")?;
-    assert_eq!(draft.finish()?[..], *b"metadata and windows");
+    let mapped = draft.map()?;
+    draft.keep()?;
+    assert_eq!(mapped[..], *b"metadata and windows");
     assert_eq!((store.claim(&layer, &claim)?.as_deref(), temporary()?), (Some(&b"metadata and windows"[..]), 0));
     Ok(())
 }

@@ -47,7 +47,7 @@ MCowBQYDK2VwAyEAzyDoUuJTz0zoca5AlvWg9eaetYTODrbbup/6+Hy+pWY=
 /// A bundle, a payload, or a signature as it is kept.
 pub(crate) fn signature(data: &[u8]) {
     let keys = [Key::parse("fuzz", KEY.as_bytes()).expect("a key")].into_iter().collect::<Keys>();
-    let mut found = Signature::of_bundle(data).unwrap_or_default();
+    let mut found: Vec<_> = Signature::of_bundle(data).ok().flatten().into_iter().collect();
     found.extend(Signature::simple(data, "AAAA"));
     found.extend(serde_json::from_slice::<Signature>(data));
     for signature in found {

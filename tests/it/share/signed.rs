@@ -134,6 +134,22 @@ impl Place {
         self.runtime.block_on(self.repository.push_manifest(&tag, MANIFEST, manifest.into())).expect("pushed");
     }
 
+    /// Puts something else beside `artifact` that is signed in a bundle, as `cosign attest` does.
+    fn attest(&self, artifact: &str, number: usize) {
+        let mut layer = self.blob(&format!("{{\"number\":{number}}}"));
+        layer["mediaType"] = BUNDLE.into();
+        let mut config = self.blob("{}");
+        config["mediaType"] = EMPTY.into();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": BUNDLE, "config": config, "layers": [layer],
+            "subject": { "mediaType": MANIFEST, "digest": artifact, "size": 1 },
+            "annotations": { "dev.sigstore.bundle.predicateType": "https://spdx.dev/Document" },
+        })
+        .to_string();
+        let name = Selector::Digest(Digest::sha256(manifest.as_bytes()));
+        self.runtime.block_on(self.repository.push_manifest(&name, MANIFEST, manifest.into())).expect("pushed");
+    }
+
     fn sign_bundle(&self, signer: &Signer, form: Form, about: &str, artifact: &str) {
         let kind = "application/vnd.in-toto+json";
         let hex = about.split_once(':').expect("a digest").1;
@@ -291,7 +307,7 @@ fn what_is_not_signed_for_the_user_is_not_believed() {
         assert!(reason(&report).contains(why), "{}", reason(&report));
     };
     let option = signer.option();
-    let unsigned = "which binds no index, and no --index-key signed one";
+    let unsigned = "which binds no index, and no configured key signed one";
     streamed(&[&option], &shared.pinned(), unsigned);
     for form in [Form::Simple, Form::Bundle] {
         shared.sign(&stranger, form);
@@ -384,7 +400,8 @@ fn a_signature_is_kept_for_the_time_without_a_registry() {
         let dir = machine.point.path().display().to_string();
         ["mount", "--offline", "--fill=off", key, &shared.pinned(), &dir].map(str::to_owned)
     };
-    assert_ne!(machine.ocifs.run(arguments(&stranger.option())).code(), 0);
+    let ran = machine.ocifs.run(arguments(&stranger.option()));
+    assert!(ran.code() != 0 && ran.stderr.contains("of 2 of 2 layers are not in the cache"), "{}", ran.stderr);
 
     // What it was mounted with goes into a parcel, for who says why.
     let parcel = machine.ocifs.home().join("parcel");
@@ -392,8 +409,78 @@ fn a_signature_is_kept_for_the_time_without_a_registry() {
         let parcel = parcel.to_string_lossy().into_owned();
         machine.ocifs.run([&["cache", "export"], options, &[&shared.pinned(), &parcel]].concat())
     };
-    assert_ne!(export(&[]).code(), 0);
+    let ran = export(&[]);
+    assert!(ran.code() == 5 && ran.stderr.contains("with --trust-index, if it was mounted so"), "{}", ran.stderr);
     export(&[&signer.option()]).ok();
+}
+
+#[test]
+fn who_asks_for_a_signature_and_who_does_not_remember_apart() {
+    if !ready() {
+        return;
+    }
+    let shared = Shared::new();
+    let signer = Signer::usual();
+    shared.sign(&signer, Form::Simple);
+    // For its recording, this one comes first for who asks for nothing.
+    let maker = Machine::new();
+    let file = maker.ocifs.home().join("profile");
+    let origin = Origin { image: shared.built.manifest.digest, recorded: 0, mount: "/".into() };
+    let recorded = Profile::new(origin, Access::new(b"usr/text0".to_vec(), 0, 4096));
+    fs::write(&file, recorded.to_text()).expect("a file");
+    let made =
+        maker.ocifs.json(["index", "--json", "--push", &format!("--profile={}", file.display()), &shared.tagged()]);
+    let machine = Machine::new();
+    let option = signer.option();
+    for offline in [&[][..], &["--offline"]] {
+        let report = machine.mount(offline, &shared.tagged());
+        assert_eq!(report["layers"][0]["index_artifact"], made[0]["artifact"], "{report}");
+        machine.ocifs.umount(&machine.point);
+        let report = machine.mount(&[offline, &[&option]].concat(), &shared.pinned());
+        assert_eq!(report["layers"][0]["index_artifact"], shared.artifact.as_str(), "{report}");
+        machine.ocifs.umount(&machine.point);
+    }
+}
+
+#[test]
+fn a_signature_that_cannot_be_looked_for_is_not_said_to_be_missing() {
+    if !ready() {
+        return;
+    }
+    let shared = Shared::new();
+    let signer = Signer::usual();
+    shared.sign(&signer, Form::Simple);
+    shared
+        .registry
+        .set_faults(|request| request.path.contains(".sig").then(|| ocifs::demo::registry::Fault::status(403)));
+    let machine = Machine::new();
+    let report = machine.mount(&[&signer.option()], &shared.pinned());
+    assert_eq!(origins(&report), ["first-contact"; 2]);
+    assert!(reason(&report).contains("whether a key signed one cannot be found out: "), "{}", reason(&report));
+}
+
+#[test]
+fn a_signature_is_found_among_much_else_that_refers_to_the_index() {
+    if !ready() {
+        return;
+    }
+    let shared = Shared::new();
+    let (signer, stranger) = (Signer::usual(), Signer::usual());
+    let place = shared.place();
+    for number in 0..40 {
+        place.attest(&shared.artifact, number);
+    }
+    for form in [Form::Bundle, Form::Simple] {
+        place.sign(&stranger, form, &shared.artifact, &shared.artifact);
+    }
+    place.sign(&signer, Form::Bundle, &shared.artifact, &shared.artifact);
+    let machine = Machine::new();
+    assert_eq!(
+        origins(&machine.mount(&[&signer.option()], &shared.pinned())),
+        ["shared"; 2],
+        "{}",
+        machine.ocifs.log()
+    );
 }
 
 #[test]

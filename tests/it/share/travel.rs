@@ -182,6 +182,22 @@ fn windows_that_are_wrong_serve_nobody_and_are_asked_for_again() {
 }
 
 #[test]
+fn a_cache_that_takes_nothing_keeps_no_index_from_serving() {
+    if !ready() {
+        return;
+    }
+    let (registry, _) = served(&image());
+    let reference = registry.name("it:latest");
+    Machine::new().push(&reference);
+    let machine = Machine::new();
+    machine.ocifs.run(["inspect", &reference]).ok();
+    // Nothing can be written any more, for root as well.
+    fs::remove_dir_all(machine.ocifs.cache().join("tmp")).expect("it is there");
+    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
+    assert_eq!(fs::read(machine.point.path().join("usr/text2")).expect("it can be read"), super::prose(4 << 20, 2));
+}
+
+#[test]
 fn a_claim_outlives_its_registry_and_costs_no_second_search() {
     if !ready() {
         return;
