@@ -110,25 +110,34 @@ impl Server {
         let (mut mounts, mut clients) = (self.mounts.count(), self.clients.subscribe());
         let mut alive = self.mounts.served().alive();
         let quiet = self.options.idle.unwrap_or(Duration::ZERO);
+        let mut is_retiring = false;
         loop {
+            is_retiring &= *mounts.borrow() == 0;
             if mounts.wait_for(|count| *count == 0).await.is_err() {
                 return;
             }
             if !self.foreground && clients.wait_for(|count| *count == 0).await.is_err() {
                 return;
             }
-            tokio::select! {
-                () = tokio::time::sleep(quiet) => {}
-                () = self.retiring.notified() => {}
-                _ = mounts.changed() => continue,
-                _ = clients.changed() => continue,
+            if !is_retiring {
+                tokio::select! {
+                    () = tokio::time::sleep(quiet) => {}
+                    // Whoever asked for it is still there.
+                    () = self.retiring.notified() => {
+                        is_retiring = true;
+                        continue;
+                    }
+                    _ = mounts.changed() => continue,
+                    _ = clients.changed() => continue,
+                }
             }
             // Who uses a mount that is in the mount table no more is served to the end.
             self.mounts.served().release_idle().await;
             tokio::select! {
-                _ = alive.wait_for(|alive| *alive == 0) => return,
+                biased;
                 _ = mounts.changed() => {}
                 _ = clients.changed() => {}
+                _ = alive.wait_for(|alive| *alive == 0) => return,
             }
         }
     }

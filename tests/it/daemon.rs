@@ -278,7 +278,7 @@ fn a_mount_in_the_foreground_takes_the_place_of_a_daemon_that_has_nothing_to_do(
     let Some(bench) = Bench::new() else { return };
     bench.ocifs.run(["cache", "du"]).ok();
     let idle = bench.ocifs.daemon().expect("it stays a while");
-    let mut child = bench.in_foreground(Stdio::null());
+    let mut child = bench.in_foreground(Stdio::inherit());
     eventually(MINUTE, "the idle one ends", || has_ended(idle));
     let other = bench.ocifs.mount_point("other");
     let args = ["mount", "--foreground", &bench.reference(), other.path().to_str().expect("a plain path")];
