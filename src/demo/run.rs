@@ -12,7 +12,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::image::{self, Image, LARGE_FILE};
@@ -294,18 +295,25 @@ fn traffic(requests: &[Record], image: &Image) -> String {
     )
 }
 
+/// Tells a process to end, and waits until it has. Where nobody collects the children of others, as in many containers, it
+/// then has a number for ever; its descriptor knows.
+fn end(pid: Pid) {
+    let ended = pidfd_open(pid, PidfdFlags::empty()).and_then(|process| {
+        pidfd_send_signal(&process, Signal::TERM)?;
+        let patience = Timespec { tv_sec: END.as_secs().cast_signed(), tv_nsec: 0 };
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience))
+    });
+    if let Err(error) = ended {
+        tracing::debug!(%error, "the demo's daemon is gone already");
+    }
+}
+
 /// Ends the demo's daemon, which unmounts, and removes the demo's directory.
 fn clear(demo: &Demo, base: &Path) -> Result<(), Failure> {
     let asked = client(demo, base).request_if_running(&Request::Status { dir: None });
     let status = asked.ok().flatten().and_then(|connection| connection.finish::<StatusReport>(|_| {}).ok());
     if let Some(pid) = status.and_then(|status| Pid::from_raw(i32::try_from(status.pid).ok()?)) {
-        if let Err(error) = rustix::process::kill_process(pid, Signal::TERM) {
-            tracing::debug!(%error, "the demo's daemon is gone already");
-        }
-        let deadline = Instant::now() + END;
-        while rustix::process::test_kill_process(pid).is_ok() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        end(pid);
     }
     match std::fs::remove_dir_all(base) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
