@@ -326,14 +326,14 @@ impl Inner {
     /// A span that does not verify is fetched once more in full: the disk's copy may have rotted, or one answer may have
     /// been damaged on the way. Wrong twice means the source holds something else. If somebody discarded bytes of the blob
     /// meanwhile, the wrong ones may have been mended already, and what is there now is looked at first.
-    async fn obtain(&self, layer: &Arc<Layer>, span: SpanId, target: large::Target) -> Result<Bytes, Error> {
+    async fn obtain(self: &Arc<Self>, layer: &Arc<Layer>, span: SpanId, target: large::Target) -> Result<Bytes, Error> {
         let range = layer.index.compressed(span);
         let (mut attempts, mut overtaken) = (2, 0);
         while attempts > 0 {
             attempts -= 1;
             let mark = layer.blob.mark();
             let decoded = if LargeSpans::is_large(&layer.index, span) {
-                layer.windows_for(span).await?;
+                self.windows_for(layer, span).await?;
                 match large::obtain(layer, span, target).await {
                     Ok(bytes) => Ok(bytes),
                     Err(large::Failure::Input(error)) => return Err(error),
@@ -376,8 +376,8 @@ impl Inner {
     }
 
     /// Decodes a span in memory, on one of a bounded number of threads.
-    async fn decode(&self, layer: &Arc<Layer>, span: SpanId) -> Result<Result<Bytes, index::Error>, Error> {
-        let (compressed, windows) = tokio::join!(self.compressed(layer, span), layer.windows_for(span));
+    async fn decode(self: &Arc<Self>, layer: &Arc<Layer>, span: SpanId) -> Result<Result<Bytes, index::Error>, Error> {
+        let (compressed, windows) = tokio::join!(self.compressed(layer, span), self.windows_for(layer, span));
         let compressed = compressed?;
         windows?;
         let permit = self.decoders.acquire().await.map_err(|_| Error::Interrupted)?;

@@ -311,9 +311,9 @@ async fn until(deadline: Option<Instant>) {
 /// Returns once `span` can be had without its source: its bytes have come another way.
 async fn comes(layer: &Layer, span: SpanId) {
     layer.blob.arrived(layer.index.compressed(span)).await;
-    if !layer.is_at_hand(span) {
-        // Its window has to come from a source as well.
-        std::future::pending::<()>().await;
+    if layer.index.lacks_window(span) {
+        // It can be made of all of the layer.
+        layer.blob.arrived(0..layer.blob.size()).await;
     }
 }
 
@@ -383,7 +383,7 @@ impl Fetcher {
             }
             waits.get_or_insert_with(|| patience.enter(arrived));
             failures += 1;
-            if !outages.is_away(&layer.place) {
+            if !outages.is_away(&layer.place) || self.is_at_hand(layer, span) {
                 tokio::select! {
                     () = sleep(pause(failures)) => {}
                     () = until(deadline) => return Err(error.into()),
@@ -424,7 +424,7 @@ impl Fetcher {
 
     /// True if the span can be had without the source, as far as is known.
     fn is_at_hand(&self, layer: &Layer, span: SpanId) -> bool {
-        self.has_decoded(layer, span) || layer.is_at_hand(span)
+        self.has_decoded(layer, span) || layer.is_at_hand(span) || layer.is_whole()
     }
 
     /// Returns when the time of a reader is over and its source is away. One that is being served takes the time it takes.

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::{Error, Fetcher, Layer, Urgency};
+use super::{Error, Fetcher, Layer, Urgency, windows};
 use crate::index::{self, BuildError, Difference, Expected, LayerIndex};
 use crate::limits::READ_CHUNK;
 use crate::oci::{Digest, Hasher};
@@ -104,8 +104,17 @@ pub(super) async fn prove(fetcher: &Fetcher, layer: &Arc<Layer>, urgency: Urgenc
             return Err(layer.condemn(Error::Rejected { layer: layer.index.layer(), source }));
         }
     };
-    if !layer.index.says_the_same(&truth) {
-        layer.windows().await?;
+    if !layer.index.says_the_same(&truth)
+        && let Err(error) = layer.windows().await
+    {
+        if !windows::is_final(&error) {
+            return Err(error);
+        }
+        // It may differ in how it cuts the layer only, or it may lie: without them nobody will know.
+        let what = format!(
+            "the rest of it cannot be had ({error}), and its beginning is another than that of the layer's own"
+        );
+        return Err(layer.condemn(Error::Disproven { layer: layer.index.layer(), what: what.into() }));
     }
     // What differs from the truth may be the disk's fault: the blob was right when it became complete, and that may be long ago.
     let compared = tokio::task::spawn_blocking(move || -> Result<_, Error> {
@@ -179,7 +188,8 @@ impl Reading {
         {
             tracing::debug!(layer = %truth.layer(), %error, "the index is not kept");
         }
-        Ok(truth)
+        // From the disk it takes no memory.
+        Ok(kept.and_then(|store| stored(store, claimed)).unwrap_or(truth))
     }
 
     /// True if the bytes of the layer are those that its digest names.
@@ -196,6 +206,12 @@ impl Reading {
 
     fn compare(&self, truth: &LayerIndex) -> Result<(), Difference<Error>> {
         index::compare(&self.layer.index, truth, |range| self.read(range))?;
+        if self.layer.index.says_the_same(truth)
+            && let Some(windows) = truth.windows()
+        {
+            // They have not come perhaps, and need not any more.
+            self.layer.index.set_windows(windows).map_err(Difference::Truth)?;
+        }
         if let Some((store, claim)) = &self.layer.proof.kept
             && let Err(error) = store.remove_claim(&truth.layer(), claim)
         {

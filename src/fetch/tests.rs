@@ -138,9 +138,14 @@ impl Scene {
     }
 
     async fn check(&self, number: u32) {
+        self.check_of(&self.layer, number).await;
+    }
+
+    /// The same of another opening of the layer.
+    async fn check_of(&self, layer: &Arc<Layer>, number: u32) {
         let span = self.span(number);
-        let bytes = self.fetcher.span(&self.layer, span).await.expect("a span that can be had");
-        let range = self.layer.index.decoded(span);
+        let bytes = self.fetcher.span(layer, span).await.expect("a span that can be had");
+        let range = layer.index.decoded(span);
         assert!(bytes == self.tar[range.start as usize..range.end as usize], "span {number}");
     }
 

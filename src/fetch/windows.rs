@@ -4,14 +4,17 @@
 //! index that comes over the network. Whoever opens such an index says how the windows are to be had
 //! ([`Layer::with_windows`]) and has them brought at once ([`Layer::windows`]); a read that needs one before they are here
 //! waits for the same attempt. One that failed is repeated by whoever comes next.
+//!
+//! Windows that nobody has any more are made of the layer: a read completes it then ([`fill`]), as a first contact would have done.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Error, Layer, OnceMap};
-use crate::index::SpanId;
+use super::fill::{Urgency, fill};
+use super::{Error, Fetcher, Inner, Layer, OnceMap};
+use crate::index::{self, SpanId};
 use crate::source::BoxFuture;
 
 /// Brings the windows of one index: the bytes of its encoded form after the metadata, of which [`Layer::windows`] makes sure
@@ -23,6 +26,7 @@ pub type WindowSource = Arc<dyn Fn() -> BoxFuture<'static, Result<Bytes, Error>>
 pub(super) struct Windows {
     source: Option<WindowSource>,
     arriving: OnceMap<(), Result<(), Error>>,
+    making: OnceMap<(), Result<(), Error>>,
 }
 
 impl fmt::Debug for Windows {
@@ -45,8 +49,7 @@ impl Layer {
         if self.index.has_windows() {
             return Ok(());
         }
-        let missing = || Error::Index(Arc::new(crate::index::Error::NoWindows(self.index.layer())));
-        let source = self.windows.source.clone().ok_or_else(missing)?;
+        let source = self.windows.source.clone().ok_or_else(|| self.no_windows())?;
         let index = self.index.clone();
         let attempt = self.windows.arriving.join((), move || async move {
             let windows = source().await?;
@@ -55,8 +58,50 @@ impl Layer {
         });
         attempt.await.unwrap_or(Err(Error::Interrupted))
     }
-    /// Waits for the windows if `span` needs one.
-    pub(super) async fn windows_for(&self, span: SpanId) -> Result<(), Error> {
-        if self.index.lacks_window(span) { self.windows().await } else { Ok(()) }
+
+    fn no_windows(&self) -> Error {
+        Error::Index(Arc::new(index::Error::NoWindows(self.index.layer())))
+    }
+
+    /// True if all bytes of the layer are here, verified or not: its windows can be made then.
+    pub(super) fn is_whole(&self) -> bool {
+        self.blob.missing(0..self.blob.size()).is_empty()
+    }
+}
+
+/// True if asking again will not bring what this kept from coming.
+pub(super) fn is_final(error: &Error) -> bool {
+    match error {
+        Error::Source(error) => !error.is_transient(),
+        Error::Index(_) => true,
+        _ => false,
+    }
+}
+
+impl Inner {
+    /// Waits for the windows if `span` needs one, and has them made if they cannot be had otherwise.
+    pub(super) async fn windows_for(self: &Arc<Self>, layer: &Arc<Layer>, span: SpanId) -> Result<(), Error> {
+        if !layer.index.lacks_window(span) {
+            return Ok(());
+        }
+        match layer.windows().await {
+            Err(error) if is_final(&error) || layer.is_whole() => {
+                tracing::warn!(
+                    layer = %layer.index.layer(), %error, "the windows of an index cannot be had, completing the layer for them"
+                );
+                self.make_windows(layer).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Completes the layer, and takes the windows of the index that this gives.
+    async fn make_windows(self: &Arc<Self>, layer: &Arc<Layer>) -> Result<(), Error> {
+        let (fetcher, task) = (Fetcher { inner: Arc::clone(self) }, Arc::clone(layer));
+        let attempt = layer.windows.making.join((), move || async move {
+            fill(&fetcher, &task, Urgency::Now).await?;
+            if task.index.has_windows() { Ok(()) } else { Err(task.no_windows()) }
+        });
+        attempt.await.unwrap_or(Err(Error::Interrupted))
     }
 }

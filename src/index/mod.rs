@@ -240,6 +240,11 @@ impl LayerIndex {
         self.parts.windows().is_empty() || self.windows.get().is_some()
     }
 
+    /// The windows, if they are here: what follows the metadata in the encoded form.
+    pub fn windows(&self) -> Option<Bytes> {
+        self.windows.get().cloned()
+    }
+
     /// True if decoding `span` needs a window that is not here yet.
     pub fn lacks_window(&self, span: SpanId) -> bool {
         !self.has_windows() && !matches!(self.span(span).window, spans::FRESH | spans::ZEROS)

@@ -12,6 +12,7 @@ mod refused;
 mod signed;
 mod soci;
 mod travel;
+mod windows;
 
 use std::fmt::Write as _;
 

@@ -378,20 +378,28 @@ async fn reads_that_need_windows_wait_for_them_together_and_others_do_not() {
 }
 
 #[tokio::test]
-async fn windows_that_fail_to_come_are_asked_for_again_and_wrong_ones_are_refused() {
+async fn windows_that_fail_to_come_are_asked_for_again() {
     let (scene, index, windows) = early();
-    let wrong = Bytes::from(vec![0; windows.len()]);
-    let (source, count) = source_of(vec![Err(Error::Interrupted), Ok(wrong), Ok(windows)]);
+    let (source, count) = source_of(vec![Err(failure(source::ErrorKind::Unreachable)), Ok(windows)]);
     let layer = early_layer(&scene, index.clone(), Some(source));
-    let span = layer.index.span_ids().nth(1).expect("a span");
-    assert!(matches!(scene.fetcher.span(&layer, span).await, Err(Error::Interrupted)));
-    assert!(matches!(scene.fetcher.span(&layer, span).await, Err(Error::Index(_))));
-    scene.fetcher.span(&layer, span).await.expect("the right ones came");
-    assert_eq!(count.load(Ordering::SeqCst), 3);
+    scene.fetcher.span(&layer, scene.span(1)).await.expect_err("they did not come");
+    scene.check_of(&layer, 1).await;
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+    assert!(!layer.blob.is_complete());
     // The index they came for is shared; another one still lacks them, and has nobody to bring them.
     let alone = LayerIndex::open_claim(index.as_bytes().clone()).expect("the metadata is enough");
     let alone = early_layer(&scene, alone, None);
     assert!(matches!(alone.windows().await, Err(Error::Index(_))));
+}
+
+#[tokio::test]
+async fn wrong_windows_are_refused() {
+    let (scene, index, windows) = early();
+    let (source, _) = source_of(vec![Ok(vec![0; windows.len()].into())]);
+    let layer = early_layer(&scene, index, Some(source));
+    assert!(matches!(layer.windows().await, Err(Error::Index(_))));
+    assert!(!layer.index.has_windows());
+    scene.check_of(&layer, 1).await;
 }
 
 #[tokio::test]
@@ -400,7 +408,69 @@ async fn one_of_our_indexes_from_elsewhere_is_proven_without_its_windows() {
     let layer = early_layer(&scene, index, None);
     layer.blob.write(0, &scene.source.blob()).expect("there is room");
     fill(&scene.fetcher, &layer, Urgency::Now).await.expect("it says the same as the truth");
-    assert!(layer.is_proven());
+    assert!(layer.is_proven() && layer.index.has_windows(), "the truth has them");
+    scene.check_of(&layer, 1).await;
+}
+
+fn failure(kind: source::ErrorKind) -> Error {
+    Error::Source(source::Error::new(kind, "the windows"))
+}
+
+#[tokio::test]
+async fn windows_that_nobody_has_are_made_of_the_layer_once_for_all_readers() {
+    let (scene, index, _) = early();
+    let (source, _) = source_of(vec![Err(failure(source::ErrorKind::NotFound))]);
+    let layer = early_layer(&scene, index, Some(source));
+    join_all((1..3).cycle().take(20).map(|number| scene.check_of(&layer, number))).await;
+    assert!(layer.is_proven() && layer.blob.is_complete());
+    // Two spans may share a byte.
+    let twice = asked(&scene.source) - layer.blob.size();
+    assert!(twice < u64::from(layer.index.span_count()), "{twice} bytes were fetched twice");
+}
+
+#[tokio::test]
+async fn windows_that_do_not_come_now_are_made_only_of_a_layer_that_is_whole() {
+    let (scene, index, _) = early();
+    let (source, _) = source_of(vec![Err(failure(source::ErrorKind::Unreachable))]);
+    let layer = early_layer(&scene, index, Some(source));
+    let error = scene.fetcher.span(&layer, scene.span(1)).await.expect_err("they may come later");
+    assert!(matches!(error, Error::Source(error) if error.is_transient()));
+    assert!(!layer.blob.is_complete());
+    layer.blob.write(0, &scene.source.blob()).expect("there is room");
+    scene.check_of(&layer, 1).await;
+}
+
+#[tokio::test]
+async fn windows_are_made_offline_of_a_layer_that_is_whole_and_of_no_other() {
+    let (scene, index, _) = early();
+    let offline = |index: &LayerIndex| {
+        let scratch = scene.layer.large.scratch.clone();
+        Arc::new(Layer::new(index.clone(), Arc::clone(&scene.layer.blob), None, "memory", scratch))
+    };
+    let layer = offline(&index);
+    let range = layer.index.compressed(scene.span(1));
+    layer.blob.write(range.start, &scene.source.blob()[range.start as usize..range.end as usize]).expect("room");
+    scene.fetcher.span(&layer, scene.span(1)).await.expect_err("it is not whole, and nobody may be asked");
+    layer.blob.write(0, &scene.source.blob()).expect("there is room");
+    scene.check_of(&layer, 1).await;
+}
+
+#[tokio::test]
+async fn a_claim_that_differs_and_whose_windows_nobody_has_is_condemned() {
+    let scene = scene(12, 60_000, 3, Memory::default());
+    let mut claim = scene.claim.clone();
+    claim.spans[1].start = Start::Window(vec![1; 100]);
+    let index = LayerIndex::claimed(&scene.expected, claim).expect("it is well-formed");
+    let metadata = index.as_bytes().slice(..index.metadata_len() as usize);
+    let early = || LayerIndex::open_claim(metadata.clone()).expect("the metadata is enough");
+    for (kind, is_condemned) in [(source::ErrorKind::Unreachable, false), (source::ErrorKind::NotFound, true)] {
+        let (source, _) = source_of(vec![Err(failure(kind))]);
+        let reader = Arc::clone(&scene.source) as Arc<dyn BlobReader>;
+        let layer = Arc::new(scene.open(early(), Some(reader)).with_windows(source));
+        scene.fill(&layer).await.expect_err("it cannot be compared");
+        assert_eq!(layer.condemned().is_some(), is_condemned, "{kind:?}");
+    }
+    assert!(scene.truth().is_some() && !scene.is_kept());
 }
 
 /// A source beside which somebody else fills the same blob with something else, and is always faster.

@@ -142,62 +142,6 @@ fn a_mount_of_one_platform_of_an_image_index_takes_six_round_trips_and_a_hundred
 }
 
 #[test]
-fn a_read_waits_for_windows_that_are_late() {
-    if !ready() {
-        return;
-    }
-    let (registry, _) = served(&image());
-    let reference = registry.name("it:latest");
-    Machine::new().push(&reference);
-    registry.set_faults(|request| {
-        let is_window = request.is_blob() && request.range().is_some_and(|range| !range.starts_with("bytes=0-"));
-        is_window.then_some(Fault::Delay(Duration::from_millis(700)))
-    });
-    let machine = Machine::new();
-    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
-    assert_eq!(fs::read(machine.point.path().join("usr/text2")).expect("it can be read"), super::prose(4 << 20, 2));
-}
-
-#[test]
-fn windows_that_are_wrong_serve_nobody_and_are_asked_for_again() {
-    if !ready() {
-        return;
-    }
-    let (registry, _) = served(&image());
-    let reference = registry.name("it:latest");
-    Machine::new().push(&reference);
-    registry.set_faults(|request| {
-        let at = request.range().and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
-        let is_window = request.is_blob() && at.is_some_and(|at: u64| at > 0);
-        is_window.then_some(Fault::Corrupt { offset: at.unwrap_or(0) + 1000 })
-    });
-    let machine = Machine::new();
-    assert_eq!(origins(&machine.mount(&["--on-outage=eio"], &reference)), ["shared", "shared"]);
-    let file = machine.point.path().join("usr/text2");
-    let error = fs::read(&file).expect_err("nothing can be decoded without them");
-    assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    assert!(machine.ocifs.log().contains("was sent with other bytes"), "{}", machine.ocifs.log());
-    registry.clear_faults();
-    assert_eq!(fs::read(&file).expect("they are asked for again"), super::prose(4 << 20, 2));
-}
-
-#[test]
-fn a_cache_that_takes_nothing_keeps_no_index_from_serving() {
-    if !ready() {
-        return;
-    }
-    let (registry, _) = served(&image());
-    let reference = registry.name("it:latest");
-    Machine::new().push(&reference);
-    let machine = Machine::new();
-    machine.ocifs.run(["inspect", &reference]).ok();
-    // Nothing can be written any more, for root as well.
-    fs::remove_dir_all(machine.ocifs.cache().join("tmp")).expect("it is there");
-    assert_eq!(origins(&machine.mount(&[], &reference)), ["shared", "shared"]);
-    assert_eq!(fs::read(machine.point.path().join("usr/text2")).expect("it can be read"), super::prose(4 << 20, 2));
-}
-
-#[test]
 fn a_claim_outlives_its_registry_and_costs_no_second_search() {
     if !ready() {
         return;
