@@ -15,6 +15,8 @@ LATER = ("first-contact", "indexes", "filling", "profile", "shared", "shared-pro
 TARGETS = [
     ("indexes", "ready", 1, "s", 3.5, None),
     ("indexes", "bytes until ready", 1e-6, "MB", 45, None),
+    # Fill never delays demand.
+    ("filling", "ready", 1, "s", 1.1, "indexes"),
     ("profile", "ready", 1, "s", 2.2, None),
     ("profile", "bytes until ready", 1e-6, "MB", 38, None),
     ("shared", "ready", 1, "s", 3.8, None),

@@ -168,6 +168,10 @@ pub const PARALLEL_READS: usize = 4;
 /// connections at all allow tens.
 pub const LINE_READS: usize = 16;
 
+/// Bytes that may be on the way over all lines together, of which half may be for spans that no reader waits for. The lines
+/// of one fast and one slow registry hold a fraction of it.
+pub const IN_FLIGHT: u64 = 128 << 20;
+
 /// Sources whose line stays measured while nothing is wanted of them.
 pub const LINES: usize = 256;
 

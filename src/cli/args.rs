@@ -49,6 +49,13 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "SIZE", value_parser = byte_size::cache_size)]
     pub(super) cache_size: Option<u64>,
 
+    /// How much memory holds decoded data, such as 64M
+    ///
+    /// Default: $OCIFS_MEMORY_SIZE, else memory-size of a configuration file, else 64M. Holds for a daemon from its start, for
+    /// all of its mounts together. What programs have read is in the kernel's page cache, not in this.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = byte_size::memory_size)]
+    pub(super) memory_size: Option<u64>,
+
     /// The directory of control sockets and logs
     ///
     /// Default: $OCIFS_RUNTIME_DIR, else runtime-dir of a configuration file, else /run/ocifs for root, and

@@ -1,12 +1,24 @@
 //! Numbers of bytes as users write them: `500M`, `20G`.
 
+/// How sizes are written.
+const FORM: &str = "write it as 500M or 20G, in units of 1024";
+
 /// Least size of a cache: one that has no room for the indexes of an image would only be emptied again and again.
 const LEAST: u64 = 1 << 20;
 
+/// Least memory for decoded data: two of the longest spans that are held in memory.
+const LEAST_MEMORY: u64 = 32 << 20;
+
 /// The size of a cache, in bytes: a whole number with the unit `K`, `M`, `G` or `T`, of 1024 each, or without one.
 pub(super) fn cache_size(text: &str) -> Result<u64, String> {
-    let bytes = bytes(text).ok_or("write it as 500M or 20G, in units of 1024")?;
+    let bytes = bytes(text).ok_or(FORM)?;
     if bytes < LEAST { Err("a cache has 1M at least".to_owned()) } else { Ok(bytes) }
+}
+
+/// The memory for decoded data, in bytes, in the same form.
+pub(super) fn memory_size(text: &str) -> Result<u64, String> {
+    let bytes = bytes(text).ok_or(FORM)?;
+    if bytes < LEAST_MEMORY { Err("decoded data needs 32M at least".to_owned()) } else { Ok(bytes) }
 }
 
 fn bytes(text: &str) -> Option<u64> {
@@ -42,5 +54,8 @@ mod tests {
         for text in ["0", "1023K", "1048575"] {
             assert_eq!(cache_size(text), Err("a cache has 1M at least".to_owned()), "{text}");
         }
+        assert_eq!(memory_size("32M"), Ok(32 << 20));
+        assert_eq!(memory_size("31M"), Err("decoded data needs 32M at least".to_owned()));
+        assert!(memory_size("64MB").is_err());
     }
 }

@@ -18,9 +18,10 @@ use crate::daemon::control::{Fill, Io, OnOutage, TrustIndex};
 use crate::oci::Printable;
 
 /// All keys.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "cache-dir",
     "cache-size",
+    "memory-size",
     "runtime-dir",
     "fill",
     "io",
@@ -41,6 +42,8 @@ pub(super) struct ConfigFile {
     pub(super) cache_dir: Option<PathBuf>,
     /// Bytes.
     pub(super) cache_size: Option<u64>,
+    /// Bytes.
+    pub(super) memory_size: Option<u64>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) fill: Option<Fill>,
     pub(super) io: Option<Io>,
@@ -106,6 +109,9 @@ impl ConfigFile {
         match *known {
             "cache-dir" => self.cache_dir = Some(path(&value)?),
             "cache-size" => self.cache_size = Some(written(&value, "a size such as \"20G\"", byte_size::cache_size)?),
+            "memory-size" => {
+                self.memory_size = Some(written(&value, "a size such as \"64M\"", byte_size::memory_size)?);
+            }
             "runtime-dir" => self.runtime_dir = Some(path(&value)?),
             "fill" => self.fill = Some(word::<When, _>(&value)?),
             "io" => self.io = Some(word::<How, _>(&value)?),
@@ -131,6 +137,7 @@ impl ConfigFile {
         Self {
             cache_dir: self.cache_dir.or(other.cache_dir),
             cache_size: self.cache_size.or(other.cache_size),
+            memory_size: self.memory_size.or(other.memory_size),
             runtime_dir: self.runtime_dir.or(other.runtime_dir),
             fill: self.fill.or(other.fill),
             io: self.io.or(other.io),
@@ -217,12 +224,13 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "cache-dir = '/c'\ncache-size = '2G'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nlow-latency = 'off'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
+        let text = "cache-dir = '/c'\ncache-size = '2G'\nmemory-size = '128M'\nruntime-dir = '/r'\nfill = 'now'\nio = 'cached'\nlow-latency = 'off'\non-outage = 'wait:1h'\nprofile-until = '2m'\n\
                     trust-index = 'registry'\nindex-keys = ['/a.pub', '/b.pub']\n\
                     idle-seconds = 5\nplain-http = ['a:1', 'b']\nhosts-dir = '/h'\nregistries-conf = '/r.conf'\n";
         let expected = ConfigFile {
             cache_dir: Some("/c".into()),
             cache_size: Some(2 << 30),
+            memory_size: Some(128 << 20),
             runtime_dir: Some("/r".into()),
             fill: Some(Fill::Now),
             io: Some(Io::Cached),
@@ -271,6 +279,11 @@ mod tests {
             ),
             ("cache-size = '2'", 1, "cache-size must be a size such as \"20G\", not \"2\": a cache has 1M at least"),
             ("cache-size = 2", 1, "cache-size must be a size such as \"20G\", in quotes"),
+            (
+                "memory-size = '1M'",
+                1,
+                "memory-size must be a size such as \"64M\", not \"1M\": decoded data needs 32M at least",
+            ),
             ("# one\n[mount]\n", 2, "there is no key mount"),
             ("fill =\n", 1, "this cannot be understood: fill ="),
             ("\nfill = now # yes", 2, "this cannot be understood: fill = now # yes"),

@@ -84,7 +84,7 @@ impl Context {
     /// The way to the daemon of the cache directory.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let path = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
-        let Settings { cache_dir, cache_size, runtime_dir, idle, .. } = &self.settings;
+        let Settings { cache_dir, cache_size, memory_size, runtime_dir, idle, .. } = &self.settings;
         // The daemon inherits the environment, but must serve what this process has settled.
         let mut arguments: Vec<OsString> = vec![
             "--cache-dir".into(),
@@ -97,6 +97,9 @@ impl Context {
         ];
         if let Some(size) = cache_size {
             arguments.extend(["--cache-size".into(), size.to_string().into()]);
+        }
+        if let Some(size) = memory_size {
+            arguments.extend(["--memory-size".into(), size.to_string().into()]);
         }
         Ok(Client {
             cache_dir: cache_dir.clone(),

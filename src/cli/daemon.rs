@@ -45,6 +45,7 @@ pub(super) fn options(context: &Context) -> Options {
     Options {
         cache_dir: settings.cache_dir.clone(),
         cache_size: settings.cache_size,
+        memory_size: settings.memory_size,
         runtime_dir: settings.runtime_dir.clone(),
         idle: Some(settings.idle),
     }

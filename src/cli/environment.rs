@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The variables that mean something to this program.
-const VARIABLES: [&str; 14] = [
+const VARIABLES: [&str; 15] = [
     "CONTAINERS_REGISTRIES_CONF",
     "DOCKER_CONFIG",
     "NO_COLOR",
     "OCIFS_CACHE_DIR",
     "OCIFS_CACHE_SIZE",
     "OCIFS_LOG",
+    "OCIFS_MEMORY_SIZE",
     "OCIFS_RUNTIME_DIR",
     "REGISTRY_AUTH_FILE",
     "RUST_LOG",

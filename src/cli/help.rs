@@ -67,6 +67,7 @@ variables win over both.
 
   cache-dir = \"/var/cache/ocifs\"
   cache-size = \"20G\"              # how large the cache may grow
+  memory-size = \"64M\"            # how much memory holds decoded data
   runtime-dir = \"/run/ocifs\"
   fill = \"idle\"                   # off, idle or now
   io = \"auto\"                     # auto, passthrough or cached

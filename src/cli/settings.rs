@@ -1,6 +1,5 @@
 //! What the options mean: the first of flag, environment, the user's file, the system's file and the default decides.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +26,8 @@ pub(super) struct Settings {
     pub(super) cache_dir: PathBuf,
     /// How large the cache may grow, in bytes; none for the daemon's default.
     pub(super) cache_size: Option<u64>,
+    /// How much memory holds decoded data, in bytes; none for the daemon's default.
+    pub(super) memory_size: Option<u64>,
     /// The directory of control sockets, likewise.
     pub(super) runtime_dir: PathBuf,
     /// When the rest of an image is fetched.
@@ -69,15 +70,18 @@ impl Settings {
         let cache_dir = cache_dir.or_else(|| default_cache_dir(environment)).ok_or_else(|| {
             usage("cannot tell where the cache is", "there is no home directory").hint("name it with --cache-dir")
         })?;
-        let from_environment = |text: &OsString| {
-            let size = byte_size::cache_size(&text.to_string_lossy());
-            size.map_err(|problem| usage("cannot use the value of $OCIFS_CACHE_SIZE", problem))
+        let size = |given: Option<u64>, name: &str, parse: fn(&str) -> Result<u64, String>, of_file: Option<u64>| match (
+            given,
+            environment.variables.get(name),
+        ) {
+            (Some(size), _) => Ok(Some(size)),
+            (None, Some(text)) => parse(&text.to_string_lossy())
+                .map(Some)
+                .map_err(|problem| usage(format!("cannot use the value of ${name}"), problem)),
+            (None, None) => Ok(of_file),
         };
-        let cache_size = match (global.cache_size, environment.variables.get("OCIFS_CACHE_SIZE")) {
-            (Some(size), _) => Some(size),
-            (None, Some(text)) => Some(from_environment(text)?),
-            (None, None) => file.cache_size,
-        };
+        let cache_size = size(global.cache_size, "OCIFS_CACHE_SIZE", byte_size::cache_size, file.cache_size)?;
+        let memory_size = size(global.memory_size, "OCIFS_MEMORY_SIZE", byte_size::memory_size, file.memory_size)?;
         let runtime_dir =
             global.runtime_dir.clone().or_else(|| environment.path("OCIFS_RUNTIME_DIR")).or(file.runtime_dir);
         let runtime_dir = match runtime_dir.or_else(|| default_runtime_dir(environment)) {
@@ -88,6 +92,7 @@ impl Settings {
         Ok(Self {
             cache_dir: settled(&cache_dir)?,
             cache_size,
+            memory_size,
             runtime_dir,
             fill: file.fill.unwrap_or(Fill::Idle),
             io: file.io.unwrap_or_default(),
@@ -188,6 +193,9 @@ mod tests {
         set.variables.remove("OCIFS_CACHE_SIZE");
         assert_eq!(settle(&Global::default(), &set, file).cache_size, Some(3 << 30));
         assert_eq!(settle(&Global::default(), &set, "").cache_size, None);
+        assert_eq!(settle(&Global::default(), &set, "memory-size = '48M'").memory_size, Some(48 << 20));
+        set.variables.insert("OCIFS_MEMORY_SIZE", "96M".into());
+        assert_eq!(settle(&Global::default(), &set, "memory-size = '48M'").memory_size, Some(96 << 20));
     }
 
     #[test]

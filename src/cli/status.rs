@@ -57,6 +57,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), Stop> {
             "version": env!("CARGO_PKG_VERSION"),
             "cache_dir": context.settings.cache_dir,
             "memory_spans": 0,
+            "memory_limit": 0,
+            "memory_daemon": null,
             "bytes_in_flight": 0,
             "mounts": [],
         }))?,
@@ -82,12 +84,14 @@ fn unserved(dir: &Path) -> Failure {
 }
 
 fn text(report: &StatusReport) -> String {
+    let own = report.memory_daemon.map_or_else(|| "not known".to_owned(), size);
     let head = format!(
-        "daemon {}, ocifs {}, cache {}, {} of decoded data in memory, {} on the way\n",
+        "daemon {}, ocifs {}, cache {}\nmemory {own}, in which decoded data has {} of at most {}; {} on the way\n",
         report.pid,
         Printable::of(&report.version),
         Printable::path(&report.cache_dir),
         size(report.memory_spans),
+        size(report.memory_limit),
         size(report.bytes_in_flight)
     );
     report.mounts.iter().fold(head, |text, mount| text + "\n" + &describe(mount))
@@ -286,6 +290,8 @@ mod tests {
             version: "1.2.3".to_owned(),
             cache_dir: "/c".into(),
             memory_spans: 1536,
+            memory_limit: 64 << 20,
+            memory_daemon: Some(33 << 20),
             bytes_in_flight: 0,
             mounts: vec![MountReport {
                 dir: "/mnt/\u{1b}[31m".into(),
@@ -370,7 +376,8 @@ mod tests {
     #[test]
     fn status_says_what_is_local_and_why_a_layer_is_not_lazy() {
         let expected = "\
-daemon 12, ocifs 1.2.3, cache /c, 1.5 KiB of decoded data in memory, 0 B on the way
+daemon 12, ocifs 1.2.3, cache /c
+memory 33.0 MiB, in which decoded data has 1.5 KiB of at most 64.0 MiB; 0 B on the way
 
 /mnt/\\x1b[31m
   image      debian:12

@@ -465,6 +465,10 @@ pub struct StatusReport {
     pub cache_dir: PathBuf,
     /// Bytes of decoded spans in memory.
     pub memory_spans: u64,
+    /// What they may have at most.
+    pub memory_limit: u64,
+    /// Memory of the daemon that is no file's; none if the kernel does not tell.
+    pub memory_daemon: Option<u64>,
     /// Bytes that were asked of registries and have not come.
     #[serde(default)]
     pub bytes_in_flight: u64,

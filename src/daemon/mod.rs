@@ -60,6 +60,8 @@ pub struct Options {
     pub cache_dir: PathBuf,
     /// How large the cache may grow, in bytes; by its file system if none.
     pub cache_size: Option<u64>,
+    /// How much memory holds decoded data, in bytes; [`fetch::Options`] has the default.
+    pub memory_size: Option<u64>,
     /// The directory of the control socket.
     pub runtime_dir: PathBuf,
     /// Ends by itself after this long without a mount or a client; never if none.
@@ -116,7 +118,9 @@ async fn serve(options: &Options, ready: Option<&OwnedFd>, first: Option<control
     let mut limits = Limits::of_file_system(store.dir()).map_err(|error| Failure::from(&error))?;
     limits.max_bytes = options.cache_size.or(limits.max_bytes);
     store.set_limits(limits);
-    let images = Images::new(store, Fetcher::new(fetch::Options::default()));
+    let usual = fetch::Options::default();
+    let fetching = fetch::Options { memory: options.memory_size.unwrap_or(usual.memory), ..usual };
+    let images = Images::new(store, Fetcher::new(fetching));
     let listener = Listener::bind(&socket_path(&options.cache_dir, &options.runtime_dir))?;
     let server = Arc::new(server::Server::new(images, options.clone()));
     if let Some(mount) = first {

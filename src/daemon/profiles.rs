@@ -189,8 +189,9 @@ fn load(store: &Store, image: &Digest) -> Option<Profile> {
 fn keep(recorder: &Recorder, tree: &Tree, store: &Store, image: Digest, dir: PathBuf) -> bool {
     let Some(recording) = recorder.take() else { return false };
     let saw_all = recording.saw_all();
-    let (profile, extent) = recording.into_profile(tree, origin_now(image, dir));
-    let updated = match profile.update(load(store, &image).as_ref(), extent, saw_all) {
+    let stored = load(store, &image);
+    let (profile, extent) = recording.into_profile(tree, origin_now(image, dir), stored.as_ref());
+    let updated = match profile.update(stored.as_ref(), extent, saw_all) {
         Update::Store(profile) => profile,
         Update::Keep => return false,
         Update::Scan => {

@@ -341,6 +341,8 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cache_dir: self.options.cache_dir.clone(),
             memory_spans: self.images.fetcher().memory_used(),
+            memory_limit: self.images.fetcher().memory_limit(),
+            memory_daemon: rss_anon(),
             bytes_in_flight: self.images.fetcher().outstanding(),
             mounts,
         })
@@ -491,6 +493,13 @@ pub fn unmount_without_daemon(dir: &Path, lazy: bool) -> Result<(), Failure> {
         Ok(_) => Err(not_mounted(dir)),
         Err(error) => Err(Failure::io("cannot read the mount table", &error)),
     }
+}
+
+/// Memory of this process that is no file's, in bytes (`RssAnon`, proc_pid_status(5)).
+fn rss_anon() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]

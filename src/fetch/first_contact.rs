@@ -49,7 +49,7 @@ pub async fn first_contact(
     progress: Arc<Progress>,
 ) -> Result<LayerIndex, Error> {
     let blob = store.blob(&expected.layer, expected.size)?;
-    let (mark, before) = (blob.mark(), progress.traffic.bytes());
+    let mark = blob.mark();
     progress.taken.store(0, Ordering::Relaxed);
     let beside = pieces(&blob, reader.as_ref(), 0..expected.size, &progress.traffic);
     let rejected = match pass(beside, expected, &progress).await {
@@ -62,17 +62,17 @@ pub async fn first_contact(
         return Err(reject(rejected));
     }
     blob.discard(0..expected.size)?;
-    let came_from_disk = progress.traffic.bytes() - before < expected.size;
     let Some(reader) = reader else { return Err(reject(rejected)) };
-    let (mut rejected, mut is_untried) = (rejected, came_from_disk);
-    // Then from one host of the source after the other, as far as it has several.
-    while rejected.is_wrong_bytes() && (std::mem::take(&mut is_untried) || reader.distrust(0..expected.size)) {
+    // Once more, because one answer may have been damaged on the way; then from one host of the source after the other, as far
+    // as it has several.
+    let (mut rejected, mut again) = (rejected, true);
+    while rejected.is_wrong_bytes() && (std::mem::take(&mut again) || reader.distrust(0..expected.size)) {
         tracing::warn!(layer = %expected.layer, %rejected, "layer bytes are wrong, fetching anew");
         progress.taken.store(0, Ordering::Relaxed);
         match pass_anew(&blob, &reader, expected, &progress).await {
             Ok(made) => return keep(store, blob, made, progress).await,
             Err(BuildError::Input(error)) => return Err(error),
-            Err(BuildError::Rejected(again)) => rejected = again,
+            Err(BuildError::Rejected(wrong)) => rejected = wrong,
         }
     }
     Err(reject(rejected))

@@ -259,6 +259,11 @@ impl Fetcher {
         self.inner.cache.used()
     }
 
+    /// Bytes that these may have at most.
+    pub fn memory_limit(&self) -> u64 {
+        self.inner.cache.limit()
+    }
+
     /// The decoded bytes of `span`, from memory, from the blob store or from the source, verified against the index.
     ///
     /// All callers that want the same span share one fetch; a caller that gives up does not end it for the others. Waits

@@ -31,6 +31,8 @@ pub(super) struct Queue {
     lines: HashMap<Arc<str>, Line>,
     reads: HashMap<u64, Read>,
     last_read: u64,
+    /// Bytes asked for that have not come, over all lines.
+    outstanding: u64,
 }
 
 #[derive(Debug)]
@@ -167,9 +169,10 @@ impl Queue {
             }
             let first = |priority: &Priority| Some((*priority, *line.waiting[*priority as usize].front()?));
             let (priority, key) = Priority::ALL.iter().find_map(first)?;
-            if !line.has_room(priority) {
+            if !line.has_room(priority) || !self.budget_allows(&name, priority) {
                 return None;
             }
+            let line = self.lines.get_mut(&name)?;
             line.waiting[priority as usize].pop_front();
             match self.wants.get(&key).and_then(|want| want.layer.upgrade()) {
                 Some(layer) => return Some(self.send(name, &layer, key, priority)),
@@ -201,6 +204,7 @@ impl Queue {
         let outstanding = layer.index.compressed(last).end - layer.index.compressed(first).start;
         let line = self.lines.entry(Arc::clone(&name)).or_default();
         line.outstanding += outstanding;
+        self.outstanding += outstanding;
         line.reads += 1;
         self.reads.insert(id, Read { line: name, keys, outstanding, abort: None, begun: false });
         Run { id, layer: Arc::clone(layer), spans, priority, patience }
@@ -293,6 +297,7 @@ impl Queue {
         let Some(read) = self.reads.get_mut(&id) else { return };
         let bytes = bytes.min(read.outstanding);
         read.outstanding -= bytes;
+        self.outstanding = self.outstanding.saturating_sub(bytes);
         if let Some(line) = self.lines.get_mut(&read.line) {
             line.outstanding = line.outstanding.saturating_sub(bytes);
             line.estimate.received(bytes, line.outstanding, Instant::now());
@@ -311,6 +316,7 @@ impl Queue {
         let read = self.reads.remove(&id)?;
         let line = self.lines.entry(Arc::clone(&read.line)).or_default();
         line.outstanding = line.outstanding.saturating_sub(read.outstanding);
+        self.outstanding = self.outstanding.saturating_sub(read.outstanding);
         line.reads = line.reads.saturating_sub(1);
         if line.reads == 0 {
             line.estimate.idle();
@@ -332,7 +338,14 @@ impl Queue {
 
     /// Bytes asked for that have not come, over all lines.
     pub(super) fn outstanding(&self) -> u64 {
-        self.lines.values().map(|line| line.outstanding).sum()
+        self.outstanding
+    }
+
+    /// True if all lines together may carry more for this priority. A line that carries nothing may ask for one read in any
+    /// case, so that none waits for another one for ever.
+    fn budget_allows(&self, place: &str, priority: Priority) -> bool {
+        let most = if priority == Priority::Demand { limits::IN_FLIGHT } else { limits::IN_FLIGHT / 2 };
+        self.outstanding < most || self.lines.get(place).is_some_and(|line| line.reads == 0)
     }
 
     /// How many bytes the line of `place` holds, as far as is known.

@@ -172,6 +172,10 @@ impl SpanCache {
         Self { limit, state: Mutex::default(), filled: Notify::new() }
     }
 
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     pub(super) fn get(&self, key: &Key, purpose: Use) -> Option<Bytes> {
         let mut state = self.lock();
         if purpose == Use::Look

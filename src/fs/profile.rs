@@ -7,7 +7,7 @@
 //! The start is over after a quiet time or a fixed one ([`Recorder::over`]), or with the mount. A [`Recording`] knows
 //! nodes; paths are found once, at the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,10 @@ use crate::tree::{NodeId, NodeKind, Tree};
 /// Programs wait during their start (for a database, for a lock), mostly for a second or two. Ten seconds without any new
 /// access is a server that serves; what it reads later belongs to its requests.
 pub const QUIET: Duration = Duration::from_secs(10);
+
+/// What a file that the kernel reads itself counts as read of, from its beginning: most programs and libraries as a whole, and
+/// of a model or a database not all of its gigabytes.
+const UNSEEN: u64 = 1 << 20;
 
 /// How long a start is recorded at most: what reads new things for longer is a job, not a start.
 pub const LONGEST: Duration = Duration::from_secs(300);
@@ -54,6 +58,8 @@ struct State {
     /// When something was read for the first time: at first, and last.
     times: Option<(Instant, Instant)>,
     unseen: bool,
+    /// Files of which nobody knows what was read.
+    guessed: HashSet<NodeId>,
 }
 
 /// What was recorded.
@@ -61,6 +67,7 @@ struct State {
 pub struct Recording {
     order: Order<NodeId>,
     unseen: bool,
+    guessed: HashSet<NodeId>,
 }
 
 impl Recorder {
@@ -88,12 +95,24 @@ impl Recorder {
         }
     }
 
-    /// Notes that reads of a file will be answered without this being told, because the kernel has been given the file.
+    /// Notes that reads will be answered without this being told.
     ///
     /// Such a recording adds to a profile and replaces none.
     pub fn note_unseen(&self) {
         if self.active.load(Ordering::Relaxed) {
             self.lock().unseen = true;
+        }
+    }
+
+    /// The same of one file of `size` bytes, which the kernel has been given and reads itself. Its beginning counts as read,
+    /// unless a profile knows better.
+    pub fn note_given(&self, node: NodeId, size: u64) {
+        if self.active.load(Ordering::Relaxed) {
+            let mut state = self.lock();
+            state.unseen = true;
+            state.guessed.insert(node);
+            drop(state);
+            self.record(node, 0..size.min(UNSEEN));
         }
     }
 
@@ -137,7 +156,7 @@ impl Recorder {
     pub fn take(&self) -> Option<Recording> {
         self.active.store(false, Ordering::Relaxed);
         let state = std::mem::take(&mut *self.lock());
-        state.times.map(|_| Recording { order: state.order, unseen: state.unseen })
+        state.times.map(|_| Recording { order: state.order, unseen: state.unseen, guessed: state.guessed })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,13 +172,18 @@ impl Recording {
 
     /// The recording with paths, and how large the image is. Walks the tree: a moment for a million nodes.
     ///
-    /// A file with several names is named by the first one in the tree's order.
-    pub fn into_profile(self, tree: &Tree, origin: Origin) -> (Profile, ImageSize) {
+    /// A file with several names is named by the first one in the tree's order. Of files that `stored` knows only what was seen
+    /// to be read is taken.
+    pub fn into_profile(self, tree: &Tree, origin: Origin, stored: Option<&Profile>) -> (Profile, ImageSize) {
+        let known: HashSet<_> = stored.iter().flat_map(|stored| stored.accesses()).map(Access::path).collect();
         let mut paths: HashMap<NodeId, Option<Vec<u8>>> = HashMap::new();
         paths.extend(self.order.entries().iter().map(|(node, _)| (*node, None)));
         let extent = find_paths(tree, &mut paths);
         let accesses = self.order.into_entries().into_iter().filter_map(|(node, range)| {
             let path = paths.get(&node)?.clone()?;
+            if self.guessed.contains(&node) && known.contains(&path[..]) {
+                return None;
+            }
             Access::new(path, range.start, range.end)
         });
         (Profile::new(origin, accesses), extent)
@@ -242,7 +266,7 @@ mod tests {
         assert_eq!(recorder.accesses(), 2);
         let recording = recorder.take().expect("something was read");
         assert!(recording.saw_all() && !recorder.is_active());
-        let (profile, extent) = recording.into_profile(&tree, origin_now(Digest::sha256(b""), "/m".into()));
+        let (profile, extent) = recording.into_profile(&tree, origin_now(Digest::sha256(b""), "/m".into()), None);
         let accesses: Vec<_> =
             profile.accesses().iter().map(|access| (access.path(), access.start()..access.end())).collect();
         assert_eq!(accesses, [(&b"d"[..], 0..10), (b"a/b/c", 2..4)]);
@@ -258,6 +282,31 @@ mod tests {
         recorder.note_unseen();
         recorder.note(NodeId::ROOT, 0..1);
         assert!(!recorder.take().expect("something was read").saw_all());
+    }
+
+    #[test]
+    fn a_file_given_to_the_kernel_counts_as_read_unless_a_profile_knows_it() {
+        let tree = tree(&[("a", None), ("b", None)]);
+        let record = |stored: Option<&Profile>| {
+            let recorder = Recorder::default();
+            recorder.start();
+            recorder.note(node(&tree, "a"), 0..4);
+            recorder.note_given(node(&tree, "b"), 10);
+            let recording = recorder.take().expect("something was read");
+            assert!(!recording.saw_all());
+            recording.into_profile(&tree, origin_now(Digest::sha256(b""), "/m".into()), stored).0
+        };
+        let named = |profile: &Profile| -> Vec<_> {
+            profile.accesses().iter().map(|access| (access.path().to_vec(), access.start()..access.end())).collect()
+        };
+        let first = record(None);
+        assert_eq!(named(&first), [(b"a".to_vec(), 0..4), (b"b".to_vec(), 0..10)]);
+        let narrow = Profile::new(first.origin().clone(), Access::new(b"b".to_vec(), 3, 5));
+        assert_eq!(named(&record(Some(&narrow))), [(b"a".to_vec(), 0..4)]);
+        let recorder = Recorder::default();
+        recorder.start();
+        recorder.note_given(node(&tree, "b"), 1 << 40);
+        assert_eq!(recorder.lock().order.entries()[0].1, 0..UNSEEN);
     }
 
     #[test]

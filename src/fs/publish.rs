@@ -25,6 +25,12 @@ const QUIET: Duration = Duration::from_secs(5);
 /// How long they must have been quiet before the next span of it is decoded.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a file waits for that at most: on a machine where somebody always reads, copies spare the more.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The same for a span.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long nothing is decoded for a store that has just failed: a full disk is not tried at every read.
 const REST: Duration = Duration::from_secs(60);
 
@@ -99,7 +105,7 @@ impl Worker {
 
     async fn publish_all(&self, mut queue: mpsc::UnboundedReceiver<NodeId>) {
         while let Some(id) = queue.recv().await {
-            self.fetcher.demand().idle_for(QUIET).await;
+            self.lull(QUIET, LONGEST).await;
             let known = match self.publish(id).await {
                 Ok(known) => known,
                 Err(error) => {
@@ -117,6 +123,12 @@ impl Worker {
             };
             self.copies.note(id, known);
         }
+    }
+
+    /// Returns once readers have been quiet for so long, or after `longest`.
+    async fn lull(&self, quiet: Duration, longest: Duration) {
+        // Out of time or not, it goes on.
+        drop(tokio::time::timeout(longest, self.fetcher.demand().idle_for(quiet)).await);
     }
 
     async fn verify_all(&self, mut queue: mpsc::UnboundedReceiver<NodeId>) {
@@ -153,7 +165,7 @@ impl Worker {
             let Some(layer) = self.layers.get(extent.layer as usize) else { return Ok(Known::Never) };
             let (start, end) = (extent.layer_offset, extent.layer_offset + extent.length);
             for span in layer.index.spans(start..end) {
-                self.fetcher.demand().idle_for(PAUSE).await;
+                self.lull(PAUSE, LONGEST_PAUSE).await;
                 let decoded = self.fetcher.span(layer, span).await?;
                 let range = layer.index.decoded(span);
                 let (from, to) = (start.max(range.start), end.min(range.end));

@@ -281,6 +281,23 @@ async fn a_file_that_the_store_refused_is_published_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn files_are_published_though_somebody_always_reads() {
+    let scene = scene(&[(file("f", 700_000), content(700_000))]);
+    let demand = scene.fs.fetcher.demand().clone();
+    let reading = tokio::spawn(async move {
+        loop {
+            let _reader = demand.enter();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    });
+    let ino = scene.ino("f");
+    scene.read(ino, 0, 1 << 20).await;
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    scene.published(ino).await;
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_the_cache_has_no_room_for_is_left_in_its_layer() {
     let scene = scene(&[(file("f", 5000), content(5000))]);
     let (store, ino) = (scene.fs.copies.store(), scene.ino("f"));

@@ -3,8 +3,9 @@
 //! They visit directories depth first and names in the order in which they are listed, so what they read next is known, in
 //! whatever layers it lies. A [`Cursor`] goes that way ahead of the reader; [`Walk`] compares what is read with where the
 //! cursor has been. After a few files in a row the spans of those that follow are fetched ahead, as many bytes as the line
-//! holds several times over. A read elsewhere halves the confidence, so that a walker that leaves a directory out loses
-//! little, and a program that reads here and there never gains any.
+//! holds several times over: one MiB at first, twice as many with each file, so that little is lost on who stops. A read
+//! elsewhere ends the walk. A walker that only left a directory out is known again at the next file, while a program that
+//! reads here and there never gains any confidence.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,9 @@ const NEAR: usize = 2;
 
 /// Most confidence, in files.
 const MOST: u32 = 64;
+
+/// Bytes to fetch ahead when a walk is first seen.
+const FIRST: u64 = 1 << 20;
 
 /// Files looked at ahead of a reader that may be walking.
 const LOOK: usize = 16;
@@ -106,9 +110,14 @@ impl State {
         true
     }
 
+    /// Bytes to fetch ahead of a walk, whatever the line holds.
+    fn window(&self) -> u64 {
+        FIRST << self.confidence.saturating_sub(WALK).min(16)
+    }
+
     /// Begins anew behind `node`.
     fn restart(&mut self, tree: &Tree, directories: &Directories, node: NodeId) {
-        self.confidence /= 2;
+        self.confidence = (self.confidence / 2).min(WALK - 1);
         self.upcoming.clear();
         self.asked = 0;
         self.spans.clear();
@@ -138,7 +147,7 @@ impl FileSystem {
     /// Moves the cursor on; the spans that should be fetched.
     fn look_ahead(&self, state: &mut State) -> Vec<(Arc<Layer>, SpanId)> {
         let walks = state.confidence >= WALK;
-        let bytes = if walks { self.fetcher.reach(&self.layers) } else { 0 };
+        let bytes = if walks { state.window().min(self.fetcher.reach(&self.layers)) } else { 0 };
         let mut wanted = Vec::new();
         // A window is refilled in large pieces, so that it is asked for in long ranges.
         if walks && state.asked > bytes / 2 {
@@ -225,6 +234,18 @@ mod tests {
         assert_eq!(confidence(), 4);
         [30, 20, 10, 35, 5].into_iter().for_each(follow);
         assert_eq!(confidence(), 0);
+        let window = || scene.fs.walk.state.lock().expect("nobody panics with it").window();
+        let mut before = 0;
+        for n in 6..40 {
+            follow(n);
+            assert!(confidence() < WALK || window() > before || window() == FIRST << 16, "it grows with every file");
+            before = if confidence() < WALK { 0 } else { window() };
+        }
+        follow(0);
+        assert_eq!(confidence(), WALK - 1, "one stray read ends the longest walk");
+        follow(1);
+        assert_eq!((confidence(), window()), (WALK, FIRST), "and one file begins it anew, from little");
+        [30, 20, 10, 35, 4].into_iter().for_each(follow);
         [6, 9, 12, 15, 18, 21, 24, 27].into_iter().for_each(follow);
         assert_eq!(confidence(), 0, "files here and there are no walk, though in order");
     }

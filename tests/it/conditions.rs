@@ -210,6 +210,11 @@ fn a_complete_mount_is_what_umoci_unpacks_without_a_registry() {
 fn readers_do_not_notice_that_the_cache_is_emptied() {
     for scene in scenes(5) {
         scene.remount_cold(&["--fill=off"]);
+        // What a mount uses stays: decoded copies are what there is to be removed, and nobody has them open yet.
+        let long = |file: &&Expected| file.bytes.len() as u64 > CONTENT_DIGEST_BYTES;
+        let decoded = scene.files.iter().filter(long).map(|file| &file.bytes).collect::<HashSet<_>>().len() as u64;
+        scene.read(4, &[Way::Whole]);
+        eventually(Duration::from_secs(120), "all are decoded", || scene.usage()["files"]["count"] == decoded);
         let (done, drops) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let emptying = scope.spawn(|| {
@@ -227,6 +232,7 @@ fn readers_do_not_notice_that_the_cache_is_emptied() {
             done.store(true, Ordering::Relaxed);
             emptying.join().expect("the cache can be emptied");
         });
+        assert!(scene.usage()["files"]["count"].as_u64() < Some(decoded), "nothing was removed: {}", scene.usage());
         scene.compare();
     }
 }
@@ -309,7 +315,7 @@ fn fail(scene: &Scene, count: u64) -> Arc<AtomicU64> {
 
 #[test]
 fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
-    for scene in scenes(6) {
+    for mut scene in scenes(6) {
         // Several times, because requests are few when ranges are long.
         let mut failed = 0;
         for round in 0..3 {
@@ -329,6 +335,18 @@ fn a_registry_that_fails_one_request_in_ten_fails_no_reader() {
             failed += faults.load(Ordering::Relaxed);
         }
         assert!(failed > 0, "no request failed");
+
+        // The same on a machine that has no index yet, with maps, to which a failure would be a signal, and with fill beside them.
+        scene.ocifs.umount(&scene.point);
+        scene.ocifs = Ocifs::new();
+        scene.point = scene.ocifs.mount_point("m");
+        let faults = fail(&scene, 10);
+        scene.mount(&["--fill=idle"]);
+        assert!(faults.load(Ordering::Relaxed) > 0, "no request of the first contact failed");
+        scene.compare();
+        scene.remount_cold(&["--fill=idle"]);
+        scene.read(8, &ALL);
+        scene.compare();
         scene.registry.clear_faults();
         assert_eq!(scene.ocifs.run(["cache", "verify"]).code(), 0, "nothing wrong was kept");
     }

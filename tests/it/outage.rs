@@ -11,10 +11,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use ocifs::demo::registry::{Content, Fault, Registry};
+use ocifs::demo::registry::{Content, Endpoint, Fault, Registry};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -128,6 +128,28 @@ fn ends_within(child: &mut Child, patience: Duration) {
         assert!(begun.elapsed() < patience, "it goes on for {:?}", begun.elapsed());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn an_answer_that_stalls_is_asked_for_again_long_before_its_time_is_over() {
+    let Some(bench) = Bench::new() else { return };
+    let layers: Vec<_> = bench.built.layers.iter().map(|layer| layer.digest.to_string()).collect();
+    bench.mount(&["--fill=off", "--on-outage=eio"]).ok();
+    let registry = bench.registry.as_ref().expect("it is there");
+    let stalled = Arc::new(AtomicU8::new(0));
+    let count = Arc::clone(&stalled);
+    registry.set_faults(move |request| {
+        let Endpoint::Blob { digest, .. } = &request.endpoint else { return None };
+        let is_first = layers.contains(digest) && count.fetch_add(1, Ordering::Relaxed) == 0;
+        is_first.then_some(Fault::Stall { after: 1000 })
+    });
+    let (path, expected) = bench.path(&bench.point);
+    let begun = Instant::now();
+    assert!(fs::read(path).expect("the second answer has it") == expected);
+    // A connection counts as dead after half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(stalled.load(Ordering::Relaxed) > 1);
+    registry.clear_faults();
 }
 
 #[test]

@@ -541,6 +541,16 @@ async fn first_contact_succeeds_though_another_image_fills_the_layer_with_garbag
 }
 
 #[tokio::test]
+async fn a_first_contact_of_which_one_answer_was_damaged_is_made_again() {
+    let scene = scene(12, 60_000, 3, Memory { lies: true.into(), ..Memory::default() });
+    let reader = Some(Arc::clone(&scene.source) as Arc<dyn BlobReader>);
+    first_contact(&scene.store, reader, scene.expected, Arc::default()).await.expect("the second time it is the layer");
+    assert_eq!(asked(&scene.source), 2 * scene.expected.size);
+    let blob = scene.store.blob(&scene.expected.layer, scene.expected.size).expect("a blob");
+    assert_eq!(blob.read(0..scene.expected.size).expect("it is here"), Some(scene.source.blob()));
+}
+
+#[tokio::test]
 async fn a_first_contact_that_hashed_other_bytes_than_it_left_does_not_call_them_complete() {
     let scene = scene(3, 600_000, 3, Memory::default());
     // One read, all of which somebody else writes before its answer is there.
