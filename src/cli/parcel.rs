@@ -16,30 +16,35 @@ use super::progress::Meter;
 use super::stop::{Stop, usage};
 use super::table::{count, size};
 use super::trust::TrustArgs;
-use crate::daemon::control::{ImportReport, Listed, Request};
+use crate::daemon::control::{ImportReport, Listed, Request, Selection};
 use crate::daemon::{Code, Connection, Failure};
 use crate::oci::Printable;
 
 /// Write what the cache has of an image to one file
 ///
 /// The file holds the image's manifests, the indexes of its layers, its profile, and those parts of its layers that were
-/// fetched, each verified once more: as much as was touched, not the image. After `ocifs cache import` on another machine
-/// the image can be mounted there, also with --offline. A tag is taken as this cache saw it last; nothing is asked of a
-/// registry. Equal contents make equal files.
+/// read in its mounts, each verified once more: neither what was fetched ahead of readers nor what fill brought. After `ocifs
+/// cache import` on another machine the image can be mounted there, also with --offline. A tag is taken as this cache saw it
+/// last; nothing is asked of a registry. Equal contents make equal files.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   ocifs cache export debian:12 debian.parcel
   ocifs cache export --profile ghcr.io/owner/name:1.2 start.parcel   # only what its start reads
+  ocifs cache export --all debian:12 debian.parcel                   # whatever is here of it
   ocifs cache export debian:12 - | ssh host ocifs cache import -")]
 pub(super) struct Export {
     // Nobody is asked, so there is nothing to say about how.
     #[command(flatten)]
     image: CachedImageArgs,
 
-    /// Leave out what the image's profile does not name
-    #[arg(long)]
+    /// Only what the image's profile names, whoever recorded it
+    #[arg(long, conflicts_with = "all")]
     profile: bool,
+
+    /// Everything that the cache has of the image
+    #[arg(long)]
+    all: bool,
 
     // As when it was mounted.
     #[command(flatten)]
@@ -72,6 +77,16 @@ pub(super) struct Import {
     json: bool,
 }
 
+impl Export {
+    fn selection(&self) -> Selection {
+        match () {
+            () if self.profile => Selection::Profile,
+            () if self.all => Selection::All,
+            () => Selection::Touched,
+        }
+    }
+}
+
 /// Exports.
 pub(super) fn export(args: &Export, context: &Context) -> Result<(), Stop> {
     let image = args.image.believing(&args.trust, context)?;
@@ -82,7 +97,7 @@ pub(super) fn export(args: &Export, context: &Context) -> Result<(), Stop> {
             .into());
     }
     let meter = Meter::new(format!("exporting {}", Printable::of(&image.reference)));
-    let request = Request::CacheExport { image, only_profile: args.profile };
+    let request = Request::CacheExport { image, selection: args.selection() };
     let draft = Arc::new(OnceLock::new());
     let (work, shown, known) = (context.clone(), meter.clone(), Arc::clone(&draft));
     let name = file.map(Path::to_owned);

@@ -152,6 +152,18 @@ pub struct Drop {
     pub documents: bool,
 }
 
+/// Which of what the cache has of an image's layers a parcel carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// What was read.
+    Touched,
+    /// What the image's profile names.
+    Profile,
+    /// Everything.
+    All,
+}
+
 /// A request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
@@ -225,8 +237,8 @@ pub enum Request {
     CacheExport {
         /// The image. One in a registry is looked for in the cache only.
         image: Image,
-        /// Leave out what its profile does not name.
-        only_profile: bool,
+        /// Which of what the cache has of its layers.
+        selection: Selection,
     },
     /// Take a parcel into the cache. Its bytes follow the request; then the client closes its sending side.
     CacheImport,

@@ -24,6 +24,7 @@ mod served;
 mod server;
 mod signals;
 mod socket;
+mod touched;
 mod upkeep;
 mod ztocs;
 

@@ -188,6 +188,13 @@ impl Mounts {
         self.lock().values().flatten().cloned().collect()
     }
 
+    /// Stores what was touched through all of them so far.
+    pub(super) async fn keep_touched(&self) {
+        for mounted in self.all() {
+            mounted.profiling.keep_touched().await;
+        }
+    }
+
     /// Forgets a mount that has ended.
     pub(super) fn remove(&self, mounted: &Arc<Mounted>) {
         let dir = &mounted.request.dir;

@@ -12,13 +12,13 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::control::{self, Event, ImportReport};
+use super::control::{self, Event, ImportReport, Selection};
 use super::events::open_image;
 use super::query::request_of;
-use super::{Code, Failure};
+use super::{Code, Failure, touched};
 use crate::image::{self, Image, Images};
 use crate::oci::{Digest, Reference};
-use crate::parcel::{self, Contents, Exported, Imported, Named, Progress};
+use crate::parcel::{self, Contents, Exported, Imported, Named, Progress, Spans};
 use crate::profile::Profile;
 use crate::store::Store;
 
@@ -35,6 +35,7 @@ pub(super) struct Outgoing {
     progress: Arc<Progress>,
     layers: usize,
     total: u64,
+    selection: Selection,
 }
 
 /// Finds what the cache has of an image and begins to write it.
@@ -43,7 +44,7 @@ pub(super) struct Outgoing {
 pub(super) async fn open(
     images: &Images,
     wanted: &control::Image,
-    only_profile: bool,
+    selection: Selection,
     events: &mpsc::Sender<Event>,
 ) -> Result<Outgoing, Failure> {
     let mut request = request_of(wanted)?;
@@ -53,7 +54,7 @@ pub(super) async fn open(
     let image = opened.map_err(|error| cannot_export(&error, &wanted.reference))?;
     let reference = is_remote.then(|| request.reference.to_string());
     let (store, name) = (Arc::clone(images.store()), wanted.reference.clone());
-    let gathered = tokio::task::spawn_blocking(move || gather(&store, &image, reference, only_profile, &name)).await;
+    let gathered = tokio::task::spawn_blocking(move || gather(&store, &image, reference, selection, &name)).await;
     let contents = gathered.map_err(|_| stopping())??;
     let (sender, pieces) = mpsc::channel(QUEUE);
     let (progress, layers, total) = (Arc::new(Progress::default()), contents.layers.len(), contents.bytes());
@@ -61,7 +62,7 @@ pub(super) async fn open(
     let task = tokio::task::spawn_blocking(move || {
         parcel::export(&contents, io::BufWriter::with_capacity(PIECE, Sending(sender)), &told)
     });
-    Ok(Outgoing { pieces, task, progress, layers, total })
+    Ok(Outgoing { pieces, task, progress, layers, total, selection })
 }
 
 fn cannot_export(error: &image::Error, reference: &str) -> Failure {
@@ -78,7 +79,7 @@ fn gather(
     store: &Store,
     image: &Image,
     reference: Option<String>,
-    only_profile: bool,
+    selection: Selection,
     name: &str,
 ) -> Result<Contents, Failure> {
     let failed = |error: crate::store::Error| Failure::from(&error);
@@ -99,15 +100,20 @@ fn gather(
         None => None,
     };
     let profile = profile(store, &resolved.digest)?;
-    if only_profile && profile.is_none() {
-        return Err(Failure::new(Code::NotFound, format!("there is no profile of {name}"))
-            .hint("leave out --profile to export everything the cache has of it"));
-    }
+    let spans = match selection {
+        Selection::All => Spans::All,
+        Selection::Profile if profile.is_some() => Spans::OfProfile,
+        Selection::Profile => {
+            return Err(Failure::new(Code::NotFound, format!("there is no profile of {name}"))
+                .hint("leave out --profile to export what was read of it"));
+        }
+        Selection::Touched => Spans::In(touched::load(store, &resolved.digest)),
+    };
     Ok(Contents {
         named: named.filter(|named| documents.iter().any(|(digest, _)| *digest == named.digest)),
         documents,
         profile: profile.map(|profile| (resolved.digest, profile)),
-        only_profile,
+        spans,
         layers: image.layers.iter().map(|layer| Arc::clone(&layer.layer)).collect(),
         tree: image.tree.clone(),
     })
@@ -141,6 +147,10 @@ impl Outgoing {
         let exported = self.task.await.map_err(|_| stopping())?;
         let exported = exported.map_err(|error| Failure::from(&error))?;
         let mut warnings = Vec::new();
+        if exported.bytes == 0 && self.selection == Selection::Touched {
+            let text = "nothing was read of the image, so the file has no byte of its layers: --all exports what is here of them";
+            warnings.push(text.to_owned());
+        }
         if exported.damaged > 0 {
             warnings.push(format!("{} spans were damaged in the cache and are left out", exported.damaged));
         }

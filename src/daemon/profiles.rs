@@ -14,10 +14,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::control::{self, Event, ProfileReport, ProfileText};
 use super::events::{resolve_image, warn_of};
 use super::query::request_of;
-use super::{Code, Failure};
+use super::{Code, Failure, touched};
 use crate::ahead::{self, Files, Progress, Reason};
 use crate::fs::FileSystem;
 use crate::fs::profile::{Recorder, Until, origin_now};
+use crate::fs::touched::Touched;
 use crate::image::{Image, Images, Resolved};
 use crate::oci::Digest;
 use crate::profile::{Profile, Update};
@@ -42,6 +43,7 @@ pub(super) struct Profiling {
     task: Mutex<Option<JoinHandle<()>>>,
     /// True if the cache has a profile of the image.
     stored: Arc<AtomicBool>,
+    touched: Arc<Touched>,
     /// Set once the recording is stored, so that everybody who ends it waits for the same end.
     finished: OnceCell<()>,
 }
@@ -70,6 +72,7 @@ impl Profiling {
         let (inner, told, known) = (Arc::clone(&store), Arc::clone(&progress), Arc::clone(&stored));
         // Somebody else's is a hint like any other, but not kept: what is recorded here is.
         let shared = image.profile.clone();
+        let touched = Arc::clone(fs.touched());
         let task = tokio::spawn(async move {
             let loaded = tokio::task::spawn_blocking(move || load(&inner, &digest)).await;
             let profile = loaded.unwrap_or_default();
@@ -92,6 +95,7 @@ impl Profiling {
             ahead: task.abort_handle(),
             task: Mutex::new(Some(task)),
             stored,
+            touched,
             finished: OnceCell::new(),
         })
     }
@@ -127,6 +131,14 @@ impl Profiling {
             tracing::debug!(%error, "fetching ahead was given up");
         }
         self.finish().await;
+        self.keep_touched().await;
+    }
+
+    /// Stores what was touched so far.
+    pub(super) async fn keep_touched(&self) {
+        let (store, image, touched) = (Arc::clone(&self.store), self.image, Arc::clone(&self.touched));
+        // It is optional, as all of this is.
+        drop(tokio::task::spawn_blocking(move || touched::keep(&store, &image, &touched)).await);
     }
 
     /// Ends the recording and stores what is worth it. Returns when that is done, whoever began it.

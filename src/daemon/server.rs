@@ -274,7 +274,7 @@ impl Server {
                 query::drop_cache(&self.images, &self.mounts, what).await.and_then(|freed| value(&freed))
             }
             Request::CacheVerify => query::verify(&self.images).await.and_then(|report| value(&report)),
-            Request::CacheExport { image, only_profile } => self.export(&image, only_profile, &mut answers).await,
+            Request::CacheExport { image, selection } => self.export(&image, selection, &mut answers).await,
             Request::CacheImport => Err(Failure::new(Code::Other, "an import is not answered here")),
         };
         answers.finish(result).await;
@@ -383,11 +383,12 @@ impl Server {
     async fn export(
         &self,
         image: &control::Image,
-        only_profile: bool,
+        selection: control::Selection,
         answers: &mut Answers,
     ) -> Result<serde_json::Value, Failure> {
         let events = answers.events.clone();
-        let opening = parcels::open(&self.images, image, only_profile, &events);
+        self.mounts.keep_touched().await;
+        let opening = parcels::open(&self.images, image, selection, &events);
         let mut parcel = answers.while_running(opening).await?;
         while let Some(bytes) = parcel.next().await {
             answers.write(&Event::Data { length: bytes.len() as u64 }).await?;

@@ -77,7 +77,7 @@ impl FileSystem {
             }
             if let Some(bytes) = self.now(id, &node, part.clone()).or_else(|| self.decoded(&node, &part)) {
                 left -= length;
-                self.recorder.note(id, part.clone());
+                self.note(id, &node, part.clone());
                 give(part.start, &bytes);
             }
         }

@@ -21,13 +21,15 @@ mod push;
 mod read;
 #[cfg(test)]
 mod tests;
+pub mod touched;
 mod walk;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::fetch::{Fetcher, Layer, OnOutage, Outage, Patience};
 use crate::store::Store;
-use crate::tree::{NodeId, Tree};
+use crate::tree::{Node, NodeId, Tree};
 
 pub use attr::{Attr, FileType, StatFs};
 pub use directory::{DirEntry, Directory};
@@ -62,6 +64,7 @@ pub struct FileSystem {
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
+    touched: Arc<touched::Touched>,
 }
 
 impl Drop for FileSystem {
@@ -79,6 +82,7 @@ impl FileSystem {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
         let push = push::Push::new(&tree);
+        let touched = Arc::new(touched::Touched::new(&layers));
         Self {
             tree,
             layers,
@@ -92,6 +96,7 @@ impl FileSystem {
             open: open::OpenFiles::default(),
             publisher,
             recorder: Arc::default(),
+            touched,
         }
     }
 
@@ -126,6 +131,23 @@ impl FileSystem {
     /// Some file on the file system that holds the decoded files.
     pub fn sample(&self) -> std::io::Result<std::fs::File> {
         self.copies.store().sample()
+    }
+
+    /// What readers have touched of the layers.
+    pub fn touched(&self) -> &Arc<touched::Touched> {
+        &self.touched
+    }
+
+    /// Takes note of a read of a file.
+    fn note(&self, id: NodeId, node: &Node<'_>, range: Range<u64>) {
+        self.touched.note(node.extents_in(range.clone()), &range);
+        self.recorder.note(id, range);
+    }
+
+    /// Takes note that the kernel reads a file itself.
+    fn note_given(&self, id: NodeId, node: &Node<'_>) {
+        self.touched.note(node.extents(), &(0..node.size()));
+        self.recorder.note_given(id, node.size());
     }
 
     /// The recorder of first accesses; it is off until it is started.

@@ -83,12 +83,12 @@ impl FileSystem {
         match self.serving(id, &node) {
             Serving::Copy(file) => {
                 // The kernel may be given the copy; what it reads of it is not seen here.
-                self.recorder.note_given(id, node.size());
+                self.note_given(id, &node);
                 Ok(Open::Ready(self.open.enter(id, Some(file))))
             }
             Serving::Layer => Ok(Open::Ready(self.open.enter(id, None))),
             Serving::Check(content) => {
-                self.recorder.note_given(id, node.size());
+                self.note_given(id, &node);
                 let (fs, check) = (Arc::clone(self), self.copies.check(content));
                 Ok(Open::Later(Box::pin(async move { fs.open.enter(id, check.await) })))
             }

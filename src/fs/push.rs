@@ -186,7 +186,7 @@ impl FileSystem {
             if !self.push.has(next, GIVEN) {
                 let Some(bytes) = self.whole(next, &node) else { break };
                 self.push.set(next, GIVEN);
-                self.recorder.note(next, 0..node.size());
+                self.note(next, &node, 0..node.size());
                 give(Ino::from(next), &bytes);
             }
             last = number;
@@ -208,7 +208,7 @@ impl FileSystem {
         }
         let bytes = self.whole(id, &node)?;
         self.push.set(id, GIVEN);
-        self.recorder.note(id, 0..node.size());
+        self.note(id, &node, 0..node.size());
         Some(bytes)
     }
 

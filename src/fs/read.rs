@@ -71,7 +71,7 @@ impl FileSystem {
         if offset >= end {
             return Ok(Read::Ready(Bytes::new()));
         }
-        self.recorder.note(id, offset..end);
+        self.note(id, &node, offset..end);
         match self.serving(id, &node) {
             Serving::Copy(file) => {
                 if let Some(bytes) = read_copy(&file, offset, end) {

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::format::{Form, LayerHead, Writer};
-use super::{Contents, Error, Exported, Progress};
+use super::{Contents, Error, Exported, Progress, Spans};
 use crate::fetch::Layer;
+use crate::fs::touched::Ranges;
 use crate::index::{self, SpanId};
 use crate::limits::{PARCEL_SPAN_BYTES, PARCEL_STRETCH_BYTES, REPLAY_STEPS};
 use crate::oci::{Digest, Hasher};
@@ -70,8 +72,25 @@ pub fn export(contents: &Contents, out: impl Write, progress: &Progress) -> Resu
 
 /// The spans to carry of each layer; none if all.
 fn wanted(contents: &Contents) -> Option<HashMap<Digest, BTreeSet<SpanId>>> {
-    let (_, profile) = contents.profile.as_ref().filter(|_| contents.only_profile)?;
-    Some(named_spans(contents, profile))
+    match (&contents.spans, &contents.profile) {
+        (Spans::All, _) | (Spans::OfProfile, None) => None,
+        (Spans::OfProfile, Some((_, profile))) => Some(named_spans(contents, profile)),
+        (Spans::In(ranges), _) => Some(spans_in(contents, ranges)),
+    }
+}
+
+/// The spans all of whose bytes lie in these ranges.
+fn spans_in(contents: &Contents, ranges: &Ranges) -> HashMap<Digest, BTreeSet<SpanId>> {
+    let of_layer = |layer: &Arc<Layer>| {
+        let ranges = ranges.get(&layer.index.layer()).map(Vec::as_slice).unwrap_or_default();
+        let is_inside = |span: &SpanId| {
+            let Range { start, end } = layer.index.compressed(*span);
+            let before = ranges.partition_point(|range| range.start <= start);
+            before.checked_sub(1).is_some_and(|number| end <= ranges[number].end)
+        };
+        (layer.index.layer(), layer.index.span_ids().filter(is_inside).collect())
+    };
+    contents.layers.iter().map(of_layer).collect()
 }
 
 /// The spans that `profile` names. As in a replay, paths that are not there are passed over, and the work is bounded.

@@ -1,7 +1,7 @@
 //! Parcels: what one image has touched of a cache, as one file that a CI cache can keep and another machine imports.
 //!
-//! Three difficulties. *Small*: a parcel holds documents, indexes and the spans that are here, or only those that a profile
-//! names, and no byte else. *Streamed*: it may be a gigabyte and go through a pipe, so it is written and read front to
+//! Three difficulties. *Small*: a parcel holds documents, indexes and the [`Spans`] that were read, or that a profile names,
+//! and no byte else. *Streamed*: it may be a gigabyte and go through a pipe, so it is written and read front to
 //! back, in records of bounded length (`format`). *Strangers*: a CI cache is written by whoever can write there.
 //!
 //! # What is believed
@@ -37,6 +37,7 @@ pub use export::export;
 pub use import::import;
 
 use crate::fetch::Layer;
+use crate::fs::touched::Ranges;
 use crate::index::Rejected;
 use crate::oci::Digest;
 use crate::profile::Profile;
@@ -54,6 +55,17 @@ pub struct Named {
     pub media_type: String,
 }
 
+/// Which spans of the layers are exported, as far as they are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spans {
+    /// All.
+    All,
+    /// Those that the profile names.
+    OfProfile,
+    /// Those in these parts of the layers.
+    In(Ranges),
+}
+
 /// What is to be exported.
 #[derive(Debug)]
 pub struct Contents {
@@ -63,8 +75,8 @@ pub struct Contents {
     pub documents: Vec<(Digest, Bytes)>,
     /// The manifest, and the profile that is stored for it.
     pub profile: Option<(Digest, Profile)>,
-    /// Leave out the spans that the profile does not name.
-    pub only_profile: bool,
+    /// Which spans.
+    pub spans: Spans,
     /// The layers from the bottom.
     pub layers: Vec<Arc<Layer>>,
     /// What they make.

@@ -123,7 +123,7 @@ impl Cache {
             named: Some(named),
             documents: vec![(digest, manifest), (Digest::sha256(&config), config)],
             profile: Some((digest, profile())),
-            only_profile: false,
+            spans: Spans::All,
             layers: layers.iter().map(|made| Arc::new(layer(made))).collect(),
             tree: Tree::open(Bytes::from(merger.finish())).expect("a good tree"),
         }
@@ -222,7 +222,7 @@ fn a_parcel_is_as_small_as_what_was_touched() {
 fn with_its_profile_only_the_spans_that_it_names_are_carried() -> Outcome {
     let (from, to) = (Cache::new(), Cache::new());
     layers().iter().for_each(|made| from.complete(made));
-    let contents = Contents { only_profile: true, ..from.contents() };
+    let contents = Contents { spans: Spans::OfProfile, ..from.contents() };
     let (parcel, exported) = write(&contents);
     assert_eq!(exported.bytes, contents.bytes(), "what progress counts");
     read(&parcel, &to)?;
@@ -239,6 +239,26 @@ fn with_its_profile_only_the_spans_that_it_names_are_carried() -> Outcome {
     let extent = contents.tree.node(node).extents().next().expect("it has bytes");
     let span = first.index.spans(extent.layer_offset..extent.layer_offset + 10).next().expect("a span");
     assert!(to.blob(first).missing(first.index.compressed(span)).is_empty());
+    Ok(())
+}
+
+#[test]
+fn of_what_is_here_only_the_spans_that_were_touched_are_carried() -> Outcome {
+    let (from, to) = (Cache::new(), Cache::new());
+    layers().iter().for_each(|made| from.complete(made));
+    let [first, second, _] = layers();
+    let span = first.index.span_ids().nth(1).expect("it has several");
+    let touched = first.index.compressed(span);
+    let contents = |ranges: Ranges| Contents { spans: Spans::In(ranges), ..from.contents() };
+    let some = contents(Ranges::from([(first.expected.layer, vec![touched.clone()])]));
+    let (parcel, exported) = write(&some);
+    assert_eq!((exported.bytes, some.bytes()), (touched.end - touched.start, touched.end - touched.start));
+    read(&parcel, &to)?;
+    assert!(to.is_sound() && to.blob(first).missing(touched.clone()).is_empty());
+    assert_eq!((to.blob(first).present_bytes(), to.blob(second).present_bytes()), (exported.bytes, 0));
+    // A part of a span is none.
+    let part = contents(Ranges::from([(first.expected.layer, vec![touched.start + 1..touched.end])]));
+    assert_eq!(write(&part).1.bytes, 0);
     Ok(())
 }
 

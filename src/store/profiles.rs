@@ -1,4 +1,4 @@
-//! Profiles of starts, by manifest.
+//! Profiles of starts, and records of what was touched, by manifest.
 //!
 //! The store keeps their bytes and does not know their form. A record is the profile behind a line with the BLAKE3 of the
 //! manifest's digest and the profile, so one that is damaged, or stands under another name, is noticed and counts as
@@ -42,6 +42,16 @@ impl Store {
         Ok(None)
     }
 
+    /// Keeps what was touched of an image, in the same way as its profile.
+    pub fn put_touched(&self, manifest: &Digest, record: &[u8]) -> Result<(), Error> {
+        self.put_profile(&name_of_touched(manifest), record)
+    }
+
+    /// What was touched of an image.
+    pub fn touched(&self, manifest: &Digest) -> Result<Option<Bytes>, Error> {
+        self.profile(&name_of_touched(manifest))
+    }
+
     /// Removes the profile of an image; false if there is none.
     pub fn remove_profile(&self, manifest: &Digest) -> Result<bool, Error> {
         object::remove(&self.shared.layout.object(Part::Profiles, manifest))
@@ -77,6 +87,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// The name beside those of manifests under which it is kept what was touched.
+fn name_of_touched(manifest: &Digest) -> Digest {
+    Digest::sha256(format!("touched of {manifest}").as_bytes())
 }
 
 /// The profile in the record that is stored under `manifest`.
