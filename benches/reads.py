@@ -7,13 +7,14 @@ beside).
 import contextlib, json, os, pathlib, random, shutil, stat, threading, time
 
 from starts import read_all
-from subjects import Failed, drop_page_cache, run, timed
+from subjects import Failed, Line, Ocifs, drop_page_cache, run, timed
 
 BLOCK = 1 << 20
 SMALL = 64 << 10  # the largest size of a small file
 LARGE = 64 << 20  # the least size of a large one
 READERS, SMALL_FILES, THREADS = 64, 2000, 32
 FIO_SECONDS = 1
+LONG_MS = 400  # a round trip beside which nothing else counts
 
 
 class Reads:
@@ -137,6 +138,28 @@ class Reads:
         yield row("  over the line", "MB", needed)
         yield row("  until all were read", "s", took)
 
+    def travel(self):
+        """The mount of a machine that has nothing, while the index lies in the registry: the round trips that it waits for, by
+        how much longer it takes over a line of long ones (connections are made at once: a real line adds one to make the
+        first), and the bytes: manifest, configuration, and what it needs of the indexes."""
+        near, far = (Line(self.stage, self.line.registry, rtt, 1000) for rtt in (0, LONG_MS))
+        reference, image = near.reference(self.caches.image), self.caches.image
+        made, = json.loads(run(*self.caches.profile.command("index", "--json", "--push", "--replace", reference)))
+        self.caches.profile.reset()
+        took = {near: [], far: []}
+        for _ in range(self.runs):
+            for line, times in took.items():
+                with Ocifs(self.stage, "travel") as subject:
+                    drop_page_cache()
+                    times.append(subject.mount(line.reference(image)))
+        trips = [(long - short) * 1000 / LONG_MS for short, long in zip(took[near], took[far])]
+        yield row("mount with an index from the registry: round trips", "", trips, most=6)
+        manifest = image.blob(image.digest)
+        config = image.blob(json.loads(manifest.read_text())["config"]["digest"])
+        needed = sum(layer["metadata_size"] for layer in made["layers"]) + sum(
+            path.stat().st_size for path in (manifest, config))
+        yield row(f"  bytes that it waits for, of {image.size / 1e6:.0f} MB", "%", [100 * needed / image.size], most=1)
+
     @contextlib.contextmanager
     def complete(self, io):
         """The image with everything in the cache, mounted with this I/O mode."""
@@ -160,7 +183,7 @@ class Reads:
 
 MEASURES = {"trees": Reads.trees, "sequential": Reads.sequential, "random": Reads.randomly, "io": Reads.io,
             "flight": Reads.flight,
-            "small-files": Reads.small_files}
+            "small-files": Reads.small_files, "travel": Reads.travel}
 
 
 @contextlib.contextmanager

@@ -438,6 +438,9 @@ pub const REFERRER_ROUNDS: usize = 32;
 /// Longest manifest of an index artifact: [`LAYERS`] descriptors of one kilobyte each.
 pub const ARTIFACT_BYTES: u64 = 2 << 20;
 
+/// Longest manifest of an index artifact that is embedded in the list under a tag: thirty layers.
+pub const EMBEDDED_BYTES: u64 = 16 << 10;
+
 /// Most index artifacts of one image that are looked at; the others are passed over.
 pub const ARTIFACTS: usize = 64;
 

@@ -95,11 +95,14 @@ async fn open(repository: &Repository, manifest: Descriptor, subject: &Digest) -
         let why = format!("it has {} bytes, at most {ARTIFACT_BYTES} are read", manifest.size);
         return Err(Error::Artifact { digest: manifest.digest, why });
     }
-    // Embedded content would save a round trip, but only entries written by hand have it.
     let manifest = Descriptor { media_type: MANIFEST_TYPE.to_owned(), ..manifest };
-    let document = repository.manifest(&manifest).await?;
-    let artifact = Artifact::parse(&document.bytes, subject)?;
-    Ok(Shared { manifest, artifact, document: document.bytes })
+    let document = match &manifest.data {
+        // It has the digest of the descriptor.
+        Some(embedded) => embedded.clone(),
+        None => repository.manifest(&manifest).await?.bytes,
+    };
+    let artifact = Artifact::parse(&document, subject)?;
+    Ok(Shared { manifest: Descriptor { data: None, ..manifest }, artifact, document })
 }
 
 /// Reads a blob of an artifact and checks it.
