@@ -166,6 +166,10 @@ async fn one(
         resolved.manifest_size,
     );
     let format = format_of(&work.format)?;
+    if format != Format::Ocifs && matches!(work.profile, control::IndexProfile::Text(_)) {
+        let text = "SOCI's form of an index has no place for a profile: it is left out".to_owned();
+        send(events, Event::Warning { text }).await;
+    }
     let ztocs = match format {
         Format::Ocifs => Vec::new(),
         Format::Soci | Format::SociV2 => ztocs::write(&layers, events).await?,

@@ -15,7 +15,8 @@
 //! a file. Nothing here does I/O.
 //!
 //! A TOC has no offsets of the tar stream, so the stream of its claim is one of its own: the chunks of all files, one after
-//! the other. What is not a file's content (headers, padding, the TOC) is not in it.
+//! the other. What is not a file's content (headers, padding, the TOC) is not in it. Nor is the tar-split document that
+//! containers/storage appends to zstd:chunked looked at: it is for writing the same tar again, which nobody does here.
 
 mod chunks;
 mod estargz;

@@ -110,6 +110,23 @@ fn what_soci_has_no_form_for_is_told_and_left_out() {
 }
 
 #[test]
+fn who_names_a_profile_for_soci_is_told_that_it_has_no_place_there() {
+    if !ready() {
+        return;
+    }
+    let (registry, built) = served(&image());
+    let reference = registry.name("it:latest");
+    let machine = Machine::new();
+    let file = machine.ocifs.home().join("start.profile");
+    let digest = built.manifest.digest;
+    let text = format!("ocifs-profile 1\nimage {digest}\nrecorded 1\nmount /m\naccesses 1\n0 9 usr/text1\n");
+    std::fs::write(&file, text).expect("written");
+    let file = file.to_string_lossy().into_owned();
+    let ran = machine.ocifs.run(["index", "--format=soci", "--profile", &file, &reference]).ok();
+    assert!(ran.stderr.contains("warning: SOCI's form of an index has no place for a profile"), "{}", ran.stderr);
+}
+
+#[test]
 fn soci_indexes_are_listed_beside_ours_and_removed_only_when_they_are_meant() {
     if !ready() {
         return;
