@@ -1,6 +1,9 @@
 //! What was read of images, kept for parcels: of each manifest the parts of its layers that readers have touched, in all mounts
 //! of this cache so far.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::fs::touched::{Ranges, Touched, join};
@@ -9,7 +12,7 @@ use crate::store::Store;
 
 /// The stored form: by layer, ranges of compressed bytes.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Record(std::collections::BTreeMap<String, Vec<(u64, u64)>>);
+struct Record(BTreeMap<String, Vec<(u64, u64)>>);
 
 /// What is known to have been touched of an image.
 pub(super) fn load(store: &Store, manifest: &Digest) -> Ranges {
@@ -38,12 +41,11 @@ pub(super) fn keep(store: &Store, manifest: &Digest, touched: &Touched) {
     if all == before {
         return;
     }
-    let pairs = |ranges: Vec<std::ops::Range<u64>>| ranges.into_iter().map(|range| (range.start, range.end)).collect();
+    let pairs = |ranges: Vec<Range<u64>>| ranges.into_iter().map(|range| (range.start, range.end)).collect();
     let record = Record(all.into_iter().map(|(layer, ranges)| (layer.to_string(), pairs(ranges))).collect());
-    let kept = serde_json::to_vec(&record).map_err(std::io::Error::from);
-    match kept.map(|text| store.put_touched(manifest, &text)) {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%manifest, %error, "what was touched is not kept"),
-        Err(error) => tracing::debug!(%manifest, %error, "what was touched is not kept"),
+    // Texts and numbers are JSON.
+    let text = serde_json::to_vec(&record).unwrap_or_default();
+    if let Err(error) = store.put_touched(manifest, &text) {
+        tracing::debug!(%manifest, %error, "what was touched is not kept");
     }
 }

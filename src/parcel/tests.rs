@@ -249,15 +249,18 @@ fn of_what_is_here_only_the_spans_that_were_touched_are_carried() -> Outcome {
     let [first, second, _] = layers();
     let span = first.index.span_ids().nth(1).expect("it has several");
     let touched = first.index.compressed(span);
-    let contents = |ranges: Ranges| Contents { spans: Spans::In(ranges), ..from.contents() };
-    let some = contents(Ranges::from([(first.expected.layer, vec![touched.clone()])]));
+    let contents = |range: std::ops::Range<u64>| {
+        let ranges = Ranges::from([(first.expected.layer, Vec::from([range]))]);
+        Contents { spans: Spans::In(ranges), ..from.contents() }
+    };
+    let some = contents(touched.clone());
     let (parcel, exported) = write(&some);
     assert_eq!((exported.bytes, some.bytes()), (touched.end - touched.start, touched.end - touched.start));
     read(&parcel, &to)?;
     assert!(to.is_sound() && to.blob(first).missing(touched.clone()).is_empty());
     assert_eq!((to.blob(first).present_bytes(), to.blob(second).present_bytes()), (exported.bytes, 0));
     // A part of a span is none.
-    let part = contents(Ranges::from([(first.expected.layer, vec![touched.start + 1..touched.end])]));
+    let part = contents(touched.start + 1..touched.end);
     assert_eq!(write(&part).1.bytes, 0);
     Ok(())
 }
