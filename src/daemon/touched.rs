@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::touched::{Ranges, Touched, join};
+use crate::fetch::{Ranges, Touched, join_ranges};
 use crate::oci::Digest;
 use crate::store::Store;
 
@@ -23,7 +23,7 @@ pub(super) fn load(store: &Store, manifest: &Digest) -> Ranges {
     let record = text.and_then(|text| serde_json::from_slice::<Record>(&text).ok()).unwrap_or_default();
     let layer = |(layer, ranges): (String, Vec<(u64, u64)>)| {
         let mut ranges = ranges.into_iter().filter(|(start, end)| start < end).map(|(start, end)| start..end).collect();
-        join(&mut ranges);
+        join_ranges(&mut ranges);
         Some((layer.parse().ok()?, ranges))
     };
     record.0.into_iter().filter_map(layer).collect()
@@ -36,7 +36,7 @@ pub(super) fn keep(store: &Store, manifest: &Digest, touched: &Touched) {
     for (layer, ranges) in touched.ranges() {
         let known = all.entry(layer).or_default();
         known.extend(ranges);
-        join(known);
+        join_ranges(known);
     }
     if all == before {
         return;

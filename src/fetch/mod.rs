@@ -30,6 +30,7 @@ mod readahead;
 mod spans;
 mod steady;
 mod sync;
+mod touched;
 mod windows;
 
 use std::ops::Range;
@@ -48,6 +49,7 @@ pub use once_map::{Claim, OnceMap};
 pub use outage::{OnOutage, Outage, Patience};
 pub use readahead::Foretold;
 use spans::Use;
+pub use touched::{Ranges, Touched, join_ranges};
 pub use windows::WindowSource;
 
 use crate::index::{self, SpanId};

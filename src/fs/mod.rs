@@ -21,13 +21,12 @@ mod push;
 mod read;
 #[cfg(test)]
 mod tests;
-pub mod touched;
 mod walk;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::fetch::{Fetcher, Layer, OnOutage, Outage, Patience};
+use crate::fetch::{Fetcher, Layer, OnOutage, Outage, Patience, Touched};
 use crate::store::Store;
 use crate::tree::{Node, NodeId, Tree};
 
@@ -64,7 +63,7 @@ pub struct FileSystem {
     open: open::OpenFiles,
     publisher: publish::Publisher,
     recorder: Arc<profile::Recorder>,
-    touched: Arc<touched::Touched>,
+    touched: Arc<Touched>,
 }
 
 impl Drop for FileSystem {
@@ -82,7 +81,7 @@ impl FileSystem {
         let publisher = publish::Publisher::start(fetcher.clone(), Arc::clone(&copies), tree.clone(), layers.clone());
         let (directories, walk) = (ahead::Directories::default(), walk::Walk::default());
         let push = push::Push::new(&tree);
-        let touched = Arc::new(touched::Touched::new(&layers));
+        let touched = Arc::new(Touched::new(&layers));
         Self {
             tree,
             layers,
@@ -134,20 +133,31 @@ impl FileSystem {
     }
 
     /// What readers have touched of the layers.
-    pub fn touched(&self) -> &Arc<touched::Touched> {
+    pub fn touched(&self) -> &Arc<Touched> {
         &self.touched
     }
 
     /// Takes note of a read of a file.
     fn note(&self, id: NodeId, node: &Node<'_>, range: Range<u64>) {
-        self.touched.note(node.extents_in(range.clone()), &range);
+        self.touch(node, range.clone());
         self.recorder.note(id, range);
     }
 
     /// Takes note that the kernel reads a file itself.
     fn note_given(&self, id: NodeId, node: &Node<'_>) {
-        self.touched.note(node.extents(), &(0..node.size()));
+        self.touch(node, 0..node.size());
         self.recorder.note_given(id, node.size());
+    }
+
+    fn touch(&self, node: &Node<'_>, range: Range<u64>) {
+        for extent in node.extents_in(range.clone()) {
+            let start = range.start.max(extent.file_offset);
+            let end = range.end.min(extent.file_offset.saturating_add(extent.length));
+            if start < end {
+                let at = extent.layer_offset + (start - extent.file_offset);
+                self.touched.note(extent.layer as usize, at..at + (end - start));
+            }
+        }
     }
 
     /// The recorder of first accesses; it is off until it is started.

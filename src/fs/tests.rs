@@ -471,3 +471,23 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_is_touched_and_nothing_beside_it() {
+    let files: Vec<_> = ["a", "b", "c"].iter().map(|name| (file(name, 3_000_000), content(3_000_000))).collect();
+    let scene = scene(&files);
+    assert!(scene.fs.touched().ranges().is_empty());
+    let node = scene.fs.tree().resolve(b"b", false).expect("it is there");
+    if let Read::Later(pending) = scene.fs.read(Ino::from(node), 2_500_000, 4096).expect("a file") {
+        pending.await.expect("it is fetched");
+    }
+    let ranges = scene.fs.touched().ranges();
+    let index = &scene.fs.layers[0].index;
+    let extent = scene.fs.tree().node(node).extents().next().expect("it has bytes");
+    let at = extent.layer_offset + 2_500_000;
+    let spans: Vec<_> = index.spans(at..at + 4096).map(|span| index.compressed(span)).collect();
+    let mut expected = spans.clone();
+    crate::fetch::join_ranges(&mut expected);
+    assert_eq!(ranges, crate::fetch::Ranges::from([(index.layer(), expected)]));
+    assert!(ranges[&index.layer()].iter().all(|range| range.end - range.start < index.compressed_size() / 2));
+}

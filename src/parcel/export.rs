@@ -11,8 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::format::{Form, LayerHead, Writer};
 use super::{Contents, Error, Exported, Progress, Spans};
-use crate::fetch::Layer;
-use crate::fs::touched::Ranges;
+use crate::fetch::{Layer, Ranges};
 use crate::index::{self, SpanId};
 use crate::limits::{PARCEL_SPAN_BYTES, PARCEL_STRETCH_BYTES, REPLAY_STEPS};
 use crate::oci::{Digest, Hasher};

@@ -36,8 +36,7 @@ use bytes::Bytes;
 pub use export::export;
 pub use import::import;
 
-use crate::fetch::Layer;
-use crate::fs::touched::Ranges;
+use crate::fetch::{Layer, Ranges};
 use crate::index::Rejected;
 use crate::oci::Digest;
 use crate::profile::Profile;
