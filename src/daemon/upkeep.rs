@@ -24,7 +24,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 const BUSY: Duration = Duration::from_secs(10);
 
 /// How long the mounts that a daemon has ended may take to let go of their layers before it looks for the last time.
-const SEEN_OFF: Duration = Duration::from_secs(1);
+const SEEN_OFF: Duration = Duration::from_secs(3);
 
 /// How long that last look may take.
 const LAST: Duration = Duration::from_secs(5);
