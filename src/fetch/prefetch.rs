@@ -50,7 +50,11 @@ impl Fetcher {
         let needed: Vec<_> = index.spans(range.clone()).collect();
         let (Some(first), Some(last)) = (needed.first(), needed.last()) else { return false };
         let is_missing = |span: &SpanId| !LargeSpans::is_large(index, *span) && !layer.has(*span);
-        let must_wait = needed.iter().any(is_missing);
+        let mut unforetold: Vec<_> = needed.iter().copied().filter(is_missing).collect();
+        let must_wait = !unforetold.is_empty();
+        if must_wait {
+            self.inner.planner.retain_unwanted(layer, &mut unforetold);
+        }
         let (mut spans, count) = (index.spans(file.clone()), index.span_count());
         let file_start = spans.next().unwrap_or(*first);
         let file_end = spans.last().unwrap_or(file_start);
@@ -65,7 +69,7 @@ impl Fetcher {
             widest: u32::try_from(WINDOW * product * u64::from(count) / index.compressed_size().max(1))
                 .unwrap_or(count),
         };
-        let ahead = layer.readahead.note(&step, must_wait);
+        let ahead = layer.readahead.note(&step, !unforetold.is_empty());
         let mut wanted: Vec<_> = index.span_ids_in(ahead.spans).collect();
         if must_wait && ahead.guesses {
             // What the reader waits for goes first; the rest of the file and its neighbours fill the line behind it.

@@ -1,9 +1,10 @@
 //! What is wanted, by whom, and which ranged read comes next: the planner's bookkeeping, without any waiting.
 //!
 //! A span is wanted once, however many ask ([`Queue::enter`]); whoever asks more urgently moves it up. [`Queue::next`] cuts
-//! the next read of a line: the most urgent span, and with it the missing neighbours that are wanted too, as one range. The
-//! strict order of [`Priority`] holds between reads: while a reader's span waits, nothing else is asked for; and what is not
-//! for a waiting reader stays below the bytes that the line holds anyway, so that the next reader finds it nearly free.
+//! the next read of a line: the most urgent span, and with it the missing neighbours that are wanted too, as one range, unless
+//! their turn is far off ([`PULL`]). The strict order of [`Priority`] holds between reads: while a reader's span waits,
+//! nothing else is asked for; and what is not for a waiting reader stays below the bytes that the line holds anyway, so that
+//! the next reader finds it nearly free.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -20,6 +21,12 @@ use super::{Error, Layer, Priority};
 use crate::index::SpanId;
 use crate::limits;
 
+/// How far behind a span, in the order in which spans were asked for, one may stand that is brought with it: so many times
+/// what the line holds. A neighbour that comes along saves a request, but all that stands between them comes later for it.
+/// Measured on the start of a python image with a profile, over 200 Mbit/s with 30 ms: 2, 4 and 6 times send 128, 109 and 84
+/// requests and take 2.04, 2.03 and 2.13 s; any neighbour, 2.11 s.
+const PULL: u64 = 4;
+
 /// The compressed bytes of a span, once they are here.
 pub(super) type Outcome = Option<Result<Bytes, Error>>;
 
@@ -33,6 +40,8 @@ pub(super) struct Queue {
     last_read: u64,
     /// Bytes asked for that have not come, over all lines.
     outstanding: u64,
+    /// Bytes of all spans that were ever asked for: the place of the next in their order.
+    asked: u64,
 }
 
 #[derive(Debug)]
@@ -40,6 +49,8 @@ struct Want {
     /// Gone once nobody has the layer open, and so nobody waits: then it is not asked for any more.
     layer: Weak<Layer>,
     priority: Priority,
+    /// Where it stands in the order in which spans were asked for: the bytes of those before it.
+    place: u64,
     /// How many wait for it.
     tickets: usize,
     /// Brought even if nobody waits.
@@ -67,6 +78,19 @@ struct Read {
     /// Its task, once it runs.
     abort: Option<AbortHandle>,
     begun: bool,
+}
+
+/// Which neighbours of a span may be brought with it.
+#[derive(Debug)]
+struct Reach {
+    /// That of the span; what comes before it in the blob must be as urgent.
+    priority: Priority,
+    /// Most bytes of all together, unless the span alone has more.
+    limit: u64,
+    /// The last place in the order in which spans were asked for.
+    latest: u64,
+    /// Most bytes of a span in between that nobody asked for.
+    bridge: u64,
 }
 
 /// One ranged read to be sent: spans of a layer that follow each other in the blob.
@@ -115,6 +139,7 @@ impl Queue {
         let want = self.wants.entry(key).or_insert_with(|| Want {
             layer: Weak::new(),
             priority: Priority::Fill,
+            place: self.asked,
             tickets: 0,
             kept: false,
             read: None,
@@ -127,7 +152,9 @@ impl Queue {
         want.tickets += usize::from(!kept);
         want.kept |= kept;
         if is_new || priority < want.priority {
-            want.priority = priority;
+            (want.priority, want.place) = (priority, self.asked);
+            let range = layer.index.compressed(span);
+            self.asked = self.asked.saturating_add(range.end.saturating_sub(range.start));
             if want.read.is_none() {
                 self.lines.entry(Arc::clone(&layer.place)).or_default().waiting[priority as usize].push_back(key);
             }
@@ -186,8 +213,16 @@ impl Queue {
         let line = self.lines.entry(Arc::clone(&name)).or_default();
         let product = line.estimate.product();
         let patience = line.estimate.patience();
-        let limit = if priority == Priority::Demand { product } else { (product / 2).max(limits::READ_CHUNK / 2) };
-        let spans = self.extend(layer, key, priority, limit, product / 8);
+        let reach = Reach {
+            priority,
+            limit: match priority {
+                Priority::Demand | Priority::Profile => product,
+                Priority::ReadAhead | Priority::Fill => (product / 2).max(limits::READ_CHUNK / 2),
+            },
+            latest: self.wants.get(&key).map_or(0, |want| want.place).saturating_add(PULL * product),
+            bridge: product / 8,
+        };
+        let spans = self.extend(layer, key, &reach);
         self.last_read += 1;
         let id = self.last_read;
         let keys: Vec<_> = spans.iter().map(|span| Key::asked(layer, *span)).collect();
@@ -210,16 +245,17 @@ impl Queue {
         Run { id, layer: Arc::clone(layer), spans, priority, patience }
     }
 
-    /// The spans around `key` that are brought with it, in stream order and in the order of the blob: at most `limit` bytes
-    /// unless it alone has more, over single spans of at most `bridge` bytes that nobody asked for, and with those whose
-    /// bytes come anyway because they are parts of the same member.
-    fn extend(&self, layer: &Arc<Layer>, key: Key, priority: Priority, limit: u64, bridge: u64) -> Vec<SpanId> {
+    /// The spans around `key` that are brought with it, in stream order and in the order of the blob: those that are wanted
+    /// within its reach, single ones between them that nobody asked for, and those whose bytes come anyway because they are
+    /// parts of the same member.
+    fn extend(&self, layer: &Arc<Layer>, key: Key, reach: &Reach) -> Vec<SpanId> {
+        let &Reach { priority, limit, latest, bridge } = reach;
         let index = &layer.index;
         let place = |span| index.compressed(span);
         let is_wanted = |span: SpanId| self.wants.contains_key(&Key::asked(layer, span));
         let waits = |span: SpanId, least: Priority| {
             let want = self.wants.get(&Key::asked(layer, span));
-            want.is_some_and(|want| want.read.is_none() && want.priority <= least)
+            want.is_some_and(|want| want.read.is_none() && want.priority <= least && want.place <= latest)
         };
         let is_missing = |span: SpanId| !is_wanted(span) && !layer.has(span);
         let mut spans = VecDeque::from([key.span()]);

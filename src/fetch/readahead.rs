@@ -8,6 +8,10 @@
 //! A reader that walks in tar order (`tar`, `cp -a`, a scanner) is another thing. It is recognised by its steps, and followed by
 //! a window that doubles until it covers the line, as TCP's does; a step elsewhere begins anew without one.
 //!
+//! Where a profile says which parts of files will be read, nothing else is fetched ahead, for walks neither, until a reader has
+//! to wait for a span that nobody asked for: a walk that leaves what the profile knows, or too many spans for the profile to
+//! be of this program.
+//!
 //! [`ReadAhead`] is the memory of one layer. It decides in span numbers and knows neither bytes nor the network.
 
 use std::ops::Range;
@@ -75,6 +79,8 @@ struct Walk {
     window: u32,
     /// The span after the last one fetched for it.
     ahead: u32,
+    /// It had to wait for an unforetold span.
+    is_unforetold: bool,
 }
 
 /// What should be fetched because of a read.
@@ -108,12 +114,12 @@ pub(super) struct Step {
 impl ReadAhead {
     /// Takes note of a read; the spans that should be fetched for it besides those it needs, some of which may be here.
     ///
-    /// `must_wait` says that the read has to wait for the source.
-    pub(super) fn note(&self, step: &Step, must_wait: bool) -> Ahead {
+    /// `unforetold` says that the read has to wait for a span that nobody has asked for yet.
+    pub(super) fn note(&self, step: &Step, unforetold: bool) -> Ahead {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let mut spans = Vec::new();
         let is_new = step.needed.clone().any(|span| !memory.was_read(span));
-        memory.foretold = memory.foretold.saturating_sub(u32::from(is_new && must_wait));
+        memory.foretold = memory.foretold.saturating_sub(u32::from(is_new && unforetold));
         let guesses = memory.foretold == 0;
         if is_new {
             if guesses || memory.whole_files {
@@ -124,7 +130,7 @@ impl ReadAhead {
             }
             memory.mark(&step.needed);
         }
-        spans.extend(memory.walk(step));
+        spans.extend(memory.walk(step, unforetold));
         spans.retain(|range| !range.is_empty());
         Ahead { spans, guesses }
     }
@@ -159,38 +165,46 @@ impl Memory {
     }
 
     /// Follows the walk that `step` belongs to, or begins one.
-    fn walk(&mut self, step: &Step) -> Option<Range<u32>> {
+    fn walk(&mut self, step: &Step, unforetold: bool) -> Option<Range<u32>> {
         let start = step.range.start;
         let belongs = |walk: &Walk| start.saturating_add(BACK) >= walk.at && start <= walk.at.saturating_add(GAP);
         let mut walk = match self.walks.iter().position(belongs) {
             Some(place) => self.walks.remove(place),
             None => {
                 self.walks.truncate(WALKS - 1);
-                Walk { at: start, run: 0, files: 0, window: 0, ahead: step.needed.start }
+                Walk { at: start, run: 0, files: 0, window: 0, ahead: step.needed.start, is_unforetold: false }
             }
         };
-        let fetched = walk.step(step);
+        walk.is_unforetold |= unforetold;
+        let parts_are_foretold = self.foretold > 0 && !self.whole_files;
+        let is_led = walk.step(step) && (walk.is_unforetold || !parts_are_foretold);
+        let fetched = if is_led { walk.refill(step) } else { None };
         self.walks.insert(0, walk);
         fetched
     }
 }
 
 impl Walk {
-    fn step(&mut self, step: &Step) -> Option<Range<u32>> {
+    /// Goes on to the end of `step`. True if it is there for the first time, and has come far enough to be followed.
+    fn step(&mut self, step: &Step) -> bool {
         if step.range.end <= self.at {
-            return None;
+            return false;
         }
         self.files += u32::from(step.range.start == step.file_start);
         self.run += step.range.end - self.at;
         self.at = step.range.end;
-        let across = self.files >= LAYER_RUN;
-        if !across && self.run < FILE_RUN {
-            return None;
-        }
+        self.is_across() || self.run >= FILE_RUN
+    }
+
+    fn is_across(&self) -> bool {
+        self.files >= LAYER_RUN
+    }
+
+    /// The spans to be fetched next, if it is time: a long window is refilled in pieces, not span by span.
+    fn refill(&mut self, step: &Step) -> Option<Range<u32>> {
         let next = step.needed.end;
-        let limit = if across { step.count } else { step.file.end };
+        let limit = if self.is_across() { step.count } else { step.file.end };
         let start = self.ahead.max(next);
-        // A long window is refilled in pieces, not span by span.
         if start - next > self.window / 2 {
             return None;
         }
@@ -275,6 +289,21 @@ mod tests {
         assert!((0..50).all(|n| ahead.note(&file(n * 10), false).spans.is_empty()));
         let waits: Vec<_> = (50..50 + 2 * FORETOLD).map(|n| ahead.note(&file(n * 10), true).guesses).collect();
         assert_eq!(waits.iter().filter(|guesses| !**guesses).count() as u32, FORETOLD - 1);
+    }
+
+    #[test]
+    fn a_walk_that_a_profile_knows_is_followed_once_it_leaves_what_that_knows() {
+        let ahead = ReadAhead::default();
+        ahead.foretell(Foretold::Parts);
+        let brought = |at: u32, unforetold| ahead.note(&step(at..at + 1, 100..200), unforetold).spans;
+        assert!((100..120).all(|at| brought(at, false).is_empty()));
+        assert_eq!(brought(120, true), [Range { start: 121, end: 122 }]);
+        assert_eq!(
+            brought(121, false),
+            [Range { start: 122, end: 124 }],
+            "and goes on though it need not wait any more"
+        );
+        assert!(ahead.note(&step(700..704, 700..800), false).spans.is_empty(), "others are still known");
     }
 
     #[test]

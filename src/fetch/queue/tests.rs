@@ -340,3 +340,29 @@ fn what_is_wanted_ahead_of_a_layer_that_is_closed_is_not_asked_for() {
     assert_eq!([next(), next(), next()], [Some(vec![open.span(3)]), Some(vec![open.span(12)]), None]);
     assert_eq!(queue.wants.len(), 2);
 }
+
+#[test]
+fn a_neighbour_whose_turn_is_far_off_does_not_come_along() {
+    let scene = scene(60, 1, Memory::default());
+    let mut queue = Queue::default();
+    let place = Arc::clone(&scene.layer.place);
+    let size = |span: u32| {
+        let range = scene.layer.index.compressed(scene.span(span));
+        range.end - range.start
+    };
+    let pull = PULL * queue.product(&place);
+    let mut asked = 0;
+    let mut enter = |span: u32| {
+        drop(queue.enter(&scene.layer, scene.span(span), Priority::Profile, true));
+        asked += size(span);
+        asked
+    };
+    enter(0);
+    enter(20);
+    enter(21);
+    (40..).find(|span| enter(*span) > pull);
+    enter(1);
+    let mut next = || queue.next(&place).map(|run| run.spans);
+    assert_eq!(next(), Some(vec![scene.span(0)]), "its neighbour is wanted, after all others");
+    assert_eq!(next(), Some(vec![scene.span(20), scene.span(21)]));
+}
