@@ -660,6 +660,43 @@ proptest! {
 }
 
 #[tokio::test]
+async fn what_has_no_copy_is_decoded_before_it_is_asked_for() {
+    let (pad, copied) = (big(1), vec![2; crate::limits::CONTENT_DIGEST_BYTES as usize]);
+    let scene = scene(&[
+        ("tiny", Item::File(b"tiny")),
+        ("pad/a", Item::File(&pad)),
+        ("copied", Item::File(&copied)),
+        ("pad/b", Item::File(&pad)),
+        ("unread", Item::File(b"unread")),
+    ]);
+    let files = &scene.files;
+    let layer = &files.layers[0];
+    let missing = profile(&[(b"tiny", 0, 4)]);
+    warm::run(files, &missing).await;
+    assert_eq!(files.fetcher.memory_used(), 0, "nothing is here, and nothing is fetched");
+
+    layer.blob.write(0, &scene.tar).expect("written");
+    let content = files.tree.node(files.tree.resolve(b"copied", false).expect("it is there")).content().copied();
+    let file = files.store.new_file(&content.expect("a file has a digest"), copied.len() as u64).expect("a new file");
+    file.write(0, &copied).expect("written");
+    file.publish().expect("the digest is right");
+    warm::run(files, &profile(&[(b"copied", 0, 4), (b"tiny", 0, 2), (b"copied", 4, 8), (b"tiny", 2, 4)])).await;
+    let is_decoded = |path: &str| {
+        let node = files.tree.resolve(path.as_bytes(), false).expect("it is there");
+        let part = files.parts(node, 0..1).next().expect("it has bytes");
+        let span = layer.index.spans(part.stream).next().expect("they are in a span");
+        files.fetcher.cached(layer, span).is_some()
+    };
+    let decoding = async {
+        while !is_decoded("tiny") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), decoding).await.expect("it is decoded");
+    assert_eq!(["copied", "unread"].map(is_decoded), [false, false]);
+}
+
+#[tokio::test]
 async fn copies_that_a_profile_names_are_verified_before_they_are_asked_for() {
     let bytes = |name: &str| name.repeat(crate::limits::CONTENT_DIGEST_BYTES as usize).into_bytes();
     let (good, bad, other) = (bytes("good"), bytes("bad"), bytes("other"));

@@ -1,21 +1,23 @@
 //! What an earlier start read and is here already: brought from the disk before it is asked for.
 //!
 //! A start reads a thousand small files one after the other, each scattered somewhere in the cache, and a copy that this
-//! process has not verified yet is read as a whole before a byte of it is served. All of that can be done beside the program,
-//! in the order of the profile: copies are opened and verified, and the disk is told which parts of layers come next.
+//! process has not verified yet is read as a whole before a byte of it is served. A file of a few bytes has no copy, and the span
+//! that it is decoded from has a thousand times as many. All of that can be done beside the program, in the order of the profile:
+//! copies are opened and verified, spans of what has none are decoded as far as there is room, and of the rest the disk is told
+//! what comes next.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
 use super::{Files, places};
+use crate::index::SpanId;
 use crate::limits::WARM_BYTES;
 use crate::profile::Profile;
-use crate::store::Store;
-use crate::tree::{Node, NodeId};
+use crate::tree::NodeId;
 
 /// Threads that wait for the disk side by side: a disk of any kind gives several files in the time of one. Of 4, 8, 16 and 32,
 /// 8 and 16 started Python soonest.
@@ -32,9 +34,26 @@ struct Work {
     next: AtomicUsize,
     /// Bytes that may still be read.
     left: AtomicU64,
-    /// Files whose copies were looked at. Protected for one look.
-    seen: Mutex<HashSet<NodeId>>,
+    /// What was looked at. Protected for one look.
+    seen: Mutex<Seen>,
     wanted: AtomicBool,
+}
+
+/// Files whose copies were looked at, and spans of layers (by their place) that are decoded.
+#[derive(Default)]
+struct Seen {
+    files: HashSet<NodeId>,
+    spans: HashSet<(usize, SpanId)>,
+}
+
+/// What serves a file.
+enum Found {
+    /// Its copy. Verifying it took so many bytes of the disk.
+    Copy(u64),
+    /// Its layers, until somebody else has verified the copy.
+    Unverified,
+    /// Its layers.
+    Layers,
 }
 
 /// Tells the threads that they are no longer wanted.
@@ -80,44 +99,57 @@ impl Work {
             if left == 0 || !self.wanted.load(Ordering::Relaxed) {
                 break;
             }
-            let node = self.files.tree.node(*id);
-            let is_first = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(*id);
             // A long copy is verified beside its readers.
-            let copied = if node.size() <= left { copy(&self.files.store, &node, is_first()) } else { None };
-            let bytes = match copied {
-                Some(bytes) => bytes,
-                None => announce(&self.files, *id, range.clone()),
+            let bytes = match self.find(*id, left) {
+                Found::Copy(bytes) => bytes,
+                Found::Unverified => self.announce(*id, range.clone(), false),
+                Found::Layers => self.announce(*id, range.clone(), true),
             };
             let less = |left: u64| Some(left.saturating_sub(bytes));
             let _: Result<u64, u64> = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
     }
-}
 
-/// Verifies the copy of a file; the bytes that took, or none if there is no copy. Only who `is_first` to look at it reads it.
-fn copy(store: &Store, node: &Node<'_>, is_first: bool) -> Option<u64> {
-    let content = node.content()?;
-    if !is_first {
-        return store.is_verified(content).then_some(0);
-    }
-    match store.file(content) {
-        Ok(file) => file.map(|_| node.size()),
-        Err(error) => {
-            tracing::debug!(%error, "a copy cannot be brought from the disk");
-            None
+    /// Verifies the copy of a file if it has one, nobody is at it, and it is not longer than `most`.
+    fn find(&self, id: NodeId, most: u64) -> Found {
+        let (node, store) = (self.files.tree.node(id), &self.files.store);
+        let Some(content) = node.content() else { return Found::Layers };
+        if store.is_verified(content) {
+            return Found::Copy(0);
+        }
+        if node.size() > most || !self.seen().files.insert(id) {
+            return if store.has_file(content) { Found::Unverified } else { Found::Layers };
+        }
+        match store.file(content) {
+            Ok(Some(_)) => Found::Copy(node.size()),
+            Ok(None) => Found::Layers,
+            Err(error) => {
+                tracing::debug!(%error, "a copy cannot be brought from the disk");
+                Found::Layers
+            }
         }
     }
-}
 
-/// Tells the disk that a part of a file will be decoded from its layers; the compressed bytes of that.
-fn announce(files: &Files, node: NodeId, range: Range<u64>) -> u64 {
-    let mut bytes = 0;
-    for part in files.parts(node, range) {
-        for span in part.layer.index.spans(part.stream).filter(|span| part.layer.has(*span)) {
-            let compressed = part.layer.index.compressed(span);
-            bytes += compressed.end.saturating_sub(compressed.start);
-            part.layer.blob.announce(compressed);
+    /// Tells the disk that a part of a file will be decoded from its layers, or has it decoded; the compressed bytes of that.
+    fn announce(&self, node: NodeId, range: Range<u64>, decode: bool) -> u64 {
+        let mut bytes = 0;
+        for part in self.files.parts(node, range) {
+            for span in part.layer.index.spans(part.stream).filter(|span| part.layer.has(*span)) {
+                if decode && !self.seen().spans.insert((Arc::as_ptr(part.layer).addr(), span)) {
+                    continue;
+                }
+                let compressed = part.layer.index.compressed(span);
+                bytes += compressed.end.saturating_sub(compressed.start);
+                part.layer.blob.announce(compressed);
+                if decode {
+                    self.files.fetcher.decode_soon(part.layer, span);
+                }
+            }
         }
+        bytes
     }
-    bytes
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -97,8 +97,9 @@ impl Fetcher {
         self.decode_next();
     }
 
-    /// Decodes a span that readers will come to, now or when they have read enough of what is decoded already.
-    pub(super) fn decode_soon(&self, layer: &Arc<Layer>, span: SpanId) {
+    /// Decodes a span that readers will come to, now or when they have read enough of what is decoded already. Must be called
+    /// in a runtime or in its context.
+    pub fn decode_soon(&self, layer: &Arc<Layer>, span: SpanId) {
         self.inner.ahead.add(layer, span);
         self.decode_next();
     }
