@@ -102,8 +102,8 @@ impl Work {
             // A long copy is verified beside its readers.
             let bytes = match self.find(*id, left) {
                 Found::Copy(bytes) => bytes,
-                Found::Unverified => self.announce(*id, range.clone(), false),
-                Found::Layers => self.announce(*id, range.clone(), true),
+                Found::Unverified => self.announce(*id, range.clone(), left, false),
+                Found::Layers => self.announce(*id, range.clone(), left, true),
             };
             let less = |left: u64| Some(left.saturating_sub(bytes));
             let _: Result<u64, u64> = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -130,11 +130,15 @@ impl Work {
         }
     }
 
-    /// Tells the disk that a part of a file will be decoded from its layers, or has it decoded; the compressed bytes of that.
-    fn announce(&self, node: NodeId, range: Range<u64>, decode: bool) -> u64 {
+    /// Tells the disk that a part of a file will be decoded from its layers, or has it decoded, until that are `most` compressed
+    /// bytes; how many they are.
+    fn announce(&self, node: NodeId, range: Range<u64>, most: u64, decode: bool) -> u64 {
         let mut bytes = 0;
         for part in self.files.parts(node, range) {
             for span in part.layer.index.spans(part.stream).filter(|span| part.layer.has(*span)) {
+                if bytes >= most {
+                    return bytes;
+                }
                 if decode && !self.seen().spans.insert((Arc::as_ptr(part.layer).addr(), span)) {
                     continue;
                 }
