@@ -103,6 +103,12 @@ impl Scene {
         paths.iter().map(is_local).collect()
     }
 
+    /// The SHA-256 of a file's content.
+    fn content(&self, path: &str) -> [u8; 32] {
+        let node = self.files.tree.resolve(path.as_bytes(), false).expect("it is there");
+        *self.files.tree.node(node).content().expect("a file has a digest")
+    }
+
     async fn run(&self, config: &str, profile: Option<&Profile>) -> Progress {
         let config = image_config(config);
         let progress = Progress::default();
@@ -133,6 +139,13 @@ fn runtime() -> tokio::runtime::Runtime {
 fn profile(accesses: &[(&[u8], u64, u64)]) -> Profile {
     let origin = Origin { image: Digest::sha256(b""), recorded: 0, mount: "/m".into() };
     Profile::new(origin, accesses.iter().filter_map(|(path, start, end)| Access::new(path.to_vec(), *start, *end)))
+}
+
+/// Publishes a decoded copy of a file.
+fn publish(store: &Store, content: &[u8; 32], bytes: &[u8]) {
+    let file = store.new_file(content, bytes.len() as u64).expect("a new file");
+    file.write(0, bytes).expect("written");
+    file.publish().expect("the digest is right");
 }
 
 fn big(seed: u8) -> Vec<u8> {
@@ -671,15 +684,11 @@ async fn what_has_no_copy_is_decoded_before_it_is_asked_for() {
     ]);
     let files = &scene.files;
     let layer = &files.layers[0];
-    let missing = profile(&[(b"tiny", 0, 4)]);
-    warm::run(files, &missing).await;
+    warm::run(files, &profile(&[(b"tiny", 0, 4)])).await;
     assert_eq!(files.fetcher.memory_used(), 0, "nothing is here, and nothing is fetched");
 
     layer.blob.write(0, &scene.tar).expect("written");
-    let content = files.tree.node(files.tree.resolve(b"copied", false).expect("it is there")).content().copied();
-    let file = files.store.new_file(&content.expect("a file has a digest"), copied.len() as u64).expect("a new file");
-    file.write(0, &copied).expect("written");
-    file.publish().expect("the digest is right");
+    publish(&files.store, &scene.content("copied"), &copied);
     warm::run(files, &profile(&[(b"copied", 0, 4), (b"tiny", 0, 2), (b"copied", 4, 8), (b"tiny", 2, 4)])).await;
     let is_decoded = |path: &str| {
         let node = files.tree.resolve(path.as_bytes(), false).expect("it is there");
@@ -701,17 +710,12 @@ async fn copies_that_a_profile_names_are_verified_before_they_are_asked_for() {
     let bytes = |name: &str| name.repeat(crate::limits::CONTENT_DIGEST_BYTES as usize).into_bytes();
     let (good, bad, other) = (bytes("good"), bytes("bad"), bytes("other"));
     let scene = scene(&[("good", Item::File(&good)), ("bad", Item::File(&bad)), ("other", Item::File(&other))]);
-    let content = |name: &str| {
-        let id = scene.files.tree.resolve(name.as_bytes(), false).expect("it is there");
-        *scene.files.tree.node(id).content().expect("a file has a digest")
-    };
+    let content = |name: &str| scene.content(name);
     let cache = tempfile::tempdir().expect("a temporary directory");
     let open = || Store::open(&cache.path().join("cache")).expect("a store");
     let store = open();
     for name in ["good", "bad", "other"] {
-        let file = store.new_file(&content(name), bytes(name).len() as u64).expect("a new file");
-        file.write(0, &bytes(name)).expect("written");
-        file.publish().expect("the digest is right");
+        publish(&store, &content(name), &bytes(name));
     }
     let damaged = store.file(&content("bad")).expect("a file").expect("it is there");
     drop(store);

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::{Files, places};
 use crate::index::SpanId;
 use crate::limits::WARM_BYTES;
+use crate::oci::Digest;
 use crate::profile::Profile;
 use crate::tree::NodeId;
 
@@ -39,11 +40,12 @@ struct Work {
     wanted: AtomicBool,
 }
 
-/// Files whose copies were looked at, and spans of layers (by their place) that are decoded.
 #[derive(Default)]
 struct Seen {
+    /// Files whose copies were looked at.
     files: HashSet<NodeId>,
-    spans: HashSet<(usize, SpanId)>,
+    /// Spans that are decoded, with the digests of their layers.
+    spans: HashSet<(Digest, SpanId)>,
 }
 
 /// What serves a file.
@@ -130,8 +132,8 @@ impl Work {
         }
     }
 
-    /// Tells the disk that a part of a file will be decoded from its layers, or has it decoded, until that are `most` compressed
-    /// bytes; how many they are.
+    /// Tells the disk that a part of a file will be decoded from its layers, and has it decoded if `decode` says so; how many
+    /// compressed bytes that are. Ends once they are `most`.
     fn announce(&self, node: NodeId, range: Range<u64>, most: u64, decode: bool) -> u64 {
         let mut bytes = 0;
         for part in self.files.parts(node, range) {
@@ -139,7 +141,7 @@ impl Work {
                 if bytes >= most {
                     return bytes;
                 }
-                if decode && !self.seen().spans.insert((Arc::as_ptr(part.layer).addr(), span)) {
+                if decode && !self.seen().spans.insert((part.layer.index.layer(), span)) {
                     continue;
                 }
                 let compressed = part.layer.index.compressed(span);
